@@ -1,0 +1,1 @@
+"""A/B experiments: specification, assignment, exposures, outcomes, inference and report. A leaf library."""

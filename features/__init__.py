@@ -1,0 +1,1 @@
+"""Events, catalogue, activity store, event bus and features: everything that is known before a model is trained."""

@@ -1,0 +1,49 @@
+"""Errors of the data side. Each message names the value, the limit it broke and what to do.
+
+FeaturesError
+├── DatasetNotFoundError   no dataset of that name or path
+├── ImportFormatError      a file that cannot be read as the format asked for, or lacks a required column
+├── EventError             one event is malformed (`field` names the culprit)
+├── StoreError             the activity store refused or could not finish a write
+├── BusUnavailableError    the event bus cannot be reached or refuses writes
+└── FeatureJoinError       a point-in-time join lost rows, or a feature table is missing
+"""
+
+from __future__ import annotations
+
+
+class FeaturesError(Exception):
+    """Base of all errors raised by `features`."""
+
+
+class DatasetNotFoundError(FeaturesError):
+    """No dataset of that name or path."""
+
+
+class ImportFormatError(FeaturesError):
+    """A file cannot be read as the format asked for, or lacks a required column."""
+
+
+class EventError(FeaturesError):
+    """One event is malformed.
+
+    Args:
+        message: what is wrong and what is allowed.
+        field: the offending field, when one field is to blame.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class StoreError(FeaturesError):
+    """The activity store refused or could not finish a write."""
+
+
+class BusUnavailableError(FeaturesError):
+    """The event bus cannot be reached or refuses writes."""
+
+
+class FeatureJoinError(FeaturesError):
+    """A point-in-time join lost rows, or a feature table is missing."""

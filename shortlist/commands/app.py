@@ -1,0 +1,104 @@
+"""The `shortlist` program: collects the command groups and turns errors into exit codes.
+
+Exit codes: 0 done; 1 failed, one line on stderr says why and what to do; 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+import typer
+
+from features.errors import FeaturesError
+from shortlist.commands import console
+from shortlist.settings import SettingsError
+from training.errors import TrainingError
+
+EPILOG = (
+    "Every command also takes --json (one JSON object as the last line of stdout, logs on stderr) and --set section.key=value "
+    "(repeatable; overrides shortlist.toml and SHORTLIST_* variables). SHORTLIST_DEBUG=1 shows tracebacks."
+)
+
+GROUPS: tuple[str, ...] = ()
+"""Modules in this folder with a Typer `app`, one command group each."""
+
+COMMANDS: tuple[str, ...] = ()
+"""Modules in this folder with a function `register(app)` that adds top-level commands."""
+
+_FAILURES: tuple[type[Exception], ...] = (FeaturesError, TrainingError, SettingsError, console.CommandError)
+
+
+def build() -> typer.Typer:
+    """The whole command tree."""
+    app = typer.Typer(
+        name="shortlist",
+        help="Recommendations from activity: features, tuning, registry, serving and A/B tests. Start with: shortlist demo",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(lambda: None)
+    for name in COMMANDS:
+        importlib.import_module(f"shortlist.commands.{name}").register(app)
+    for name in GROUPS:
+        group = importlib.import_module(f"shortlist.commands.{name}")
+        app.add_typer(group.app, name=name, epilog=EPILOG)
+    return app
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command line and exit with its code."""
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        rest = _take_shared_options(argv)
+        result = typer.main.get_command(build())(rest, prog_name="shortlist", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        console.log.print("stopped")
+        return 1
+    except _FAILURES as error:
+        return _fail(str(error))
+    except Exception as error:
+        return _fail(f"{type(error).__name__}: {error} (unexpected; SHORTLIST_DEBUG=1 shows where)")
+
+
+def _fail(message: str) -> int:
+    if os.environ.get("SHORTLIST_DEBUG") == "1":
+        console.log.print_exception()
+    sys.stderr.write(f"error: {message}\n")
+    return 1
+
+
+def _take_shared_options(argv: list[str]) -> list[str]:
+    rest, overrides, json_output = [], [], False
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word == "--json":
+            json_output = True
+        elif word == "--set":
+            value = next(words, None)
+            if value is None:
+                raise click.UsageError("--set needs section.key=value")
+            overrides.append(value)
+        elif word.startswith("--set="):
+            overrides.append(word.removeprefix("--set="))
+        else:
+            rest.append(word)
+    console.options.json_output = json_output
+    console.options.overrides = tuple(overrides)
+    return rest

@@ -1,0 +1,170 @@
+"""Settings: `shortlist.toml`, then `SHORTLIST_*` environment, then `--set a.b=v`; validated, unknown keys refused.
+
+Nested keys take a double underscore in the environment: `SHORTLIST_SERVE__PORT=9000` is `serve.port`. Secrets (tokens, passwords
+in URLs) come from the environment alone; a `shortlist.toml` that holds one is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+TOML_NAME = "shortlist.toml"
+ENV_PREFIX = "SHORTLIST_"
+_ENV_NOT_SETTINGS = {"SHORTLIST_TEST_SHARED", "SHORTLIST_CHROMIUM", "SHORTLIST_DEBUG"}
+
+
+class SettingsError(Exception):
+    """The settings are wrong; the message names the key, where it came from and what is allowed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServeSettings(_Section):
+    """The HTTP side."""
+
+    dataset: str | None = None
+    """Dataset that the stack serves; `up` needs it unless the home holds exactly one."""
+    host: str = "127.0.0.1"
+    """Address that the gateway binds. Anything but loopback requires tokens for all scopes."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the gateway; 0 takes a free one."""
+    fuse: Literal["auto", "fused", "separate"] = "auto"
+    """Retriever and ranker in one replica, as separate deployments, or fused on a single node and separate otherwise."""
+    gateway_replicas: int = Field(default=1, ge=1, le=64)
+    version_replicas: int = Field(default=1, ge=1, le=64)
+    deadline_ms: int = Field(default=500, ge=10, le=10_000)
+    """Time that a computed answer may take before the next rung of the fallback ladder answers."""
+    cache_ttl_s: int = Field(default=86_400, ge=1)
+    """How long a cached list lives."""
+    precompute_k: int = Field(default=200, ge=10, le=1000)
+    """Length of precomputed lists: top_k plus what filters and new activity may take away."""
+    poll_s: float = Field(default=2.0, gt=0, le=60)
+    """Seconds between looks at the registry's aliases."""
+
+
+class RedisSettings(_Section):
+    """Redis URLs; None starts an embedded redis-server for it."""
+
+    bus_url: str | None = None
+    features_url: str | None = None
+    cache_url: str | None = None
+    cache_max_mb: int = Field(default=512, ge=16)
+    """Memory limit of the embedded cache process (least recently used entries go)."""
+
+
+class MlflowSettings(_Section):
+    """MLflow."""
+
+    tracking_uri: str | None = None
+    """URL of a tracking server; None starts an embedded one on sqlite."""
+    port: int = Field(default=5000, ge=0, le=65535)
+    """Port of the embedded server; 0 takes a free one."""
+
+
+class RaySettings(_Section):
+    """Ray."""
+
+    address: str | None = None
+    """Address of a running cluster; None starts a local one that belongs to this stack."""
+
+
+class ControlSettings(_Section):
+    """Control store."""
+
+    url: str | None = None
+    """SQLAlchemy URL; None is sqlite below the home."""
+
+
+class TokenSettings(_Section):
+    """Bearer tokens, from the environment alone. The admin token is generated at first start where none is given."""
+
+    read: SecretStr | None = None
+    write: SecretStr | None = None
+    admin: SecretStr | None = None
+
+
+class Settings(_Section):
+    """All settings of one stack."""
+
+    home: Path = Path(".shortlist")
+    """Folder of all durable state."""
+    serve: ServeSettings = ServeSettings()
+    redis: RedisSettings = RedisSettings()
+    mlflow: MlflowSettings = MlflowSettings()
+    ray: RaySettings = RaySettings()
+    control: ControlSettings = ControlSettings()
+    token: TokenSettings = TokenSettings()
+
+    @property
+    def control_url(self) -> str:
+        """SQLAlchemy URL of the control store."""
+        return self.control.url or f"sqlite:///{(self.home / 'control.db').absolute()}"
+
+
+def load_settings(
+    overrides: tuple[str, ...] = (), *, environ: dict[str, str] | None = None, folder: Path | None = None
+) -> Settings:
+    """Read the settings of this process.
+
+    Args:
+        overrides: `a.b=value` strings of `--set`, strongest.
+        environ: the environment; defaults to the process's own.
+        folder: where `shortlist.toml` is looked for; defaults to the working folder. `SHORTLIST_CONFIG` names another file.
+
+    Raises:
+        SettingsError: an unknown key, a wrong value, an unreadable file, or a secret in the file.
+    """
+    env = dict(os.environ) if environ is None else environ
+    merged: dict[str, Any] = {}
+    toml = Path(env["SHORTLIST_CONFIG"]) if "SHORTLIST_CONFIG" in env else (folder or Path.cwd()) / TOML_NAME
+    if toml.exists():
+        try:
+            merged = tomllib.loads(toml.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"{toml} cannot be read: {error}") from error
+        if "token" in merged:
+            raise SettingsError(f"{toml} holds [token]: secrets come from the environment alone (SHORTLIST_TOKEN__ADMIN=...)")
+    elif "SHORTLIST_CONFIG" in env:
+        raise SettingsError(f"SHORTLIST_CONFIG names {toml}, which does not exist")
+    for key, value in env.items():
+        if key.startswith(ENV_PREFIX) and key not in _ENV_NOT_SETTINGS | {"SHORTLIST_CONFIG"}:
+            _put(merged, key[len(ENV_PREFIX) :].lower().split("__"), value)
+    for override in overrides:
+        path, separator, value = override.partition("=")
+        if not separator:
+            raise SettingsError(f"--set {override!r} must look like section.key=value")
+        _put(merged, path.strip().split("."), value)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(f"unknown setting {where!r}; {_known_keys(first['loc'][:-1])}") from None
+        raise SettingsError(f"setting {where!r}: {first['msg']} (got {first['input']!r})") from None
+
+
+def _put(tree: dict[str, Any], path: list[str], value: str) -> None:
+    for part in path[:-1]:
+        branch = tree.setdefault(part, {})
+        if not isinstance(branch, dict):
+            raise SettingsError(f"setting {part!r} is a value, not a section")
+        tree = branch
+    tree[path[-1]] = value
+
+
+def _known_keys(section: tuple[int | str, ...]) -> str:
+    model: Any = Settings
+    for part in section:
+        found = model.model_fields.get(str(part))
+        if found is None or not hasattr(found.annotation, "model_fields"):
+            break
+        model = found.annotation
+    return "known here: " + ", ".join(sorted(model.model_fields))

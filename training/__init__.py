@@ -1,0 +1,1 @@
+"""Splits, metrics, models, candidate sets, rankers, tuning, bundles and the registry."""

@@ -1,0 +1,35 @@
+"""Errors of training. Each message names the value, the limit and the fix.
+
+TrainingError
+├── StudyError            a study or training file is wrong (unknown model, unknown parameter, empty space)
+├── ProtocolError         an evaluation protocol cannot be run on this data (and why)
+├── NotTrainableError     the dataset has too little activity to train on
+├── BundleError           a bundle lacks a file, has non-finite weights or belongs to another dataset
+└── RegistryError         MLflow is unreachable, or a version or alias does not exist
+"""
+
+from __future__ import annotations
+
+
+class TrainingError(Exception):
+    """Base of all errors raised by `training`."""
+
+
+class StudyError(TrainingError):
+    """A study or training file is wrong."""
+
+
+class ProtocolError(TrainingError):
+    """An evaluation protocol cannot be run on this data."""
+
+
+class NotTrainableError(TrainingError):
+    """The dataset has too little activity to train on."""
+
+
+class BundleError(TrainingError):
+    """A bundle cannot be used: a file is missing or damaged, or it belongs to another dataset."""
+
+
+class RegistryError(TrainingError):
+    """MLflow is unreachable, or a version or alias does not exist."""
