@@ -12,6 +12,7 @@ import sys
 import click
 import typer
 
+from experiments.errors import ExperimentError
 from features.errors import FeaturesError
 from shortlist.commands import console
 from shortlist.settings import SettingsError
@@ -28,7 +29,7 @@ GROUPS: tuple[str, ...] = ()
 COMMANDS: tuple[str, ...] = ()
 """Modules in this folder with a function `register(app)` that adds top-level commands."""
 
-_FAILURES: tuple[type[Exception], ...] = (FeaturesError, TrainingError, SettingsError, console.CommandError)
+_FAILURES: tuple[type[Exception], ...] = (FeaturesError, TrainingError, ExperimentError, SettingsError, console.CommandError)
 
 
 def build() -> typer.Typer:
