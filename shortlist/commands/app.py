@@ -9,13 +9,12 @@ import importlib
 import os
 import sys
 
-import click
 import typer
 
-from experiments.errors import ExperimentError
 from features.errors import FeaturesError
 from shortlist.commands import console
 from shortlist.settings import SettingsError
+from shortlist.stack.errors import StackError
 from training.errors import TrainingError
 
 EPILOG = (
@@ -29,7 +28,7 @@ GROUPS: tuple[str, ...] = ()
 COMMANDS: tuple[str, ...] = ()
 """Modules in this folder with a function `register(app)` that adds top-level commands."""
 
-_FAILURES: tuple[type[Exception], ...] = (FeaturesError, TrainingError, ExperimentError, SettingsError, console.CommandError)
+_FAILURES: tuple[type[Exception], ...] = (FeaturesError, TrainingError, SettingsError, StackError, console.CommandError)
 
 
 def build() -> typer.Typer:
@@ -42,7 +41,7 @@ def build() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    app.callback()(lambda: None)
+    app.callback()(_no_shared_callback)
     for name in COMMANDS:
         importlib.import_module(f"shortlist.commands.{name}").register(app)
     for name in GROUPS:
@@ -59,21 +58,21 @@ def main(argv: list[str] | None = None) -> None:
 def run(argv: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
-        rest = _take_shared_options(argv)
-        result = typer.main.get_command(build())(rest, prog_name="shortlist", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.UsageError as error:
-        error.show()
-        return 2
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except (click.Abort, KeyboardInterrupt):
+        typer.main.get_command(build())(_take_shared_options(argv), prog_name="shortlist")
+    except SystemExit as stop:  # how Click ends: 0 done, 1 aborted, 2 wrong usage
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
         console.log.print("stopped")
         return 1
     except _FAILURES as error:
         return _fail(str(error))
     except Exception as error:
         return _fail(f"{type(error).__name__}: {error} (unexpected; SHORTLIST_DEBUG=1 shows where)")
+    return 0
+
+
+def _no_shared_callback() -> None:
+    """Makes the program a group even while it has one command."""
 
 
 def _fail(message: str) -> int:
@@ -94,7 +93,8 @@ def _take_shared_options(argv: list[str]) -> list[str]:
         elif word == "--set":
             value = next(words, None)
             if value is None:
-                raise click.UsageError("--set needs section.key=value")
+                sys.stderr.write("error: --set needs section.key=value\n")
+                raise SystemExit(2)
             overrides.append(value)
         elif word.startswith("--set="):
             overrides.append(word.removeprefix("--set="))

