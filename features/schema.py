@@ -41,13 +41,22 @@ class DatasetSchema:
         """Write atomically as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        temporary.write_text(self.to_json() + "\n")
         os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: Path) -> DatasetSchema:
         """Read what `save` wrote."""
-        raw = json.loads(path.read_text())
+        return cls.from_json(path.read_text())
+
+    def to_json(self) -> str:
+        """The schema as JSON text."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> DatasetSchema:
+        """Read what `to_json` wrote."""
+        raw = json.loads(text)
         for side in ("user_attributes", "item_attributes"):
             raw[side] = tuple(Attribute(**attribute) for attribute in raw[side])
         return cls(**raw)

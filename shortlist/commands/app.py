@@ -22,7 +22,7 @@ EPILOG = (
     "(repeatable; overrides shortlist.toml and SHORTLIST_* variables). SHORTLIST_DEBUG=1 shows tracebacks."
 )
 
-GROUPS: tuple[str, ...] = ()
+GROUPS: tuple[str, ...] = ("data",)
 """Modules in this folder with a Typer `app`, one command group each."""
 
 COMMANDS: tuple[str, ...] = ()

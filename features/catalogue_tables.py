@@ -1,0 +1,114 @@
+"""Raw items and users tables made into catalogue rows: canonical names and types, safe attribute names, one row an id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.attributes import ARROW_TYPES, CANONICAL_ITEM_TYPES, attribute_type, safe_names
+from features.importers.columns import ITEM_ALIASES, USER_ALIASES, choose_columns
+from features.importers.values import flat, to_ids, to_lists, to_numbers, to_times, to_truth
+from features.rejects import Rejects
+from features.schema import Attribute, AttributeType
+
+
+@dataclass(frozen=True)
+class CatalogueRows:
+    """Rows ready for the catalogue.
+
+    Args:
+        table: the id column and one typed column an attribute, under safe names; one row an id, the file's last.
+        attributes: what the columns are.
+    """
+
+    table: pa.Table
+    attributes: tuple[Attribute, ...]
+
+
+def catalogue_rows(
+    raw: pa.Table,
+    side: Literal["item", "user"],
+    *,
+    mapping: Mapping[str, str],
+    known: Sequence[Attribute],
+    rejects: Rejects,
+    file: str,
+) -> CatalogueRows:
+    """Type a raw catalogue table; rows without an id go to the rejects, unreadable attribute values become null.
+
+    Args:
+        raw: columns under the file's own names.
+        side: items or users.
+        mapping: canonical name -> column, from the user; those that name no column here are not meant for this file.
+        known: attributes of earlier imports, whose names and types stay.
+        rejects: takes the bad rows.
+        file: name of the file, for the rejects.
+
+    Raises:
+        ImportFormatError: no id column can be found.
+    """
+    key = f"{side}_id"
+    aliases = ITEM_ALIASES if side == "item" else USER_ALIASES
+    here = {name: column for name, column in mapping.items() if name in aliases and column in raw.column_names}
+    chosen = choose_columns(raw.column_names, aliases, required=[(key,)], mapping=here, what=file)
+    ids, too_long = to_ids(raw[chosen[key]])
+    missing = pc.is_null(ids).to_numpy(zero_copy_only=False)
+    for row in np.flatnonzero(missing):
+        reason = f"{key} is longer than allowed" if too_long[row] else f"{key} is missing"
+        rejects.add(file, int(row) + 1, reason, {name: str(raw[name][int(row)]) for name in raw.column_names})
+    keep = _last_of_each(ids, ~missing)
+    raw, ids = raw.take(pa.array(keep)), ids.take(pa.array(keep))
+    meaning = {column: canonical for canonical, column in chosen.items() if canonical != key}
+    others = [column for column in raw.column_names if column != chosen[key]]
+    names = safe_names([meaning.get(column, column) for column in others], known)
+    columns: dict[str, pa.Array] = {key: ids}
+    attributes: list[Attribute] = []
+    known_types = {attribute.name: attribute.type for attribute in known}
+    for column in others:
+        canonical = meaning.get(column, column)
+        name = names[canonical]
+        wanted = CANONICAL_ITEM_TYPES.get(canonical) if side == "item" else None
+        wanted = wanted or _widened(known_types.get(name), attribute_type(raw[column].type))
+        columns[name] = _typed(raw[column], wanted)
+        attributes.append(Attribute(name, column if canonical == column else canonical, wanted))
+    return CatalogueRows(pa.table(columns), tuple(attributes))
+
+
+def _last_of_each(ids: pa.Array, usable: np.ndarray) -> np.ndarray:
+    """Row numbers of the last usable row of each id, ascending."""
+    codes = pc.fill_null(ids, "").dictionary_encode().indices.to_numpy()
+    last = np.full(codes.max(initial=-1) + 1, -1)
+    rows = np.flatnonzero(usable)
+    last[codes[rows]] = rows
+    return np.sort(last[last >= 0])
+
+
+def _widened(known: AttributeType | None, found: AttributeType) -> AttributeType:
+    if known is None or known == found:
+        return found
+    return "float" if {known, found} == {"int", "float"} else "string"
+
+
+def _typed(column: pa.ChunkedArray, wanted: AttributeType) -> pa.Array:
+    if wanted == "string_list":
+        return to_lists(column)
+    if wanted == "float":
+        return to_numbers(column)[0]
+    if wanted == "bool":
+        return to_truth(column)
+    if wanted == "timestamp":
+        return pc.cast(to_times(column)[0], ARROW_TYPES["timestamp"])
+    if wanted == "int":
+        values = flat(column)
+        if not pa.types.is_integer(values.type):
+            values = pc.round(to_numbers(values)[0])
+        return pc.cast(values, pa.int64(), safe=False)
+    values = flat(column)
+    if pa.types.is_nested(values.type):
+        return pa.array([None if v is None else str(v) for v in values.to_pylist()], pa.string())
+    return pc.cast(values, pa.string())

@@ -1,0 +1,91 @@
+"""The control store: one SQL database (sqlite embedded, PostgreSQL in production) for all that is configured, not logged.
+
+Owns the engine and the shared `METADATA`. Each module declares its own tables on `METADATA` (the catalogue here in `features`,
+experiments, audit and serving state in `serving`); `ControlStore.create` makes those that are missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from features.errors import StoreError
+
+METADATA = MetaData()
+"""All tables of the control store, whichever module declares them."""
+
+SQLITE_BUSY_TIMEOUT_MS = 30_000
+"""How long a sqlite writer waits for another process's transaction before it gives up."""
+
+
+class ControlStore:
+    """A control store by URL. Opening connects to nothing; `create` makes the missing tables.
+
+    Args:
+        url: SQLAlchemy URL, e.g. `sqlite:////path/control.db` or `postgresql+psycopg://host/name`.
+
+    Raises:
+        StoreError: the URL is malformed, or its driver is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = make_url(url)
+            self.engine: Engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+        except (ArgumentError, ImportError) as error:
+            raise StoreError(f"control store URL {url!r} cannot be used ({error}); set control.url to a SQLAlchemy URL") from None
+        self.url = parsed.render_as_string(hide_password=True)
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _prepare_sqlite)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the database is an embedded sqlite file."""
+        return self.engine.dialect.name == "sqlite"
+
+    def create(self) -> ControlStore:
+        """Make the tables that do not exist yet (and the folder of a sqlite file); returns itself.
+
+        Raises:
+            StoreError: the database cannot be reached or written.
+        """
+        database = self.engine.url.database
+        try:
+            if self.is_sqlite and database and database != ":memory:":
+                Path(database).parent.mkdir(parents=True, exist_ok=True)
+            METADATA.create_all(self.engine)
+        except (SQLAlchemyError, OSError) as error:
+            raise StoreError(f"control store {self.url} cannot be opened: {_first_line(error)}; check control.url") from error
+        return self
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """A connection inside one transaction: committed at the end, rolled back on an error."""
+        try:
+            with self.engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(f"control store {self.url} failed: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        """Give back all connections."""
+        self.engine.dispose()
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # WAL lets the gateway read while an import writes; NORMAL is safe against a killed process under WAL.
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_TIMEOUT_MS}")
+    cursor.close()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

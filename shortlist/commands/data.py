@@ -1,0 +1,113 @@
+"""`shortlist data`: bring activity and catalogue in, look at them, take them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from features.catalogue import Catalogue
+from features.control_store import ControlStore
+from features.import_dataset import ImportReport, import_dataset
+from features.import_dataset import Progress as ReportProgress
+from features.paths import DatasetPaths
+from shortlist.commands import console
+
+app = typer.Typer(help="Import, simulate, describe and export datasets.", no_args_is_help=True)
+
+DatasetOption = Annotated[
+    str, typer.Option("--dataset", "-d", help="Name of the dataset: lower-case letters, digits, '.', '_', '-'.")
+]
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH_OR_NAME",
+            help="Folder or file to import, or the name of a public dataset: movielens-100k.",
+        ),
+    ],
+    dataset: DatasetOption,
+    fmt: Annotated[
+        str, typer.Option("--format", "-f", help="auto, movielens, sequences, csv or parquet; auto looks at what is there.")
+    ] = "auto",
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", "-m", metavar="CANONICAL=COLUMN", help="Say which column means what, e.g. --map user_id=customer."),
+    ] = None,
+    default_action: Annotated[
+        str, typer.Option("--default-action", help="Action of rows that have neither an action nor a value.")
+    ] = "view",
+) -> None:
+    """Import users' activity and the catalogue into a dataset.
+
+    The same import again adds nothing. Bad rows are left out and written, with the reason, to a rejects file.
+    """
+    paths, catalogue = open_dataset(dataset)
+    with _shown_progress() as progress:
+        report = import_dataset(
+            source,
+            paths,
+            catalogue,
+            fmt=fmt,
+            mapping=parse_mapping(mapping or []),
+            default_action=default_action,
+            progress=progress,
+        )
+    for note in report.notes:
+        console.log.print(f"note: {note}", highlight=False, markup=False)
+    console.finish(report.to_dict(), report_table(report))
+
+
+def open_dataset(dataset: str) -> tuple[DatasetPaths, Catalogue]:
+    """Paths and catalogue of a dataset by the settings of this call; the control store's tables are made where missing."""
+    settings = console.settings()
+    try:
+        paths = DatasetPaths(settings.home, dataset)
+    except ValueError as error:
+        raise console.CommandError(str(error)) from None
+    return paths, Catalogue(ControlStore(settings.control_url).create(), dataset)
+
+
+def parse_mapping(given: list[str]) -> dict[str, str]:
+    """`canonical=column` strings as a mapping.
+
+    Raises:
+        typer.BadParameter: a string of another form.
+    """
+    mapping = {}
+    for text in given:
+        canonical, separator, column = text.partition("=")
+        if not separator or not canonical or not column:
+            raise typer.BadParameter(f"--map {text!r} must look like canonical=column, e.g. user_id=customer")
+        mapping[canonical.strip()] = column
+    return mapping
+
+
+def report_table(report: ImportReport) -> Table:
+    """An import's counts for people."""
+    table = Table(title=f"imported into {report.dataset}", show_header=False)
+    for name, value in report.to_dict().items():
+        if name != "dataset" and value is not None:
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    return table
+
+
+@contextmanager
+def _shown_progress() -> Iterator[ReportProgress]:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console.log, transient=True) as bars:
+        tasks = {}
+
+        def progress(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total)
+            bars.update(tasks[stage], completed=done, total=total)
+
+        yield progress
