@@ -6,6 +6,7 @@ FeaturesError
 ├── EventError             one event is malformed (`field` names the culprit)
 ├── StoreError             the activity store refused or could not finish a write
 ├── BusUnavailableError    the event bus cannot be reached or refuses writes
+│   └── BusFullError       its readers are too far behind: come back later
 └── FeatureJoinError       a point-in-time join lost rows, or a feature table is missing
 """
 
@@ -43,6 +44,19 @@ class StoreError(FeaturesError):
 
 class BusUnavailableError(FeaturesError):
     """The event bus cannot be reached or refuses writes."""
+
+
+class BusFullError(BusUnavailableError):
+    """The readers of the event bus are too far behind; nothing was accepted.
+
+    Args:
+        message: how full it is and what to do.
+        retry_after_s: when to try again.
+    """
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class FeatureJoinError(FeaturesError):
