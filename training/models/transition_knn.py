@@ -62,7 +62,8 @@ def transition_counts(interactions: Interactions, window: int, gap_decay: float)
     """(N, N) float32: entry (i, j) sums `gap_decay ** (gap - 1)` over the pairs of one history, j after i within `window`."""
     user, item = interactions.user_idx, interactions.item_idx
     shape = (interactions.num_items, interactions.num_items)
-    total = sp.coo_matrix(shape, dtype=np.float32).tocsr()
+    nothing = np.empty(0, dtype=np.int32)
+    total = sp.csr_matrix((nothing.astype(np.float32), (nothing, nothing)), shape=shape)
     longest = int(np.diff(interactions.indptr).max(initial=0))
     for gap in range(1, min(window, longest - 1) + 1):
         same = user[gap:] == user[:-gap]
