@@ -1,0 +1,214 @@
+"""The state of a user or an item after its last event: the one definition behind batch tables, training sets and live pushes.
+
+A state is a row of the view `user_activity` or `item_activity`. States of parts merge into the state of the whole
+(`features.state_merge`), in any order, so events that come one by one give the values that the batch gives.
+
+Legend: `A` asked states, `E` events, `W` tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import scipy.sparse as sp
+
+from feature_repo.item_views import ITEM_ACTIVITY_SPECS
+from feature_repo.request_views import DAY_US, HOUR_US, category_attribute, category_parts
+from feature_repo.user_views import DAY_TILES, HOUR_TILES, RECENT_ITEMS, TOP_CATEGORIES, USER_ACTIVITY_SPECS
+from features.activity_log import ActivityLog, IntArray, LongArray
+from features.columns import arrow_type
+
+STATES_PER_BLOCK = 50_000
+"""Rows computed at once: about 200 MB of working memory for full users."""
+
+ItemCategories = Mapping[str, Sequence[str]]
+"""item_id -> its categories, paths already split into parts."""
+
+
+def categories_of(items: pa.Table | None) -> dict[str, list[str]]:
+    """Categories of each item out of the catalogue's table: `categories`, or else `tags`, paths split into parts."""
+    name = category_attribute(items.column_names) if items is not None else None
+    if items is None or name is None:
+        return {}
+    lists = zip(items.column("item_id").to_pylist(), items.column(name).to_pylist(), strict=True)
+    return {item: category_parts(categories or []) for item, categories in lists}
+
+
+def user_states(log: ActivityLog, rows: LongArray, stops: LongArray, categories: ItemCategories) -> Iterator[pa.Table]:
+    """States of users after the events before `stops`, as blocks of `user_id` and the features of `user_activity`.
+
+    Args:
+        log: the users' activity.
+        rows: (A,) rows of users.
+        stops: (A,) event numbers; the state of ask a is that of the events `indptr[rows[a]]:stops[a]`, at least one.
+        categories: item_id -> categories; items that are not in it have none.
+    """
+    vocabulary, of_item = _category_matrix(log.other_ids, categories)
+    item_names = pa.array(log.other_ids, type=pa.string())
+    category_names = pa.array(vocabulary, type=pa.string())
+    days, hours = _TileRuns(log, DAY_US), _TileRuns(log, HOUR_US)
+    for start in range(0, len(rows), STATES_PER_BLOCK):
+        block = slice(start, start + STATES_PER_BLOCK)
+        row, stop = rows[block], stops[block]
+        last = log.time_us[stop - 1]
+        count, mean = _values(log, log.indptr[row], stop)
+        length = np.minimum(stop - log.indptr[row], RECENT_ITEMS)
+        offsets = np.concatenate([[0], np.cumsum(length)])
+        recent = np.repeat(stop - length - offsets[:-1], length) + np.arange(offsets[-1])
+        owner = np.repeat(np.arange(len(row)), length)
+        taste_offsets, taste, weight = _top_categories(of_item, log.other[recent], length)
+        arrays = {
+            "user_events": pa.array(stop - log.indptr[row]),
+            "user_value_count": pa.array(count),
+            "user_value_mean": pa.array(mean, from_pandas=True),
+            "user_last_event_us": _times(last, log.has_times),
+            "user_day_tiles": _tile_lists(days.counts(row, stop, DAY_TILES), log.has_times),
+            "user_hour_tiles": _tile_lists(hours.counts(row, stop, HOUR_TILES), log.has_times),
+            "recent_items": _lists(offsets, item_names.take(pa.array(log.other[recent]))),
+            "recent_ages_us": _lists(offsets, pa.array(last[owner] - log.time_us[recent])),
+            "recent_distinct_items": pa.array(_distinct(owner, log.other[recent], len(row))),
+            "user_categories": _lists(taste_offsets, category_names.take(pa.array(taste))),
+            "user_category_weights": _lists(taste_offsets, pa.array(weight)),
+        }
+        yield _state_table("user", log.ids[row], arrays)
+
+
+def item_states(log: ActivityLog, rows: LongArray, stops: LongArray) -> Iterator[pa.Table]:
+    """States of items after the events before `stops`: as `user_states`, for `item_activity`."""
+    days = _TileRuns(log, DAY_US)
+    for start in range(0, len(rows), STATES_PER_BLOCK):
+        block = slice(start, start + STATES_PER_BLOCK)
+        row, stop = rows[block], stops[block]
+        count, mean = _values(log, log.indptr[row], stop)
+        arrays = {
+            "item_events": pa.array(stop - log.indptr[row]),
+            "item_value_count": pa.array(count),
+            "item_value_mean": pa.array(mean, from_pandas=True),
+            "item_first_event_us": _times(log.time_us[log.indptr[row]], log.has_times),
+            "item_last_event_us": _times(log.time_us[stop - 1], log.has_times),
+            "item_day_tiles": _tile_lists(days.counts(row, stop, DAY_TILES), log.has_times),
+        }
+        yield _state_table("item", log.ids[row], arrays)
+
+
+def state_schema(side: Literal["user", "item"]) -> pa.Schema:
+    """Columns of a state table: the id, then the features of the side's activity view."""
+    specs = USER_ACTIVITY_SPECS if side == "user" else ITEM_ACTIVITY_SPECS
+    return pa.schema([(f"{side}_id", pa.string()), *((spec.name, arrow_type(spec)) for spec in specs)])
+
+
+def top_categories(items: Sequence[str], categories: ItemCategories) -> tuple[list[str], list[float]]:
+    """Taste of one list of recent items: its most frequent categories and their shares, as `user_states` gives them.
+
+    Equal shares are ordered by name.
+    """
+    counts: dict[str, int] = {}
+    for item in items:
+        for name in categories.get(item, ()):
+            counts[name] = counts.get(name, 0) + 1
+    best = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:TOP_CATEGORIES]
+    return [name for name, _ in best], [float(np.float32(count / len(items))) for _, count in best]
+
+
+def _state_table(side: Literal["user", "item"], ids: npt.NDArray[np.object_], arrays: Mapping[str, pa.Array]) -> pa.Table:
+    schema = state_schema(side)
+    return pa.table([pa.array(ids, type=pa.string()), *(arrays[name] for name in schema.names[1:])], schema=schema)
+
+
+class _TileRuns:
+    """Runs of consecutive events of one entity in one tile: tiles of any state are read off a few runs back from its end."""
+
+    def __init__(self, log: ActivityLog, tile_us: int) -> None:
+        tile = log.time_us // tile_us
+        new = np.ones(len(log), dtype=np.bool_)
+        new[1:] = (log.entity[1:] != log.entity[:-1]) | (tile[1:] != tile[:-1])
+        self._start = np.flatnonzero(new)
+        self._length = np.diff(np.append(self._start, len(log)))
+        self._tile = tile[self._start]
+        self._run = np.cumsum(new) - 1
+        self._log = log
+
+    def counts(self, rows: LongArray, stops: LongArray, width: int) -> npt.NDArray[np.int32]:
+        """(A, width) int32: events in each of the last tiles, [:, 0] the tile of the state's last event."""
+        tiles = np.zeros((len(rows), width), dtype=np.int32)
+        run = self._run[stops - 1]
+        anchor = self._tile[run]
+        tiles[:, 0] = stops - self._start[run]
+        oldest = self._run[self._log.indptr[rows]]
+        live = np.flatnonzero(run > oldest)
+        while len(live):
+            run[live] -= 1
+            back = anchor[live] - self._tile[run[live]]
+            near = back < width
+            live, back = live[near], back[near]
+            tiles[live, back] = self._length[run[live]]
+            live = live[run[live] > oldest[live]]
+        return tiles
+
+
+def _values(log: ActivityLog, starts: LongArray, stops: LongArray) -> tuple[LongArray, npt.NDArray[np.float64]]:
+    """Count and mean of the values in `starts:stops`, every range summed by itself so that no other user's values round it."""
+    known = ~np.isnan(log.value)
+    before = np.concatenate([[0], np.cumsum(known)])
+    count = (before[stops] - before[starts]).astype(np.int64)
+    if not known.any():
+        return count, np.full(len(starts), np.nan)
+    edges = np.stack([starts, stops], axis=1).ravel()
+    padded = np.append(np.where(known, log.value, 0.0), 0.0)  # reduceat needs the end of the last range to exist
+    total = np.add.reduceat(padded, edges)[::2]
+    return count, np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _category_matrix(items: npt.NDArray[np.object_], categories: ItemCategories) -> tuple[list[str], sp.csr_matrix]:
+    """Sorted category names and a 0/1 matrix (items, categories)."""
+    lists = [categories.get(item, ()) for item in items]
+    vocabulary = sorted({name for names in lists for name in names})
+    number = {name: column for column, name in enumerate(vocabulary)}
+    indptr = np.concatenate([[0], np.cumsum([len(names) for names in lists])]).astype(np.int64)
+    indices = np.array([number[name] for names in lists for name in names], dtype=np.int32)
+    ones = np.ones(len(indices), dtype=np.int32)
+    return vocabulary, sp.csr_matrix((ones, indices, indptr), shape=(len(items), max(len(vocabulary), 1)))
+
+
+def _top_categories(
+    of_item: sp.csr_matrix, items: IntArray, length: LongArray
+) -> tuple[LongArray, LongArray, npt.NDArray[np.float32]]:
+    """List offsets, category numbers and shares of the strongest categories of each list of recent items."""
+    indptr = np.concatenate([[0], np.cumsum(length)])
+    lists = sp.csr_matrix((np.ones(len(items), np.int32), items, indptr), shape=(len(length), of_item.shape[0]))
+    counts = (lists @ of_item).tocsr()
+    counts.sum_duplicates()
+    owner = np.repeat(np.arange(len(length)), np.diff(counts.indptr))
+    order = np.lexsort((counts.indices, -counts.data, owner))  # names are sorted, so is their number
+    place = np.arange(len(order)) - np.repeat(counts.indptr[:-1], np.diff(counts.indptr))
+    best = order[place < TOP_CATEGORIES]
+    kept = np.minimum(np.diff(counts.indptr), TOP_CATEGORIES)
+    weight = (counts.data[best] / length[owner[best]]).astype(np.float32)
+    return np.concatenate([[0], np.cumsum(kept)]), counts.indices[best].astype(np.int64), weight
+
+
+def _distinct(owner: LongArray, items: IntArray, rows: int) -> LongArray:
+    """(rows,) int64: distinct items of each owner's list."""
+    if not len(items):
+        return np.zeros(rows, dtype=np.int64)
+    key = np.sort(owner * (int(items.max()) + 1) + items)
+    first = np.append(True, key[1:] != key[:-1])
+    return np.bincount(key[first] // (int(items.max()) + 1), minlength=rows).astype(np.int64)
+
+
+def _lists(offsets: LongArray, values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), values)
+
+
+def _times(time_us: LongArray, known: bool) -> pa.Array:
+    return pa.array(time_us) if known else pa.nulls(len(time_us), pa.int64())
+
+
+def _tile_lists(tiles: npt.NDArray[np.int32], known: bool) -> pa.Array:
+    if not known:
+        return pa.nulls(len(tiles), pa.list_(pa.int32()))
+    return _lists(np.arange(len(tiles) + 1) * tiles.shape[1], pa.array(tiles.ravel()))
