@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from training.arrays import map_arrays, save_arrays
-from training.bundle import DataFingerprint, fingerprint, open_bundle, seal_bundle
+from training.bundle import BundleManifest, DataFingerprint, fingerprint, open_bundle, seal_bundle
 from training.errors import BundleError
 from training.interactions import Interactions
 from training.pipeline import Pipeline
@@ -73,8 +74,6 @@ def test_weights_that_are_not_finite_are_refused_on_both_sides(bundle: Path, poi
     manifest = json.loads((bundle / "manifest.json").read_text())
     with pytest.raises(BundleError, match="share in sources/popularity"):
         seal_bundle(bundle, open_manifest(bundle))
-    import hashlib
-
     manifest["files"]["sources/popularity/popularity.safetensors"] = {
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,
@@ -84,9 +83,7 @@ def test_weights_that_are_not_finite_are_refused_on_both_sides(bundle: Path, poi
         open_bundle(bundle)
 
 
-def open_manifest(folder: Path):  # type: ignore[no-untyped-def]
-    from training.bundle import BundleManifest
-
+def open_manifest(folder: Path) -> BundleManifest:
     return BundleManifest.model_validate_json((folder / "manifest.json").read_text())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from training.interactions import Interactions
 from training.models.base import TrainingData
 from training.pipeline import POPULARITY_FILL, Pipeline
 from training.splits import leave_one_out
+from training.union import fill
 
 
 def test_single_queries_give_the_lists_of_the_batch(pipeline: Pipeline) -> None:
@@ -63,8 +66,6 @@ def test_fill_stands_last_and_is_named(config: FunnelConfig, data: TrainingData)
     queries = fitted.queries_for(["u1"])
     candidates = fitted.retrieve(queries, k=None)
     assert candidates.item_idx.shape[1] <= 4
-    from training.union import fill
-
     longer = fill(candidates, 30, fitted.by_popularity, queries, None, True)
     lists = fitted.rank(queries, longer, 30)
     names = [fitted.source_names[s] for s in lists.source[0]]
@@ -98,13 +99,11 @@ def test_histories_end_at_the_request_time(pipeline: Pipeline) -> None:
     assert cut.history(1).tolist() == whole.history(1)[:4].tolist()
 
 
-def test_first_stages_never_see_the_targets(config: FunnelConfig, data: TrainingData, make_world) -> None:  # type: ignore[no-untyped-def]
+def test_first_stages_never_see_the_targets(config: FunnelConfig, data: TrainingData) -> None:
     """Another validation item for every user leaves the first stages as they are."""
     world = data.interactions
     fold = leave_one_out(world)
     moved = np.where(world.from_end <= 1, (world.item_idx + 11) % 120, world.item_idx).astype(np.int32)
-    from dataclasses import replace
-
     other: Interactions = replace(world, item_idx=moved)
     other_fold = replace(fold, target_idx=((fold.target_idx + 11) % 120).astype(np.int32))
     one = fit_funnel(config, data, fold, dataset="planted").pipeline
