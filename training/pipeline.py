@@ -27,7 +27,7 @@ from training.candidates import CandidateSet, RankedLists
 from training.errors import BundleError
 from training.funnel_config import FunnelConfig, SourceConfig
 from training.histories import Histories
-from training.interactions import BoolArray, FloatArray, IntArray, LongArray
+from training.interactions import BoolArray, FloatArray, IdArray, IntArray, LongArray
 from training.models.base import Retriever, top_k
 from training.models.registry import MODELS
 from training.queries import QueryBatch, queries_from_histories
@@ -78,6 +78,11 @@ class Pipeline:
     def vocabulary(self) -> Vocabulary:
         """Item ids and their rows."""
         return Vocabulary(self.items.column("item_id").to_numpy(zero_copy_only=False))
+
+    @property
+    def item_ids(self) -> IdArray:
+        """(N,) str, row number = item_idx."""
+        return self.vocabulary.ids
 
     @property
     def num_items(self) -> int:
