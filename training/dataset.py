@@ -8,15 +8,71 @@ Legend: `E` interactions, `U` users, `N` items.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.activity_store import ActivityStore
+from features.catalogue import Catalogue
+from features.control_store import ControlStore
+from features.events import POSITIVE_ACTIONS
+from features.histories import FileTraits, order_and_times
+from features.paths import DatasetPaths
 from training.errors import NotTrainableError
 from training.interactions import BoolArray, IdArray, IntArray, Interactions, LongArray
+from training.models.base import TrainingData
+
+COLUMNS = ["user_id", "item_id", "action", "value", "timestamp", "timestamp_imputed", "split", "flag"]
+"""Columns of the activity store that training reads."""
+
+MISSING = np.iinfo(np.int64).max
+"""How `features.histories` writes an absent time or position."""
+
+
+def load_training_data(
+    paths: DatasetPaths,
+    control_url: str,
+    as_of: datetime | None = None,
+    extra_actions: frozenset[str] = frozenset(),
+) -> TrainingData:
+    """All positive activity of a dataset up to `as_of`, with the catalogue's items and both sides' attributes.
+
+    Rows with a flag (unknown action or item) and rows of anonymous sessions are not trained on. Items of the catalogue without
+    activity get row numbers too, so that content models can recommend them.
+
+    Args:
+        paths: the dataset.
+        control_url: SQL URL of the control store, where the catalogue lives.
+        as_of: events later than this are not read; None reads all.
+        extra_actions: actions counted as interest besides `POSITIVE_ACTIONS`.
+
+    Raises:
+        NotTrainableError: the dataset has no positive activity.
+    """
+    table = ActivityStore(str(paths.activity)).read(columns=COLUMNS, as_of=as_of)
+    wanted = pa.array(sorted(POSITIVE_ACTIONS | extra_actions))
+    keep = pc.and_(pc.is_in(table["action"], value_set=wanted), pc.and_(pc.is_null(table["flag"]), pc.is_valid(table["user_id"])))
+    table = table.filter(keep)
+    if table.num_rows == 0:
+        raise NotTrainableError(
+            f"dataset {paths.dataset!r} has no activity with an action of interest ({', '.join(sorted(POSITIVE_ACTIONS))}): "
+            "import data or log events first"
+        )
+    control = ControlStore(control_url)
+    catalogue = Catalogue(control, paths.dataset)
+    items, users = catalogue.items(), catalogue.users()
+    control.close()
+    interactions = interactions_from_events(table, catalogue_items=items["item_id"])
+    return TrainingData(
+        interactions=interactions,
+        item_attributes=_aligned_attributes(items, "item_id", interactions.item_ids),
+        user_attributes=_aligned_attributes(users, "user_id", interactions.user_ids),
+    )
 
 
 def interactions_from_events(table: pa.Table, catalogue_items: pa.ChunkedArray | None = None) -> Interactions:
@@ -33,14 +89,12 @@ def interactions_from_events(table: pa.Table, catalogue_items: pa.ChunkedArray |
     known = ~_bools(table["timestamp_imputed"])
     order = np.lexsort((time_us, user_idx))
     user_idx, time_us, known = user_idx[order], time_us[order], known[order]
-    if not known.any():
-        time_us = _within_user(user_idx)
     return Interactions(
         user_ids=user_ids,
         item_ids=item_ids,
         user_idx=user_idx,
         item_idx=item_idx[order],
-        time_us=time_us,
+        time_us=_strictly_increasing(user_idx, time_us) if known.any() else _within_user(user_idx),
         time_known=known,
         value=table["value"].to_numpy().astype(np.float32)[order],
         split=np.asarray(table["split"].to_pandas(), dtype=object)[order],
@@ -66,18 +120,18 @@ def from_frame(frame: pd.DataFrame, item_ids: IdArray | None = None) -> Interact
     extra = None if item_ids is None else pa.chunked_array([pa.array([str(item) for item in item_ids], pa.string())])
     user_ids, user_idx = _codes(_text_column(frame["user_id"]))
     item_codes, item_idx = _codes(_text_column(frame["item_id"]), extra)
+    raw_us = np.full(len(frame), MISSING, dtype=np.int64)
     if "timestamp" in frame:
-        stamps = pd.to_datetime(frame["timestamp"], utc=True)
-        known = stamps.notna().to_numpy()
-        raw_us = np.array(stamps.astype("datetime64[us, UTC]").astype("int64"), dtype=np.int64)
-    else:
-        known, raw_us = np.zeros(len(frame), dtype=bool), np.zeros(len(frame), dtype=np.int64)
-    raw_us[~known] = raw_us[known].min() if known.any() else 0
-    key = frame["position"].to_numpy(dtype=np.int64) if "position" in frame else raw_us
-    order = np.lexsort((key, user_idx))
-    user_idx, raw_us, known = user_idx[order], raw_us[order], known[order]
-    place = _within_user(user_idx)
-    time_us = _strictly_increasing(user_idx, raw_us, known, place) if known.any() else place
+        given = frame["timestamp"].notna().to_numpy()
+        stamps = pd.to_datetime(frame["timestamp"], utc=True).astype("datetime64[us, UTC]").astype("int64")
+        raw_us[given] = np.asarray(stamps, dtype=np.int64)[given]
+    known = raw_us != MISSING
+    position = frame["position"].to_numpy(dtype=np.int64) if "position" in frame else np.full(len(frame), MISSING, dtype=np.int64)
+    traits = FileTraits(int(raw_us.min()) if known.any() else None, "position" in frame)
+    order, time_us, _ = order_and_times(user_idx, raw_us, position, traits)
+    user_idx, known = user_idx[order], known[order]
+    if not known.any():
+        time_us = _within_user(user_idx)
     if "timestamp_imputed" in frame:
         known = known & ~frame["timestamp_imputed"].fillna(False).to_numpy(dtype=bool)[order]
     missing = np.full(len(frame), np.nan, dtype=np.float32)
@@ -141,16 +195,33 @@ def _within_user(user_idx: IntArray) -> LongArray:
     return rows - np.maximum.accumulate(np.where(first, rows, 0))
 
 
-def _strictly_increasing(user_idx: IntArray, raw_us: LongArray, known: BoolArray, place: LongArray) -> LongArray:
-    """Times raised to the predecessor's within the user, unknown ones taken from the neighbours, plus the place in microseconds."""
-    distinct, code = np.unique(raw_us, return_inverse=True)
+def _strictly_increasing(user_idx: IntArray, time_us: LongArray) -> LongArray:
+    """The least strictly increasing times within each user that are not earlier: live events may share a microsecond."""
+    tied = (user_idx[1:] == user_idx[:-1]) & (time_us[1:] <= time_us[:-1])
+    if not tied.any():
+        return time_us
+    place = _within_user(user_idx)
+    distinct, rank = np.unique(time_us - place, return_inverse=True)
     # One running maximum over all users: the user's number is the high digit, the rank of the time the low one.
-    base = user_idx.astype(np.int64) * (len(distinct) + 1)
-    level = np.maximum.accumulate(base + np.where(known, code + 1, 0)) - base
-    rows = np.arange(len(user_idx), dtype=np.int64)
-    # Entries before the user's first known time take that time: the next known row, where it is the same user's.
-    following = np.minimum.accumulate(np.where(known, rows, len(rows))[::-1])[::-1]
-    usable = np.minimum(following, len(rows) - 1)
-    own = (following < len(rows)) & (user_idx[usable] == user_idx)
-    time_us = distinct[np.where(level > 0, level - 1, np.where(own, code[usable], 0))]
-    return np.asarray(time_us + place, dtype=np.int64)
+    high = user_idx.astype(np.int64) * len(distinct)
+    return np.asarray(distinct[np.maximum.accumulate(high + rank) - high] + place, dtype=np.int64)
+
+
+def _aligned_attributes(table: pa.Table, key: str, ids: IdArray) -> dict[str, npt.NDArray[np.generic]]:
+    """Attribute columns in the order of `ids`; ids without a row get null (None, NaN or NaT)."""
+    positions = pc.index_in(pa.array(ids, pa.string()), value_set=table[key].combine_chunks().cast(pa.string()))
+    return {name: _column(table[name].take(positions)) for name in table.column_names if name != key}
+
+
+def _column(column: pa.ChunkedArray) -> npt.NDArray[np.generic]:
+    """Numbers as int64, or float64 with NaN for null; times as datetime64[us]; text, bools and lists as objects with None."""
+    kind = column.type
+    if pa.types.is_timestamp(kind):
+        return np.asarray(column.cast(pa.timestamp("us")).to_numpy(), dtype="datetime64[us]")
+    if pa.types.is_integer(kind) and column.null_count == 0:
+        return np.asarray(column.to_numpy(), dtype=np.int64)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return np.asarray(column.to_numpy(), dtype=np.float64)
+    values = np.empty(len(column), dtype=object)
+    values[:] = column.to_pylist()
+    return values
