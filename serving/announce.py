@@ -1,0 +1,62 @@
+"""Announcements: a word over Redis that the control store has changed, so that nobody waits for the next regular look.
+
+The word carries nothing: receivers read the control store. A lost one costs the few seconds until the next look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from serving.config import ServingConfig
+
+_log = logging.getLogger("shortlist.serving")
+RECONNECT_S = 1.0
+
+
+def channel(config: ServingConfig) -> str:
+    """Name of the channel of one dataset."""
+    return f"{config.key_prefix}:control"
+
+
+def announce(config: ServingConfig) -> bool:
+    """Say that the control store has changed; returns whether Redis took it. Waits half a second at most."""
+    try:
+        # redis-py's own retries would make a refused connection take seconds.
+        with redis.Redis.from_url(
+            config.bus_url, socket_timeout=0.5, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 0)
+        ) as client:
+            client.publish(channel(config), b"changed")
+        return True
+    except RedisError as error:
+        _log.warning("announcement not sent, gateways see the change within %.0f s: %s", config.reread_s, error)
+        return False
+
+
+async def listen(config: ServingConfig, changed: Callable[[], None]) -> None:
+    """Call `changed` at every announcement and at every reconnection (one may have been missed), until cancelled."""
+    while True:
+        client = redis.asyncio.Redis.from_url(
+            config.bus_url, socket_connect_timeout=1.0, retry=AsyncRetry(NoBackoff(), 0), health_check_interval=15
+        )
+        try:
+            async with client.pubsub() as subscription:
+                await subscription.subscribe(channel(config))
+                changed()
+                while True:
+                    message = await subscription.get_message(ignore_subscribe_messages=True, timeout=30.0)
+                    if message is not None:
+                        changed()
+        except (RedisError, OSError, TimeoutError) as error:
+            _log.debug("no announcements: %s", error)
+            await asyncio.sleep(RECONNECT_S)
+        finally:
+            await client.aclose()

@@ -1,0 +1,79 @@
+"""The compact binary form of one ranked list: what retriever replicas answer, what the cache holds, what the gateway reads.
+
+28 bytes of header, then 7 bytes an entry: item row, score, source. Scores are kept as 16-bit steps between the list's least and
+greatest score, so that any model's scale fits; an answer shows the same scores whether it was computed or cached.
+
+    header: magic "SL", format 1, flags, count uint16, 2 bytes 0, computed_at_us int64, activity_at_us int64, low, high float32
+    body: item_idx int32[count], score uint16[count], source uint8[count]; all little-endian
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from training.interactions import FloatArray, IntArray
+
+_HEADER = struct.Struct("<2sBBHxxqqff")
+_MAGIC, _FORMAT = b"SL", 1
+_COMPLETE, _ANONYMOUS = 1, 2
+_STEPS = 65_535
+_ENTRY_BYTES = 4 + 2 + 1
+
+
+@dataclass(frozen=True, slots=True)
+class CachedList:
+    """A ranked list for one user and one version, best first.
+
+    Shapes and units:
+        item_idx (n,) int32 rows of the version's vocabulary; score (n,) float32; source (n,) uint8, number in the version's
+        source names.
+        computed_at_us: when it was computed. activity_at_us: the freshness mark of the newest activity that went into it.
+        complete: there is no further item that the version could give the user.
+        anonymous: nothing is known of the user; the list is empty and popular items are the answer.
+    """
+
+    item_idx: IntArray
+    score: FloatArray
+    source: npt.NDArray[np.uint8]
+    computed_at_us: int
+    activity_at_us: int
+    complete: bool = False
+    anonymous: bool = False
+
+    def __len__(self) -> int:
+        return len(self.item_idx)
+
+    def encode(self) -> bytes:
+        """The list as bytes."""
+        low = float(self.score.min()) if len(self) else 0.0
+        high = float(self.score.max()) if len(self) else 0.0
+        flags = _COMPLETE * self.complete | _ANONYMOUS * self.anonymous
+        header = _HEADER.pack(_MAGIC, _FORMAT, flags, len(self), self.computed_at_us, self.activity_at_us, low, high)
+        step = (high - low) / _STEPS
+        steps = np.zeros(len(self)) if step == 0 else np.round((self.score.astype(np.float64) - low) / step)
+        return b"".join(
+            (header, self.item_idx.astype("<i4").tobytes(), steps.astype("<u2").tobytes(), self.source.astype(np.uint8).tobytes())
+        )
+
+
+def decode_list(blob: bytes) -> CachedList | None:
+    """Read `encode`'s bytes; None where they are not a list of this format (an older release's, or damage)."""
+    if len(blob) < _HEADER.size:
+        return None
+    magic, version, flags, count, computed_at_us, activity_at_us, low, high = _HEADER.unpack_from(blob)
+    if magic != _MAGIC or version != _FORMAT or len(blob) != _HEADER.size + count * _ENTRY_BYTES:
+        return None
+    steps = np.frombuffer(blob, "<u2", count, _HEADER.size + 4 * count)
+    return CachedList(
+        item_idx=np.frombuffer(blob, "<i4", count, _HEADER.size),
+        score=(low + steps * ((high - low) / _STEPS)).astype(np.float32),
+        source=np.frombuffer(blob, np.uint8, count, _HEADER.size + 6 * count),
+        computed_at_us=computed_at_us,
+        activity_at_us=activity_at_us,
+        complete=bool(flags & _COMPLETE),
+        anonymous=bool(flags & _ANONYMOUS),
+    )

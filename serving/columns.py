@@ -1,0 +1,155 @@
+"""Item attributes as columns that filters compare and answers read. Owns their forms; `item_table` owns which item has what.
+
+Text is held as codes into a vocabulary, so that a comparison touches the vocabulary's few words and then one integer array.
+
+Legend: `N` items, `L` list entries of all items, `V` words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from training.interactions import BoolArray, IntArray, LongArray
+
+PATH_SEPARATOR = " > "
+"""Between the parts of a category path; `A > B` matches as itself, as `A` and as `B`."""
+
+
+@dataclass(frozen=True)
+class NumberColumn:
+    """Numbers and, as microseconds since the epoch, times.
+
+    Shapes: values (N,) float64 or int64, missing (N,) bool.
+    """
+
+    values: npt.NDArray[Any]
+    missing: BoolArray
+    is_time: bool = False
+    is_integer: bool = False
+
+    def value(self, item_idx: int) -> object:
+        """The attribute of one item as JSON can carry it, None where it is missing."""
+        if self.missing[item_idx]:
+            return None
+        if self.is_time:
+            return datetime.fromtimestamp(int(self.values[item_idx]) / 1e6, UTC).isoformat()
+        return int(self.values[item_idx]) if self.is_integer else float(self.values[item_idx])
+
+
+@dataclass(frozen=True)
+class BoolColumn:
+    """Shapes: values (N,) bool, missing (N,) bool."""
+
+    values: BoolArray
+    missing: BoolArray
+
+    def value(self, item_idx: int) -> object:
+        """The attribute of one item, None where it is missing."""
+        return None if self.missing[item_idx] else bool(self.values[item_idx])
+
+
+@dataclass(frozen=True)
+class TextColumn:
+    """Shapes: codes (N,) int32 into vocabulary (V,) str, -1 where missing."""
+
+    codes: IntArray
+    vocabulary: npt.NDArray[np.object_]
+
+    def where(self, words_V: BoolArray) -> BoolArray:
+        """(N,) bool: items whose word is marked in `words_V`; missing ones are not."""
+        if not len(self.vocabulary):
+            return np.zeros(len(self.codes), dtype=bool)
+        return np.where(self.codes >= 0, words_V[self.codes], False)
+
+    def value(self, item_idx: int) -> object:
+        """The attribute of one item, None where it is missing."""
+        code = self.codes[item_idx]
+        return None if code < 0 else self.vocabulary[code]
+
+
+@dataclass(frozen=True)
+class ListColumn:
+    """Lists of words.
+
+    Shapes: indptr (N + 1,) int64, codes (L,) int32 into vocabulary (V,) str, parts: word number -> numbers of the words it also
+    matches as (category paths).
+    """
+
+    indptr: LongArray
+    codes: IntArray
+    vocabulary: npt.NDArray[np.object_]
+
+    def where_any(self, words_V: BoolArray) -> BoolArray:
+        """(N,) bool: items with at least one word marked in `words_V`."""
+        found = np.zeros(len(self.indptr) - 1, dtype=bool)
+        if len(self.codes):
+            row = np.repeat(np.arange(len(found), dtype=np.int64), np.diff(self.indptr))
+            found[row[words_V[self.codes]]] = True
+        return found
+
+    @property
+    def sizes(self) -> LongArray:
+        """(N,) int64: words of each item."""
+        return np.diff(self.indptr)
+
+    def value(self, item_idx: int) -> object:
+        """The words of one item."""
+        return [self.vocabulary[code] for code in self.codes[self.indptr[item_idx] : self.indptr[item_idx + 1]]]
+
+
+Column = NumberColumn | BoolColumn | TextColumn | ListColumn
+
+
+def words_equal(vocabulary: npt.NDArray[np.object_], word: str, *, paths: bool = False) -> BoolArray:
+    """(V,) bool: words that are `word` or, with `paths`, category paths with `word` as the whole, a part or a run of parts."""
+    if not paths:
+        return np.asarray(vocabulary == word, dtype=bool).reshape(len(vocabulary))
+    wrapped = f"{PATH_SEPARATOR}{word}{PATH_SEPARATOR}"
+    return np.fromiter(
+        (wrapped in f"{PATH_SEPARATOR}{known}{PATH_SEPARATOR}" for known in vocabulary), dtype=bool, count=len(vocabulary)
+    )
+
+
+def column_from_arrow(array: pa.ChunkedArray | pa.Array) -> Column | None:
+    """The column form of an Arrow array; None for types that no filter can compare (structs, maps, binary)."""
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # combine_chunks of an empty chunked array
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
+    kind = array.type
+    missing = np.asarray(pc.is_null(array))
+    if pa.types.is_dictionary(kind):
+        return column_from_arrow(array.cast(kind.value_type))
+    if pa.types.is_boolean(kind):
+        return BoolColumn(np.asarray(pc.fill_null(array, False), dtype=bool), missing)
+    if pa.types.is_integer(kind):
+        return NumberColumn(np.asarray(pc.fill_null(array, 0)).astype(np.int64), missing, is_integer=True)
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        values = np.asarray(pc.fill_null(array.cast(pa.float64()), np.nan))
+        return NumberColumn(values, missing | np.isnan(values))
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        times = array.cast(pa.timestamp("us", tz=getattr(kind, "tz", None))).cast(pa.int64())
+        return NumberColumn(np.asarray(pc.fill_null(times, 0)), missing, is_time=True)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        codes, vocabulary = _encode(array)
+        return TextColumn(codes, vocabulary)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        array = pc.fill_null(array, pa.scalar([], type=kind)) if array.null_count else array
+        words = array.flatten().cast(pa.string())
+        lengths = np.asarray(pc.list_value_length(array)).astype(np.int64)
+        codes, vocabulary = _encode(words)
+        return ListColumn(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), codes, vocabulary)
+    return None
+
+
+def _encode(array: pa.Array) -> tuple[IntArray, npt.NDArray[np.object_]]:
+    encoded = pc.dictionary_encode(array)
+    codes = np.asarray(pc.fill_null(encoded.indices, -1)).astype(np.int32)
+    return codes, np.array(encoded.dictionary.to_pylist(), dtype=object)

@@ -1,0 +1,85 @@
+"""ServingConfig: everything the serving processes need to know, handed to every replica as JSON.
+
+Owns no defaults of the product's settings: `shortlist.settings` is where users set them; the stack fills this in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from features.paths import DatasetPaths
+
+Scope = Literal["read", "write", "admin"]
+
+
+class ServingConfig(BaseModel):
+    """Configuration of one dataset's serving side. Holds hashes of tokens, never tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    """Dataset that is served."""
+    home: Path
+    """SHORTLIST_HOME, absolute: replicas run in other folders."""
+    mlflow_uri: str
+    """Tracking server whose aliases are followed."""
+    control_url: str
+    """SQLAlchemy URL of the control store."""
+    bus_url: str
+    """Redis of the event bus."""
+    features_url: str
+    """Redis of Feast's online store."""
+    cache_url: str
+    """Redis of cached lists and freshness marks."""
+    site: str = "local"
+    """Prefix of keys, until there are several sites."""
+    host: str = "127.0.0.1"
+    """Address the gateway binds."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port the gateway binds."""
+    fuse: Literal["auto", "fused", "separate"] = "auto"
+    """Retriever and ranker in one replica, as two deployments, or fused while the cluster has one node."""
+    gateway_replicas: int = Field(default=1, ge=1, le=64)
+    version_replicas: int = Field(default=1, ge=1, le=64)
+    deadline_ms: int = Field(default=500, ge=10, le=10_000)
+    """Time a computed answer may take before the next rung of the fallback ladder answers."""
+    cache_timeout_ms: int = Field(default=50, ge=1, le=5_000)
+    """Time the cache Redis may take; a slower one is treated as absent for a moment."""
+    cache_ttl_s: int = Field(default=86_400, ge=1)
+    """How long a cached list lives."""
+    precompute_k: int = Field(default=200, ge=10, le=1000)
+    """Length of precomputed lists, which is also the least that a computed and cached list holds."""
+    poll_s: float = Field(default=2.0, gt=0, le=60)
+    """Seconds between looks at the registry's aliases."""
+    reread_s: float = Field(default=5.0, gt=0, le=60)
+    """Seconds between re-reads of the control store when no announcement came."""
+    read_token_sha256: str | None = None
+    write_token_sha256: str | None = None
+    admin_token_sha256: str | None = None
+    """SHA-256 of the bearer tokens in hex; None: no token of that scope exists."""
+    open_loopback: bool = True
+    """Read and write calls need no token. Only for a gateway that binds a loopback address."""
+
+    @property
+    def paths(self) -> DatasetPaths:
+        """Where the dataset's files are."""
+        return DatasetPaths(self.home, self.dataset)
+
+    @property
+    def key_prefix(self) -> str:
+        """First part of every key in the cache Redis."""
+        return f"sl:{self.site}:{self.dataset}"
+
+    @property
+    def precomputed(self) -> Path:
+        """Folder of precomputed lists, one folder a version."""
+        return self.paths.root / "precomputed"
+
+
+def hash_token(token: str) -> str:
+    """SHA-256 of a bearer token in hex, the only form in which serving keeps it."""
+    return hashlib.sha256(token.encode()).hexdigest()

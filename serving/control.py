@@ -1,0 +1,311 @@
+"""ServingControl: what is being served, experiments and the audit log, in the control store.
+
+Owns the tables `serving_state`, `experiments` and `audit`. Every change is one transaction that also appends to the audit log,
+which is append-only and says the whole new value: replaying it gives the state at any time, and gateways follow it by its numbers
+to learn what changed. Announcing a change so that nobody waits for the next look is `serving.announce`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import BigInteger, Column, Connection, Integer, String, Table, Text, delete, func, insert, select, update
+
+from experiments.spec import ExperimentSpec, parse_spec
+from features.control_store import METADATA, ControlStore
+from serving.errors import ControlStateError
+
+SERVING_STATE = Table(
+    "serving_state",
+    METADATA,
+    Column("dataset", String(63), primary_key=True),
+    Column("document", Text, nullable=False),
+    Column("updated_at_us", BigInteger, nullable=False),
+)
+EXPERIMENTS = Table(
+    "experiments",
+    METADATA,
+    Column("dataset", String(63), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("status", String(16), nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("pins", Text, nullable=False),
+    Column("started_at_us", BigInteger),
+    Column("stopped_at_us", BigInteger),
+)
+AUDIT = Table(
+    "audit",
+    METADATA,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("dataset", String(63), nullable=False, index=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("actor", String(256), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(320), nullable=False),
+    Column("before", Text),
+    Column("after", Text),
+)
+
+Status = Literal["draft", "running", "paused", "stopped"]
+ROUTING = "routing"
+"""Audit subject of `ServingState`."""
+
+
+@dataclass(frozen=True)
+class ServingState:
+    """What gateways route to.
+
+    Args:
+        champion: version that takes all traffic outside experiments; None before the first model.
+        versions: loaded version -> its bundle's folder.
+    """
+
+    champion: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExperimentRecord:
+    """An experiment as it stands. `pins`: variant -> version, fixed at the start."""
+
+    spec: ExperimentSpec
+    status: Status
+    pins: Mapping[str, str] = field(default_factory=dict)
+    started_at: datetime | None = None
+    stopped_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One change: when, who, what, before and after (JSON values; None for did or does not exist)."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    before: Any
+    after: Any
+
+
+class ServingControl:
+    """The serving tables of one dataset.
+
+    Args:
+        store: the control store; its tables must exist (`ControlStore.create`).
+        dataset: the dataset's name.
+    """
+
+    def __init__(self, store: ControlStore, dataset: str) -> None:
+        self.store = store
+        self.dataset = dataset
+
+    # Routing
+
+    def state(self) -> ServingState:
+        """What gateways should route to now."""
+        with self.store.begin() as connection:
+            return self._state(connection)
+
+    def set_state(self, state: ServingState, *, actor: str, action: str) -> bool:
+        """Replace the routing state; returns whether it differs from the one before."""
+        with self.store.begin() as connection:
+            before = self._state(connection)
+            if before == state:
+                return False
+            here = SERVING_STATE.c.dataset == self.dataset
+            connection.execute(delete(SERVING_STATE).where(here))
+            document = json.dumps(asdict(state))
+            connection.execute(insert(SERVING_STATE).values(dataset=self.dataset, document=document, updated_at_us=_now_us()))
+            self._record(connection, actor, action, ROUTING, asdict(before), asdict(state))
+            return True
+
+    # Experiments
+
+    def experiments(self) -> list[ExperimentRecord]:
+        """All experiments, by name."""
+        query = select(EXPERIMENTS).where(EXPERIMENTS.c.dataset == self.dataset).order_by(EXPERIMENTS.c.name)
+        with self.store.begin() as connection:
+            return [_experiment(row) for row in connection.execute(query).mappings()]
+
+    def experiment(self, name: str) -> ExperimentRecord | None:
+        """One experiment."""
+        with self.store.begin() as connection:
+            return self._experiment(connection, name)
+
+    def put_experiment(self, spec: ExperimentSpec, *, actor: str) -> ExperimentRecord:
+        """Create an experiment, or change it as far as its status allows.
+
+        Raises:
+            ControlStateError: it has been stopped.
+            FrozenSpecError: it has started, and more than `traffic` and `ramp` differ.
+        """
+        with self.store.begin() as connection:
+            present = self._experiment(connection, spec.name)
+            if present is None:
+                return self._write(connection, ExperimentRecord(spec, "draft"), None, actor, "experiment.create")
+            if present.status == "stopped":
+                raise ControlStateError(f"experiment {spec.name!r} has been stopped: use a new name and salt")
+            if present.status != "draft":
+                present.spec.check_change(spec)
+            changed = ExperimentRecord(spec, present.status, present.pins, present.started_at)
+            return self._write(connection, changed, present, actor, "experiment.change")
+
+    def start_experiment(self, name: str, pins: Mapping[str, str], *, actor: str) -> ExperimentRecord:
+        """Start a draft with its variants pinned to versions, or resume a paused one with the pins that it has.
+
+        Raises:
+            ControlStateError: no such experiment, or it is running or stopped.
+        """
+        with self.store.begin() as connection:
+            present = self._existing(connection, name)
+            if present.status == "paused":
+                resumed = ExperimentRecord(present.spec, "running", present.pins, present.started_at)
+                return self._write(connection, resumed, present, actor, "experiment.resume")
+            if present.status != "draft":
+                raise ControlStateError(f"experiment {name!r} is {present.status}: only a draft or paused one can be started")
+            started = ExperimentRecord(present.spec, "running", dict(pins), datetime.now(UTC))
+            return self._write(connection, started, present, actor, "experiment.start")
+
+    def end_experiment(self, name: str, status: Literal["paused", "stopped"], *, actor: str) -> ExperimentRecord:
+        """Pause or stop an experiment; its units go back to the champion.
+
+        Raises:
+            ControlStateError: no such experiment, or it is not running (a paused one can be stopped).
+        """
+        with self.store.begin() as connection:
+            present = self._existing(connection, name)
+            if present.status != "running" and (present.status, status) != ("paused", "stopped"):
+                raise ControlStateError(f"experiment {name!r} is {present.status} and cannot be {status}")
+            stopped_at = datetime.now(UTC) if status == "stopped" else None
+            ended = ExperimentRecord(present.spec, status, present.pins, present.started_at, stopped_at)
+            return self._write(connection, ended, present, actor, f"experiment.{status}")
+
+    # Audit
+
+    def record(self, *, actor: str, action: str, subject: str, before: object, after: object) -> None:
+        """Append a change made elsewhere (catalogue, aliases)."""
+        with self.store.begin() as connection:
+            self._record(connection, actor, action, subject, before, after)
+
+    def last_change(self) -> int:
+        """Number of the newest audit entry, 0 before the first."""
+        query = select(func.max(AUDIT.c.id)).where(AUDIT.c.dataset == self.dataset)
+        with self.store.begin() as connection:
+            return int(connection.execute(query).scalar() or 0)
+
+    def audit(self, *, after_id: int = 0, until: datetime | None = None, limit: int = 1000) -> list[AuditEntry]:
+        """Entries after a number, oldest first."""
+        query = select(AUDIT).where(AUDIT.c.dataset == self.dataset, AUDIT.c.id > after_id).order_by(AUDIT.c.id).limit(limit)
+        if until is not None:
+            query = query.where(AUDIT.c.at_us <= round(until.timestamp() * 1e6))
+        with self.store.begin() as connection:
+            return [_audit(row) for row in connection.execute(query).mappings()]
+
+    def replay(self, until: datetime) -> dict[str, Any]:
+        """The state at a time: subject -> value, from the audit log alone."""
+        state: dict[str, Any] = {}
+        last = 0
+        while entries := self.audit(after_id=last, until=until):
+            for entry in entries:
+                state[entry.subject] = entry.after
+            last = entries[-1].id
+        return {subject: value for subject, value in state.items() if value is not None}
+
+    def _state(self, connection: Connection) -> ServingState:
+        text = connection.execute(select(SERVING_STATE.c.document).where(SERVING_STATE.c.dataset == self.dataset)).scalar()
+        return ServingState(**json.loads(text)) if text else ServingState()
+
+    def _experiment(self, connection: Connection, name: str) -> ExperimentRecord | None:
+        query = select(EXPERIMENTS).where(EXPERIMENTS.c.dataset == self.dataset, EXPERIMENTS.c.name == name)
+        row = connection.execute(query).mappings().first()
+        return None if row is None else _experiment(row)
+
+    def _existing(self, connection: Connection, name: str) -> ExperimentRecord:
+        found = self._experiment(connection, name)
+        if found is None:
+            raise ControlStateError(f"there is no experiment {name!r}")
+        return found
+
+    def _write(
+        self, connection: Connection, record: ExperimentRecord, before: ExperimentRecord | None, actor: str, action: str
+    ) -> ExperimentRecord:
+        values = {
+            "status": record.status,
+            "spec": record.spec.model_dump_json(),
+            "pins": json.dumps(dict(record.pins)),
+            "started_at_us": _to_us(record.started_at),
+            "stopped_at_us": _to_us(record.stopped_at),
+        }
+        name = record.spec.name
+        if before is None:
+            connection.execute(insert(EXPERIMENTS).values(dataset=self.dataset, name=name, **values))
+        else:
+            here = (EXPERIMENTS.c.dataset == self.dataset) & (EXPERIMENTS.c.name == name)
+            connection.execute(update(EXPERIMENTS).where(here).values(**values))
+        old = None if before is None else experiment_json(before)
+        self._record(connection, actor, action, f"experiment:{name}", old, experiment_json(record))
+        return record
+
+    def _record(self, connection: Connection, actor: str, action: str, subject: str, before: object, after: object) -> None:
+        connection.execute(
+            insert(AUDIT).values(
+                dataset=self.dataset,
+                at_us=_now_us(),
+                actor=actor,
+                action=action,
+                subject=subject,
+                before=None if before is None else json.dumps(before, default=str),
+                after=None if after is None else json.dumps(after, default=str),
+            )
+        )
+
+
+def experiment_json(record: ExperimentRecord) -> dict[str, Any]:
+    """An experiment as the API and the audit log show it."""
+    return {
+        "name": record.spec.name,
+        "status": record.status,
+        "pins": dict(record.pins),
+        "started_at": record.started_at.isoformat() if record.started_at else None,
+        "stopped_at": record.stopped_at.isoformat() if record.stopped_at else None,
+        "spec": record.spec.model_dump(mode="json"),
+    }
+
+
+def _experiment(row: Mapping[Any, Any]) -> ExperimentRecord:
+    return ExperimentRecord(
+        spec=parse_spec(json.loads(row["spec"])),
+        status=row["status"],
+        pins=json.loads(row["pins"]),
+        started_at=_to_time(row["started_at_us"]),
+        stopped_at=_to_time(row["stopped_at_us"]),
+    )
+
+
+def _audit(row: Mapping[Any, Any]) -> AuditEntry:
+    return AuditEntry(
+        id=int(row["id"]),
+        at=datetime.fromtimestamp(row["at_us"] / 1e6, UTC),
+        actor=row["actor"],
+        action=row["action"],
+        subject=row["subject"],
+        before=None if row["before"] is None else json.loads(row["before"]),
+        after=None if row["after"] is None else json.loads(row["after"]),
+    )
+
+
+def _now_us() -> int:
+    return _to_us(datetime.now(UTC)) or 0
+
+
+def _to_us(moment: datetime | None) -> int | None:
+    return None if moment is None else round(moment.timestamp() * 1e6)
+
+
+def _to_time(at_us: int | None) -> datetime | None:
+    return None if at_us is None else datetime.fromtimestamp(at_us / 1e6, UTC)

@@ -1,0 +1,69 @@
+"""Errors of serving. Each message names the value, the limit and the fix.
+
+ServingError
+├── RequestError          a request that cannot be answered as asked: HTTP status, code, offending field
+│   └── FilterError       a filter expression is wrong; the message points at the place
+├── VersionRefusedError   a version cannot be served: it does not load, or answers nonsense
+├── CacheDownError        the cache Redis is gone or too slow; answers go on without it
+└── ControlStateError     a change of experiments or routing that the present state does not allow
+"""
+
+from __future__ import annotations
+
+
+class ServingError(Exception):
+    """Base of all errors raised by `serving`."""
+
+
+class RequestError(ServingError):
+    """A request that cannot be answered as asked.
+
+    Args:
+        message: what is wrong and what is allowed.
+        code: stable machine-readable name of the reason.
+        status: HTTP status.
+        field: the offending parameter, when one is to blame.
+        headers: further response headers.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "invalid",
+        status: int = 422,
+        field: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+        self.field = field
+        self.headers = headers or {}
+
+    def to_json(self) -> dict[str, dict[str, str]]:
+        """The error body of the API."""
+        body = {"code": self.code, "message": str(self)}
+        if self.field is not None:
+            body["field"] = self.field
+        return {"error": body}
+
+
+class FilterError(RequestError):
+    """A filter expression is wrong; the message quotes the place."""
+
+    def __init__(self, message: str, *, position: int) -> None:
+        super().__init__(message, code="invalid_filter", field="filter")
+        self.position = position
+
+
+class VersionRefusedError(ServingError):
+    """A version cannot be served: it does not load, or answers nonsense."""
+
+
+class ControlStateError(ServingError):
+    """A change of experiments or routing that the present state does not allow."""
+
+
+class CacheDownError(ServingError):
+    """The cache Redis is gone or too slow. Answers go on without it."""

@@ -1,0 +1,216 @@
+"""The gateway: the one HTTP ingress. Hot routes are answered here on raw ASGI, everything else by the FastAPI application below it.
+
+Owns a replica's life: loads the routing state before it is ready, follows its changes, keeps the cache connection, and hands
+requests to `serving.answers`. `Gateway` is the Serve deployment, bound in `serving.graph`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+from urllib.parse import parse_qsl
+
+from ray import serve
+
+from features.errors import FeaturesError
+from serving.announce import listen
+from serving.answers import Answerer
+from serving.cache import ListCache
+from serving.config import ServingConfig
+from serving.errors import RequestError
+from serving.http import AsgiScope, Message, Receive, Send, authorize, read_json, request_id_of, send_bytes, send_json
+from serving.live_state import Snapshot, SnapshotLoader
+from serving.messages import ComputeRequest
+from serving.metrics import GatewayMetrics
+from serving.schemas import DEFAULT_TOP_K, RecommendationRequest, parse_body, parse_fields, parse_get, parse_selection, parse_top_k
+
+_log = logging.getLogger("shortlist.serving")
+
+_RECOMMENDATIONS = "/v1/recommendations"
+_PER_USER = _RECOMMENDATIONS + "/"
+_POPULAR_PARAMETERS = frozenset({"top_k", "filter", "region", "language", "category", "fields"})
+
+
+class VersionHandles:
+    """Handles of version applications, found by name when first needed."""
+
+    def __init__(self, config: ServingConfig) -> None:
+        self._prefix = f"{config.paths.registered_model}-v"
+        self._handles: dict[str, Any] = {}
+
+    async def compute(self, version: str, request: ComputeRequest) -> bytes:
+        """One hop to the version's replicas."""
+        handle = self._handles.get(version)
+        if handle is None:
+            handle = self._handles[version] = serve.get_app_handle(self._prefix + version)
+        try:
+            return bytes(await handle.compute.remote(request))
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            # The application may have been deleted and deployed again: look it up anew next time.
+            self._handles.pop(version, None)
+            raise
+
+
+class GatewayApp:
+    """The ASGI application of one replica.
+
+    Args:
+        config: of the stack.
+    """
+
+    def __init__(self, config: ServingConfig) -> None:
+        self.config = config
+        self.metrics = GatewayMetrics()
+        self._loader = SnapshotLoader(config)
+        self._snapshot = self._loader.load()
+        self.cache = ListCache(config)
+        self.answerer = Answerer(config, self.cache, VersionHandles(config).compute, self.snapshot, self.metrics)
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def snapshot(self) -> Snapshot:
+        """The present routing state."""
+        return self._snapshot
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """ASGI entry."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _http(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        path, request_id = scope["path"], request_id_of(scope)
+        route, status = "other", 200
+        try:
+            if path.startswith(_PER_USER):
+                route = "recommendations"
+                _only(scope, "GET")
+                authorize(self.config, scope, "read")
+                await self._recommend(send, parse_get(path[len(_PER_USER) :], _query(scope)), request_id)
+            elif path == _RECOMMENDATIONS:
+                route = "recommendations"
+                _only(scope, "POST")
+                authorize(self.config, scope, "read")
+                await self._recommend(send, parse_body(await read_json(scope, receive)), request_id)
+            elif path == "/v1/popular":
+                route = "popular"
+                _only(scope, "GET")
+                authorize(self.config, scope, "read")
+                await self._popular(scope, send, request_id)
+            elif path == "/healthz":
+                await send_json(send, 200, {"status": "ok"})
+            elif path == "/readyz":
+                await send_json(send, 200, self._readiness())
+            elif path == "/metrics":
+                await send_bytes(send, 200, self.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
+            else:
+                raise RequestError(f"there is nothing at {path}", code="not_found", status=404)
+        except RequestError as error:
+            status = error.status
+            await send_json(send, status, error.to_json(), request_id=request_id, headers=error.headers)
+        except Exception:
+            status = 500
+            _log.exception("request failed: %s %s", scope["method"], path)
+            body = {"error": {"code": "internal", "message": "the request failed; the gateway's log says why"}}
+            await send_json(send, 500, body, request_id=request_id)
+        self.metrics.request(route, status)
+
+    async def _recommend(self, send: Send, request: RecommendationRequest, request_id: bytes | None) -> None:
+        answer = await self.answerer.recommend(request)
+        await send_json(send, 200, answer.to_json(), request_id=request_id)
+
+    async def _popular(self, scope: AsgiScope, send: Send, request_id: bytes | None) -> None:
+        given: dict[str, list[str]] = {}
+        for name, value in _query(scope):
+            if name not in _POPULAR_PARAMETERS:
+                raise RequestError(f"unknown parameter {name!r}; allowed: {', '.join(sorted(_POPULAR_PARAMETERS))}", field=name)
+            given.setdefault(name, []).append(value)
+        top_k = parse_top_k(given["top_k"][0]) if "top_k" in given else DEFAULT_TOP_K
+        items, at = self.answerer.popular(parse_selection(given), top_k, parse_fields(given.get("fields", ())))
+        await send_json(send, 200, {"items": items, "last_updated": at.isoformat()}, request_id=request_id)
+
+    def _readiness(self) -> dict[str, object]:
+        champion = self._snapshot.champion
+        return {
+            "status": "ready",
+            "dataset": self.config.dataset,
+            "model_version": champion.version if champion is not None else None,
+            "versions": sorted(self._snapshot.versions),
+            "cache": "up" if self.cache.up else "down",
+        }
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message: Message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self._start()
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                await self._stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _start(self) -> None:
+        await self.cache.start()
+        self._tasks = [
+            asyncio.create_task(self._follow(), name="follow"),
+            asyncio.create_task(listen(self.config, self._changed.set), name="listen"),
+        ]
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.cache.stop()
+
+    async def _follow(self) -> None:
+        """Rebuild the snapshot at every announcement, and at regular looks in between."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self.config.reread_s)
+            self._changed.clear()
+            try:
+                self._snapshot = await asyncio.to_thread(self._loader.load, self._snapshot)
+                champion = self._snapshot.champion
+                self.metrics.model_trained_at.set(champion.trained_at.timestamp() if champion is not None else 0)
+            except FeaturesError as error:
+                _log.error("routing state not refreshed, the last one stays: %s", error)
+
+
+class Gateway:
+    """Serve deployment of the gateway.
+
+    Args:
+        config_json: ServingConfig as JSON.
+    """
+
+    def __init__(self, config_json: str) -> None:
+        self._app = GatewayApp(ServingConfig.model_validate_json(config_json))
+
+    def __serve_build_asgi_app__(self) -> GatewayApp:
+        """Ray Serve asks for the application after the constructor has loaded the routing state."""
+        return self._app
+
+
+def _only(scope: AsgiScope, method: str) -> None:
+    if scope["method"] != method:
+        raise RequestError(
+            f"{scope['method']} is not allowed here, {method} is", code="method_not_allowed", status=405, headers={"Allow": method}
+        )
+
+
+def _query(scope: AsgiScope) -> list[tuple[str, str]]:
+    raw = scope["query_string"]
+    if not raw:
+        return []
+    try:
+        return parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise RequestError(f"the query string cannot be read: {error}", code="malformed_query", status=400) from None

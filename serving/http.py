@@ -1,0 +1,138 @@
+"""The little of HTTP that the hot routes need, straight on ASGI: bodies with a limit, JSON answers, tokens, request ids."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+from serving.config import Scope, ServingConfig, hash_token
+from serving.errors import RequestError
+
+AsgiScope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+MAX_BODY_BYTES = 4 << 20
+_REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=str).encode
+
+
+def header(scope: AsgiScope, name: bytes) -> bytes | None:
+    """A request header by its lower-case name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value)
+    return None
+
+
+def request_id_of(scope: AsgiScope) -> bytes | None:
+    """The caller's `X-Request-ID`, where it is one that can be logged and sent back."""
+    given = header(scope, b"x-request-id")
+    return given if given is not None and _REQUEST_ID.match(given) else None
+
+
+def authorize(config: ServingConfig, scope: AsgiScope, wanted: Scope) -> str:
+    """Check the bearer token of a request; returns the name of the scope that it has, for the audit log.
+
+    The admin token may do everything, the write token may read too. `open_loopback` opens read and write.
+
+    Raises:
+        RequestError: 401 without a token, 403 with one that does not reach that far.
+    """
+    if wanted != "admin" and config.open_loopback:
+        return "loopback"
+    given = header(scope, b"authorization")
+    if given is None or not given.lower().startswith(b"bearer "):
+        raise RequestError(
+            f"this call needs a bearer token of scope {wanted}",
+            code="unauthorized",
+            status=401,
+            headers={"WWW-Authenticate": f'Bearer realm="shortlist", scope="{wanted}"'},
+        )
+    digest = hash_token(given[7:].strip().decode("latin-1"))
+    tokens: tuple[tuple[Scope, str | None], ...] = (
+        ("admin", config.admin_token_sha256),
+        ("write", config.write_token_sha256),
+        ("read", config.read_token_sha256),
+    )
+    reach = {"admin": {"admin"}, "write": {"admin", "write"}, "read": {"admin", "write", "read"}}[wanted]
+    for name, known in tokens:
+        if known is not None and hmac.compare_digest(known, digest):
+            if name in reach:
+                return name
+            raise RequestError(f"the token has scope {name}, this call needs {wanted}", code="forbidden", status=403)
+    raise RequestError("the bearer token is not known", code="unauthorized", status=401)
+
+
+async def read_body(receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
+    """The whole request body.
+
+    Raises:
+        RequestError: 413 when it is longer than `limit`.
+    """
+    chunks, length = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise RequestError("the client went away", code="client_closed", status=400)
+        chunk = message.get("body", b"")
+        length += len(chunk)
+        if length > limit:
+            raise RequestError(f"the body has more than {limit:,} bytes", code="body_too_large", status=413)
+        chunks.append(chunk)
+        if not message.get("more_body"):
+            return b"".join(chunks)
+
+
+async def read_json(scope: AsgiScope, receive: Receive) -> Any:
+    """The request body as JSON.
+
+    Raises:
+        RequestError: 415 for another content type, 400 for malformed JSON, 413 for too long a body.
+    """
+    kind = (header(scope, b"content-type") or b"application/json").split(b";")[0].strip().lower()
+    if kind != b"application/json":
+        raise RequestError(
+            f"content type {kind.decode('latin-1')!r} is not application/json", code="unsupported_media_type", status=415
+        )
+    body = await read_body(receive)
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not UTF-8 (byte {error.start})", code="malformed_json", status=400) from None
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the body is not JSON: {error}", code="malformed_json", status=400) from None
+
+
+async def send_json(
+    send: Send, status: int, body: Any, *, request_id: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> None:
+    """Answer with JSON."""
+    await send_bytes(send, status, _encode(body).encode(), b"application/json", request_id=request_id, headers=headers)
+
+
+async def send_bytes(
+    send: Send,
+    status: int,
+    body: bytes,
+    content_type: bytes,
+    *,
+    request_id: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Answer with bytes."""
+    sent = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    if request_id is not None:
+        sent.append((b"x-request-id", request_id))
+    for name, value in (headers or {}).items():
+        sent.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+    await send({"type": "http.response.start", "status": status, "headers": sent})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

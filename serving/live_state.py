@@ -1,0 +1,165 @@
+"""What a gateway replica routes by: champion, loaded versions with their items, experiments; rebuilt from the control store.
+
+Nothing of this lives in memory alone: a new replica builds it before it is ready, and every announcement and regular look builds
+it again. Loading runs in a thread; the event loop sees one immutable `Snapshot` at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy import select
+
+from experiments.assignment import AssignmentPlan
+from experiments.errors import ExperimentError
+from features.activity_store import ActivityStore
+from features.catalogue import ITEMS, Catalogue
+from features.control_store import ControlStore
+from serving.config import ServingConfig
+from serving.control import ExperimentRecord, ServingControl
+from serving.item_table import ItemTable
+from training.bundle import MANIFEST_FILE, BundleManifest
+from training.pipeline import POPULARITY_FILL
+
+_log = logging.getLogger("shortlist.serving")
+
+ITEM_SUBJECT = "item:"
+"""Prefix of audit subjects that are catalogue items."""
+OVERLAP = 50
+"""Audit entries read again at each look: concurrent writers of a SQL server may commit out of the order of their numbers."""
+
+
+@dataclass(frozen=True)
+class LiveVersion:
+    """A version that the gateway can answer with.
+
+    Args:
+        sources: names by the source number of its lists.
+        trained_at: when its bundle was made.
+    """
+
+    version: str
+    items: ItemTable
+    sources: tuple[str, ...]
+    trained_at: datetime
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One consistent view of the control store.
+
+    Args:
+        champion: None before the first model.
+        versions: by version number.
+        plan: splits units among running experiments.
+        pins: experiment -> variant -> version.
+        items: what popular items are taken from: the champion's, or the catalogue where there is no model.
+        items_at: as of when.
+    """
+
+    champion: LiveVersion | None
+    versions: Mapping[str, LiveVersion]
+    plan: AssignmentPlan
+    pins: Mapping[str, Mapping[str, str]]
+    items: ItemTable
+    items_at: datetime
+
+    def tables(self) -> list[ItemTable]:
+        """All distinct item tables."""
+        tables = {id(live.items): live.items for live in self.versions.values()}
+        tables[id(self.items)] = self.items
+        return list(tables.values())
+
+
+class SnapshotLoader:
+    """Builds snapshots of one dataset. Used by one thread at a time.
+
+    Args:
+        config: of the stack.
+    """
+
+    def __init__(self, config: ServingConfig) -> None:
+        self._config = config
+        self._store = ControlStore(config.control_url).create()
+        self._control = ServingControl(self._store, config.dataset)
+        self._seen_change = self._control.last_change()
+
+    def load(self, before: Snapshot | None = None) -> Snapshot:
+        """The present state. Versions that `before` holds are taken from it; one whose bundle cannot be read is left out.
+
+        Raises:
+            FeaturesError: the control store cannot be read.
+        """
+        last_change = self._control.last_change()
+        state = self._control.state()
+        old = before.versions if before is not None else {}
+        versions = {}
+        for version, folder in state.versions.items():
+            live = old.get(version) or self._open(version, Path(folder))
+            if live is not None:
+                versions[version] = live
+        champion = versions.get(state.champion or "")
+        if champion is not None:
+            items, items_at = champion.items, champion.trained_at
+        elif before is not None and before.champion is None:
+            items, items_at = before.items, before.items_at
+        else:
+            items, items_at = self._catalogue_items(), datetime.now(UTC)
+        plan, pins = self._experiments()
+        snapshot = Snapshot(champion, versions, plan, pins, items, items_at)
+        self._apply_items(snapshot)
+        self._seen_change = last_change
+        return snapshot
+
+    def _open(self, version: str, folder: Path) -> LiveVersion | None:
+        try:
+            manifest = BundleManifest.model_validate_json((folder / MANIFEST_FILE).read_text())
+            items = ItemTable.from_bundle(folder)
+        except (OSError, ValueError) as error:
+            _log.error("version %s cannot be read from %s: %s", version, folder, error)
+            return None
+        self._set_availability(items)
+        sources = (*manifest.sources, POPULARITY_FILL)
+        return LiveVersion(version, items, sources, manifest.created_at)
+
+    def _set_availability(self, items: ItemTable) -> None:
+        """Availability as the catalogue has it now. An item that was deleted from the catalogue is not available."""
+        query = select(ITEMS.c.item_id, ITEMS.c.available).where(ITEMS.c.dataset == self._config.dataset)
+        with self._store.begin() as connection:
+            rows = connection.execute(query).all()
+        if rows:
+            available = {row[0] for row in rows if row[1] is not False}
+            items.available[:] = np.fromiter((item in available for item in items.item_ids), dtype=bool, count=len(items))
+
+    def _catalogue_items(self) -> ItemTable:
+        catalogue = Catalogue(self._store, self._config.dataset)
+        events = ActivityStore(self._config.paths.activity).read(columns=["item_id"])
+        return ItemTable.from_activity(catalogue.items(), events)
+
+    def _experiments(self) -> tuple[AssignmentPlan, Mapping[str, Mapping[str, str]]]:
+        running = [record for record in self._control.experiments() if record.status == "running"]
+        try:
+            return AssignmentPlan([record.spec for record in running]), _pins(running)
+        except ExperimentError as error:
+            # Checked when an experiment starts; should it happen all the same, everybody gets the champion.
+            _log.error("experiments are not applied: %s", error)
+            return AssignmentPlan([]), {}
+
+    def _apply_items(self, snapshot: Snapshot) -> None:
+        after_id = max(0, self._seen_change - OVERLAP)
+        while entries := self._control.audit(after_id=after_id):
+            after_id = entries[-1].id
+            for entry in entries:
+                if entry.subject.startswith(ITEM_SUBJECT):
+                    available = entry.after is not None and entry.after.get("available") is not False
+                    for table in snapshot.tables():
+                        table.set_available(entry.subject.removeprefix(ITEM_SUBJECT), available)
+
+
+def _pins(running: Sequence[ExperimentRecord]) -> dict[str, Mapping[str, str]]:
+    return {record.spec.name: record.pins for record in running}

@@ -1,0 +1,158 @@
+"""The retrieval half of a version: a user's history as of now, the filters as a mask, candidates; and its Serve deployment.
+
+`RetrieverStage` is plain Python and holds the logic. `Retriever` is the deployment around it: with a ranker in its own process
+it is the fused graph, with a handle to `Ranker` replicas the separate one; the seam is `CandidateSet` both times.
+
+Legend: `N` items, `L` entries of a history.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving.cached_list import CachedList
+from serving.config import ServingConfig
+from serving.item_table import ItemTable
+from serving.messages import ComputeRequest
+from serving.ranker import RankerStage
+from serving.recent_activity import RecentActivity, decode_activity
+from training.candidates import CandidateSet, RankedLists
+from training.interactions import BoolArray, IntArray, LongArray
+from training.pipeline import Pipeline
+from training.queries import QueryBatch, queries_from_histories
+
+
+class RetrieverStage:
+    """Histories, filters and candidates of one version.
+
+    Args:
+        pipeline: the loaded bundle.
+        items: its items, whose availability the owner keeps current.
+    """
+
+    def __init__(self, pipeline: Pipeline, items: ItemTable) -> None:
+        self.pipeline = pipeline
+        self.items = items
+
+    def query(self, request: ComputeRequest, activity: RecentActivity, now_us: int) -> tuple[QueryBatch, IntArray]:
+        """The user's history as of now, and the items that the user rejected.
+
+        History as of training, then the recent events that are not in it, then the caller's own items.
+
+        Returns:
+            One query, and (R,) int32 rows of rejected items.
+        """
+        histories = self.pipeline.histories
+        user = histories.users.rows([request.user_id])[0] if request.user_id is not None else np.int32(-1)
+        known = slice(int(histories.indptr[user]), int(histories.indptr[user + 1])) if user >= 0 else slice(0, 0)
+        item_idx, time_us = self._with_recent(histories.item_idx[known], histories.time_us[known], activity)
+        if request.recent_items:
+            own = self.items.rows(request.recent_items)
+            start = max(now_us, int(time_us[-1]) + 1 if len(time_us) else 0)
+            item_idx = np.concatenate([item_idx, own]).astype(np.int32)
+            time_us = np.concatenate([time_us, start + np.arange(len(own))]).astype(np.int64)
+        asked_us = max(now_us, int(time_us[-1]) + 1 if len(time_us) else 0)
+        query = queries_from_histories(
+            [item_idx], times_us=[time_us], request_time_us=np.array([asked_us]), user_idx=np.array([user], dtype=np.int32)
+        )
+        rejected = self.items.rows([event.item_id for event in activity.events if not event.positive])
+        return query, rejected
+
+    def retrieve(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray) -> CandidateSet:
+        """Candidates that the request's filters, availability, exclusions and rejections leave."""
+        allowed = self._allowed(request, query, rejected)
+        # Seen items are out of `allowed` already, and by the whole history: models see its recent part alone.
+        return self.pipeline.retrieve(query.truncated(), allowed, request.k, exclude_history=False)
+
+    def _allowed(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray) -> BoolArray:
+        allowed = self.items.mask(request.selection).copy()
+        if request.candidates is not None:
+            wanted = np.zeros(len(allowed), dtype=bool)
+            wanted[self.items.rows(request.candidates)] = True
+            allowed &= wanted
+        if request.exclude_seen:
+            allowed[query.item_idx] = False
+        allowed[rejected] = False
+        allowed[self.items.rows(request.exclude)] = False
+        return allowed
+
+    def _with_recent(self, item_idx: IntArray, time_us: LongArray, activity: RecentActivity) -> tuple[IntArray, LongArray]:
+        """A history with the recent positive events that it lacks, in the order of time. Unknown items are left out."""
+        recent = [(event.time_us, self.items.row(event.item_id)) for event in activity.events if event.positive]
+        fresh = sorted({one for one in recent if one[1] >= 0} - self._tail(item_idx, time_us, recent))
+        if not fresh:
+            return np.asarray(item_idx, dtype=np.int32), np.asarray(time_us, dtype=np.int64)
+        times = np.concatenate([time_us, [one[0] for one in fresh]]).astype(np.int64)
+        items = np.concatenate([item_idx, [one[1] for one in fresh]]).astype(np.int32)
+        order = np.argsort(times, kind="stable")
+        return items[order], times[order]
+
+    @staticmethod
+    def _tail(item_idx: IntArray, time_us: LongArray, recent: list[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Entries of a history that are no older than the oldest recent event."""
+        if not recent:
+            return set()
+        start = int(np.searchsorted(time_us, min(one[0] for one in recent)))
+        return set(zip(time_us[start:].tolist(), item_idx[start:].tolist(), strict=True))
+
+
+def encode_answer(lists: RankedLists, activity: RecentActivity, now_us: int) -> bytes:
+    """The one list of a query as bytes (`serving.cached_list`)."""
+    keep = lists.item_idx[0] >= 0
+    return CachedList(
+        item_idx=lists.item_idx[0][keep],
+        score=lists.score[0][keep],
+        source=lists.source[0][keep].astype(np.uint8),
+        computed_at_us=now_us,
+        activity_at_us=activity.mark_us,
+        complete=not keep.all(),
+    ).encode()
+
+
+def anonymous_answer(activity: RecentActivity, now_us: int) -> bytes:
+    """The answer for a user of whom nothing is known: the gateway gives popular items."""
+    empty = CachedList(
+        item_idx=np.empty(0, np.int32),
+        score=np.empty(0, np.float32),
+        source=np.empty(0, np.uint8),
+        computed_at_us=now_us,
+        activity_at_us=activity.mark_us,
+        anonymous=True,
+    )
+    return empty.encode()
+
+
+class Retriever:
+    """Serve deployment: one version's entry.
+
+    Args:
+        config_json: ServingConfig as JSON.
+        bundle_folder: the version's bundle.
+        ranker: handle of the ranker deployment; None ranks in this process.
+    """
+
+    def __init__(self, config_json: str, bundle_folder: str, ranker: Any = None) -> None:
+        config = ServingConfig.model_validate_json(config_json)
+        folder = Path(bundle_folder)
+        pipeline = Pipeline.load(folder, expected_dataset=config.dataset)
+        self._stage = RetrieverStage(pipeline, ItemTable.from_bundle(folder))
+        self._remote_ranker = ranker
+        self._local_ranker = RankerStage(pipeline) if ranker is None else None
+
+    async def compute(self, request: ComputeRequest) -> bytes:
+        """One list as bytes (`serving.cached_list`)."""
+        now_us = time.time_ns() // 1000
+        activity = decode_activity(request.activity)
+        query, rejected = self._stage.query(request, activity, now_us)
+        if len(query.item_idx) == 0 and request.candidates is None:
+            return anonymous_answer(activity, now_us)
+        candidates = self._stage.retrieve(request, query, rejected)
+        if self._local_ranker is not None:
+            lists = self._local_ranker.rank(query, candidates, request.k)
+        else:
+            lists = await self._remote_ranker.rank.remote(query, candidates, request.k)
+        return encode_answer(lists, activity, now_us)
