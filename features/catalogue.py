@@ -50,6 +50,9 @@ USERS = Table(
 UPSERT_ROWS = 20_000
 """Rows of one bulk statement: bounded memory, and one transaction for all of them."""
 
+IDS_PER_QUERY = 500
+"""Ids in one IN list: SQLite allows 999 parameters in its oldest builds."""
+
 Side = Literal["item", "user"]
 _TABLES: dict[Side, Table] = {"item": ITEMS, "user": USERS}
 
@@ -128,6 +131,16 @@ class Catalogue:
         with self.store.begin() as connection:
             found = connection.execute(select(ITEMS.c.item_id).where(ITEMS.c.dataset == self.dataset).order_by(ITEMS.c.item_id))
             return [row[0] for row in found]
+
+    def existing_items(self, item_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that the catalogue has."""
+        wanted, found = list(item_ids), set[str]()
+        with self.store.begin() as connection:
+            for start in range(0, len(wanted), IDS_PER_QUERY):
+                ids = wanted[start : start + IDS_PER_QUERY]
+                query = select(ITEMS.c.item_id).where(ITEMS.c.dataset == self.dataset, ITEMS.c.item_id.in_(ids))
+                found.update(row[0] for row in connection.execute(query))
+        return found
 
     def count_items(self) -> int:
         """Number of items."""

@@ -11,6 +11,7 @@ import sys
 
 import typer
 
+from experiments.errors import ExperimentError
 from features.errors import FeaturesError
 from shortlist.commands import console
 from shortlist.settings import SettingsError
@@ -28,7 +29,14 @@ GROUPS: tuple[str, ...] = ("data",)
 COMMANDS: tuple[str, ...] = ()
 """Modules in this folder with a function `register(app)` that adds top-level commands."""
 
-_FAILURES: tuple[type[Exception], ...] = (FeaturesError, TrainingError, SettingsError, StackError, console.CommandError)
+_FAILURES: tuple[type[Exception], ...] = (
+    FeaturesError,
+    TrainingError,
+    ExperimentError,
+    SettingsError,
+    StackError,
+    console.CommandError,
+)
 
 
 def build() -> typer.Typer:

@@ -1,0 +1,116 @@
+"""An append-only log of rows as Parquet by UTC date, for what may arrive twice and is told apart when read.
+
+Cheaper than the activity store: a crash between writing and acknowledging leaves rows twice in the files, and `read` returns each
+id once. Exposures are kept here. Small files of a date are merged as they pile up.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.errors import StoreError
+
+MERGE_AT_FILES = 32
+"""A date with so many small files is rewritten as one."""
+
+SMALL_FILE_BYTES = 32 << 20
+"""Files of this size and above are not merged again."""
+
+
+class DailyLog:
+    """One log in one folder; one writer at a time, any number of readers.
+
+    Args:
+        root: its folder; created at the first append.
+        schema: columns of the rows, with `id_column` str and `time_column` timestamp[us, UTC], both required.
+        id_column: tells rows apart; of rows with one id `read` returns one.
+        time_column: decides the date.
+    """
+
+    def __init__(self, root: Path, schema: pa.Schema, *, id_column: str, time_column: str) -> None:
+        self._root, self._schema, self._id, self._time = root, schema, id_column, time_column
+
+    def append(self, rows: pa.Table) -> None:
+        """Write rows; they are on disk when it returns.
+
+        Raises:
+            StoreError: the disk refuses.
+        """
+        days = pc.strftime(rows[self._time], format="%Y-%m-%d")
+        try:
+            for day in sorted(days.unique().to_pylist()):
+                folder = self._root / f"date={day}"
+                folder.mkdir(parents=True, exist_ok=True)
+                self._write(rows.filter(pc.equal(days, day)), folder)
+                self._merge(folder)
+        except OSError as error:
+            raise StoreError(f"log {self._root} cannot be written: {error}; free space or check permissions") from error
+
+    def read(
+        self, *, equal: dict[str, str] | None = None, since: datetime | None = None, until: datetime | None = None
+    ) -> pa.Table:
+        """Rows in order of time and id, each id once.
+
+        Args:
+            equal: column to the value it must have.
+            since, until: bounds of the time column, both included.
+        """
+        limits: list[tuple[str, object]] = [(f'"{column}" = ?', value) for column, value in (equal or {}).items()]
+        limits += [(f'"{self._time}" {sign} ?', _aware(moment)) for sign, moment in ((">=", since), ("<=", until)) if moment]
+        where = " AND ".join(condition for condition, _ in limits) or "true"
+        names = ", ".join(f'"{name}"' for name in self._schema.names)
+        for attempt in range(3):
+            files = [str(file) for file in self._files(since, until)]
+            if not files:
+                return self._schema.empty_table()
+            try:
+                with duckdb.connect() as connection:
+                    connection.execute("SET TimeZone = 'UTC'")
+                    found = connection.sql(
+                        f'SELECT DISTINCT ON ("{self._id}") {names} FROM read_parquet(?, hive_partitioning = false) '
+                        f'WHERE {where} ORDER BY "{self._id}", "{self._time}"',
+                        params=[files, *(value for _, value in limits)],
+                    )
+                    table = found.to_arrow_table().cast(self._schema)
+                return table.sort_by([(self._time, "ascending"), (self._id, "ascending")])
+            except duckdb.IOException as error:
+                # A file may have been merged away between listing and opening: list again.
+                if attempt == 2:
+                    raise StoreError(f"log {self._root} cannot be read: {error}") from error
+        raise AssertionError("unreachable")
+
+    def _files(self, since: datetime | None, until: datetime | None) -> list[Path]:
+        first = _aware(since).date().isoformat() if since else ""
+        last = _aware(until).date().isoformat() if until else "9999"
+        return [file for file in sorted(self._root.glob("date=*/*.parquet")) if first <= file.parent.name[5:] <= last]
+
+    def _write(self, rows: pa.Table, folder: Path) -> None:
+        final = folder / f"{uuid.uuid4().hex}.parquet"
+        temporary = final.with_suffix(".tmp")
+        pq.write_table(rows.cast(self._schema), temporary, compression="zstd")
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, final)
+
+    def _merge(self, folder: Path) -> None:
+        small = [file for file in sorted(folder.glob("*.parquet")) if file.stat().st_size < SMALL_FILE_BYTES]
+        if len(small) < MERGE_AT_FILES:
+            return
+        merged: Sequence[pa.Table] = [pq.read_table(file, partitioning=None, schema=self._schema) for file in small]
+        # A crash in between leaves rows twice, which `read` is made for; never none.
+        self._write(pa.concat_tables(merged), folder)
+        for file in small:
+            file.unlink(missing_ok=True)
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

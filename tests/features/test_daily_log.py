@@ -1,0 +1,67 @@
+"""The log: rows by date, each id once when read, merged files, whatever happens in between."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from features.daily_log import MERGE_AT_FILES, DailyLog
+from features.errors import StoreError
+
+SCHEMA = pa.schema(
+    [("id", pa.string()), ("kind", pa.string()), ("at", pa.timestamp("us", tz="UTC")), ("items", pa.list_(pa.string()))]
+)
+START = datetime(2026, 11, 22, 23, 0, tzinfo=UTC)
+
+
+def make_log(root: Path) -> DailyLog:
+    return DailyLog(root, SCHEMA, id_column="id", time_column="at")
+
+
+def rows(*numbers: int) -> pa.Table:
+    columns = {
+        "id": [f"r{number:03d}" for number in numbers],
+        "kind": ["even" if number % 2 == 0 else "odd" for number in numbers],
+        "at": [START + timedelta(minutes=10 * number) for number in numbers],
+        "items": [["x"] * (number % 3) for number in numbers],
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def test_rows_lie_in_their_own_day_and_come_back_in_order(tmp_path: Path) -> None:
+    log = make_log(tmp_path / "log")
+    assert log.read().num_rows == 0
+    log.append(rows(9, 3, 1))
+    assert sorted(folder.name for folder in (tmp_path / "log").iterdir()) == ["date=2026-11-22", "date=2026-11-23"]
+    assert log.read().equals(rows(1, 3, 9))
+
+
+def test_a_row_written_twice_is_read_once(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    log.append(rows(1, 2, 3))
+    log.append(rows(2, 3, 4))
+    assert log.read().equals(rows(1, 2, 3, 4))
+
+
+def test_reading_by_value_and_time(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    log.append(rows(*range(12)))
+    assert log.read(equal={"kind": "odd"}).equals(rows(1, 3, 5, 7, 9, 11))
+    assert log.read(since=START + timedelta(minutes=50), until=START + timedelta(minutes=70)).equals(rows(5, 6, 7))
+
+
+def test_small_files_are_merged(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    for number in range(MERGE_AT_FILES + 3):
+        log.append(rows(number % 6))
+    assert len(list(tmp_path.glob("*/*.parquet"))) < MERGE_AT_FILES
+    assert log.read().equals(rows(*range(6)))
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a file where the folder should be")
+    with pytest.raises(StoreError, match="cannot be written"):
+        make_log(tmp_path / "log").append(rows(1))
