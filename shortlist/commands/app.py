@@ -26,7 +26,7 @@ EPILOG = (
 GROUPS: tuple[str, ...] = ("data",)
 """Modules in this folder with a Typer `app`, one command group each."""
 
-COMMANDS: tuple[str, ...] = ()
+COMMANDS: tuple[str, ...] = ("stack",)
 """Modules in this folder with a function `register(app)` that adds top-level commands."""
 
 _FAILURES: tuple[type[Exception], ...] = (

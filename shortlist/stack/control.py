@@ -1,0 +1,109 @@
+"""Starting and stopping a stack from another process: what `up`, `down`, `status` and `demo` share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from features.paths import DatasetPaths
+from shortlist.settings import Settings
+from shortlist.stack.errors import StackError
+from shortlist.stack.state import StackState, load_state, running_stack
+from shortlist.stack.supervisor import wait_ready
+
+
+def choose_dataset(settings: Settings, dataset: str | None = None) -> str:
+    """The dataset to serve: the argument, the setting, or the only one in the home.
+
+    Raises:
+        StackError: none or several.
+    """
+    chosen = dataset or settings.serve.dataset
+    if chosen is not None:
+        return DatasetPaths(settings.home, chosen).dataset
+    folder = settings.home / "datasets"
+    found = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise StackError(
+            f"no dataset in {settings.home}: import one first (shortlist data import movielens-100k --dataset movielens)"
+        )
+    raise StackError(f"{settings.home} holds {', '.join(found)}: say which to serve with --dataset NAME or serve.dataset")
+
+
+def start_stack(settings: Settings, dataset: str, overrides: tuple[str, ...], on_phase: Callable[[str], None]) -> StackState:
+    """Start the stack of a home and wait until it serves; a running one of the same dataset is returned as it is.
+
+    Args:
+        settings: for home and checks.
+        dataset: to serve.
+        overrides: `--set` strings handed to the supervisor.
+        on_phase: called with each phase.
+
+    Raises:
+        StackError: it cannot start, or serves another dataset.
+    """
+    home = settings.home.absolute()
+    running = running_stack(home)
+    if running is not None:
+        if running.dataset != dataset:
+            raise StackError(f"the stack of {settings.home} serves {running.dataset!r}: stop it first (shortlist down)")
+        return running
+    logs = home / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    arguments = [*overrides, f"serve.dataset={dataset}", f"home={home}"]
+    with (logs / "supervisor.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "shortlist.stack.supervisor", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        return wait_ready(home, lambda: process.poll() is None, on_phase)
+    except StackError as error:
+        stop_stack(home)
+        if str(error).endswith("ended while starting"):
+            state = load_state(home)
+            if state is not None and state.phase.startswith("failed: "):
+                raise StackError(state.phase.removeprefix("failed: ")) from None
+            raise StackError(f"{error}; see {logs / 'supervisor.log'}, or run: shortlist doctor") from None
+        raise
+
+
+def stop_stack(home: Path, seconds: float = 60) -> bool:
+    """Stop the stack of a home, and with it every process it started. Returns whether one ran.
+
+    Raises:
+        StackError: processes are left after `seconds`.
+    """
+    state = load_state(home.absolute())
+    if state is None or not state.alive():
+        return False
+    supervisor = psutil.Process(state.supervisor_pid)
+    family = [supervisor, *supervisor.children(recursive=True)]
+    os.kill(state.supervisor_pid, signal.SIGTERM)
+    deadline = time.monotonic() + seconds
+    _, left = psutil.wait_procs([supervisor], timeout=seconds)
+    _, left = psutil.wait_procs(family, timeout=max(1.0, deadline - time.monotonic()) if left else 5)
+    for process in left:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    _, stubborn = psutil.wait_procs(left, timeout=5)
+    if state.temporary_dir.startswith("/tmp/sl-"):
+        shutil.rmtree(state.temporary_dir, ignore_errors=True)
+    if stubborn:
+        raise StackError(f"still running after {seconds:.0f} s: processes {', '.join(str(p.pid) for p in stubborn)}")
+    return True

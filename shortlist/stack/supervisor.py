@@ -1,0 +1,236 @@
+"""The process that owns a local stack: starts its parts in order, watches them, and stops them in the reverse order.
+
+`shortlist up` starts it as `python -m shortlist.stack.supervisor` and reads its progress from the state file; SIGTERM, as sent by
+`shortlist down`, or Ctrl-C ends it. Parts that the settings name by address are attached to and never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from serving.config import ServingConfig
+from shortlist.settings import Settings, load_settings
+from shortlist.stack.errors import StackError
+from shortlist.stack.mlflow_server import mlflow_answers, start_mlflow
+from shortlist.stack.ports import free_port, take_port, wait_until
+from shortlist.stack.process import Child
+from shortlist.stack.ray_cluster import attach_ray, ray_environment, short_temporary_folder, start_ray, stop_ray
+from shortlist.stack.redis_server import redis_answers, start_redis
+from shortlist.stack.serving_config import base_url, serving_config
+from shortlist.stack.state import ProcessNote, StackState
+
+WATCH_PERIOD_S = 0.5
+
+
+class Supervisor:
+    """One local stack.
+
+    Args:
+        settings: of the stack; `serve.dataset` is set.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        if settings.serve.dataset is None:
+            raise StackError("no dataset to serve: --set serve.dataset=NAME")
+        self.settings = settings
+        self.home = settings.home.absolute()
+        self.stop_requested = threading.Event()
+        self._children: list[Child] = []
+        self._undo: list[Callable[[], None]] = []
+        me = psutil.Process()
+        self.state = StackState(
+            phase="starting",
+            dataset=settings.serve.dataset,
+            supervisor_pid=me.pid,
+            supervisor_started_at=me.create_time(),
+            control_url=settings.control_url,
+            log_dir=str(self.home / "logs"),
+        )
+
+    def run(self) -> None:
+        """Start everything, serve until asked to stop, stop everything."""
+        self._listen_for_stop()
+        try:
+            self._start()
+            self._watch()
+            self._note(phase="stopping")
+        except Exception as error:
+            self._note(phase=f"failed: {error}")
+            raise
+        finally:
+            self._stop()
+            if not self.state.phase.startswith("failed"):
+                self._note(phase="stopped", processes=())
+
+    def _listen_for_stop(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop_requested.set())
+
+    def _note(self, **changes: object) -> None:
+        self.state = dataclasses.replace(self.state, **changes)  # type: ignore[arg-type]
+        self.state.save(self.home)
+
+    def _step(self, what: str) -> None:
+        if self.stop_requested.is_set():
+            raise StackError("stopped while starting")
+        self._note(phase=f"starting: {what}")
+
+    def _start(self) -> None:
+        self._step("Redis")
+        self._start_redis()
+        self._step("MLflow")
+        self._start_mlflow()
+        self._step("Ray")
+        config = self._start_ray()
+        self._step("gateway")
+        self._start_serve(config)
+        self._note(phase="ready", processes=self._process_notes())
+
+    def _own(self, child: Child) -> None:
+        self._children.append(child)
+        self._undo.append(child.stop)
+
+    def _start_redis(self) -> None:
+        chosen, folder = self.settings.redis, self.home / "redis"
+        urls = {"bus_url": chosen.bus_url, "features_url": chosen.features_url, "cache_url": chosen.cache_url}
+        for name, url in urls.items():
+            if url is not None and not redis_answers(url, timeout_s=2):
+                raise StackError(
+                    f"redis.{name} names a Redis that does not answer: start it, or leave the setting out for an embedded one"
+                )
+        if urls["bus_url"] is None or urls["features_url"] is None:
+            child, url = start_redis("redis-bus", "event bus and online features (append-only file)", folder / "bus", durable=True)
+            self._own(child)
+            urls["bus_url"], urls["features_url"] = urls["bus_url"] or url, urls["features_url"] or url
+        if urls["cache_url"] is None:
+            child, urls["cache_url"] = start_redis(
+                "redis-cache",
+                "precomputed lists (no persistence, LRU)",
+                folder / "cache",
+                durable=False,
+                max_mb=chosen.cache_max_mb,
+            )
+            self._own(child)
+        self._note(**urls)
+
+    def _start_mlflow(self) -> None:
+        uri = self.settings.mlflow.tracking_uri
+        if uri is not None:
+            if not mlflow_answers(uri, timeout_s=3):
+                raise StackError(f"MLflow at {uri} does not answer: start it, or leave mlflow.tracking_uri out for an embedded one")
+        else:
+            port = take_port(self.settings.mlflow.port, "MLflow", "mlflow.port")
+            child, uri = start_mlflow(self.home / "mlflow", port)
+            self._own(child)
+        self._note(mlflow_uri=uri)
+
+    def _start_ray(self) -> ServingConfig:
+        from serving.environment import serve_env
+
+        port = take_port(self.settings.serve.port, "the gateway", "serve.port")
+        config = serving_config(self.settings, self.state, port)
+        temporary = short_temporary_folder()
+        environment = serve_env(temporary, stats_port=free_port(), metrics_port=free_port())
+        if self.settings.ray.address is None:
+            address = start_ray(self.home, temporary, environment)
+            self._undo.append(lambda: stop_ray(temporary))
+        else:
+            address = self.settings.ray.address
+            attach_ray(self.home, address)
+        self._listen_for_stop()  # Ray has put its own handlers in place of ours
+        ports = {key: int(value) for key, value in environment.items() if key.endswith("_PORT")}
+        self._note(
+            ray_address=address,
+            ray_token_path=ray_environment(self.home)["RAY_AUTH_TOKEN_PATH"],
+            temporary_dir=str(temporary),
+            other_ports=ports,
+        )
+        return config
+
+    def _start_serve(self, config: ServingConfig) -> None:
+        from serving import graph
+
+        graph.start_serve(config)
+        self._undo.append(graph.stop_serve)
+        graph.deploy_gateway(config)
+        self._note(base_url=base_url(self.settings, config.port), graph="fused" if graph.is_fused(config) else "separate")
+
+    def _watch(self) -> None:
+        """Restart a child that died, with growing pauses, until asked to stop."""
+        pauses: dict[str, float] = {}
+        while not self.stop_requested.wait(WATCH_PERIOD_S):
+            for child in self._children:
+                if child.alive():
+                    continue
+                pause = pauses[child.name] = min(pauses.get(child.name, 0.5) * 2, 30)
+                sys.stderr.write(f"{child.name} died; restarting in {pause:.0f} s\n")
+                if self.stop_requested.wait(pause):
+                    return
+                child.start()
+                self._note(processes=self._process_notes())
+
+    def _stop(self) -> None:
+        self.stop_requested.set()
+        for undo in reversed(self._undo):
+            try:
+                undo()
+            except Exception as error:  # one part that does not stop must not keep the others running
+                sys.stderr.write(f"while stopping: {type(error).__name__}: {error}\n")
+
+    def _process_notes(self) -> tuple[ProcessNote, ...]:
+        notes = [ProcessNote("supervisor", os.getpid(), "owns the stack; follows MLflow's aliases (reconciler)")]
+        notes += [ProcessNote(child.name, child.pid or 0, child.why) for child in self._children]
+        return tuple(notes)
+
+
+def main() -> None:
+    """Entry point of the supervisor process; settings come from its environment and arguments as `--set` strings."""
+    settings = load_settings(tuple(sys.argv[1:]))
+    Path(settings.home).mkdir(parents=True, exist_ok=True)
+    try:
+        Supervisor(settings).run()
+    except StackError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(1)
+
+
+def wait_ready(home: Path, pid_alive: Callable[[], bool], on_phase: Callable[[str], None], seconds: float = 300) -> StackState:
+    """Follow a starting supervisor's phases until it is ready.
+
+    Raises:
+        StackError: it failed, died, or took too long.
+    """
+    from shortlist.stack.state import load_state
+
+    began = time.time()
+    seen = ""
+
+    def ready() -> bool:
+        nonlocal seen
+        state = load_state(home)
+        if state is None or state.supervisor_started_at < began - 60:
+            return False
+        if state.phase != seen:
+            seen = state.phase
+            on_phase(seen)
+        if seen.startswith("failed: "):
+            raise StackError(seen.removeprefix("failed: "))
+        return state.ready and state.alive()
+
+    wait_until(ready, seconds=seconds, what="the stack", alive=pid_alive)
+    state = load_state(home)
+    assert state is not None
+    return state
+
+
+if __name__ == "__main__":
+    main()

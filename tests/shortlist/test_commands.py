@@ -1,0 +1,55 @@
+"""The program's frame: exit codes, one-line errors, JSON as the last line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from shortlist.commands.app import run
+
+
+@pytest.fixture(autouse=True)
+def _private_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SHORTLIST_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SHORTLIST_SERVE__PORT", "0")
+    monkeypatch.setenv("SHORTLIST_MLFLOW__PORT", "0")
+
+
+def test_wrong_usage_is_2(capsys):
+    assert run(["no-such-command"]) == 2
+    assert run(["doctor", "--no-such-option"]) == 2
+    assert run(["doctor", "--set"]) == 2
+
+
+def test_failure_is_1_with_one_line(capsys):
+    assert run(["status"]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert "shortlist up" in lines[0]
+
+
+def test_a_wrong_setting_is_1_and_named(capsys):
+    assert run(["doctor", "--set", "serve.prot=1"]) == 1
+    assert "unknown setting 'serve.prot'" in capsys.readouterr().err
+
+
+def test_up_without_a_dataset_says_how_to_get_one(capsys):
+    assert run(["up"]) == 1
+    assert "shortlist data import" in capsys.readouterr().err
+
+
+def test_json_is_the_last_line_of_stdout(capsys):
+    assert run(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert found["ok"] is True
+    assert {"python", "redis-server", "memory", "disk"} <= {finding["check"] for finding in found["findings"]}
+
+
+def test_help_teaches(capsys):
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--json" in shown
+    assert "doctor" in shown
