@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from features.attributes import ARROW_TYPES, CANONICAL_ITEM_TYPES, attribute_type, safe_names
 from features.importers.columns import ITEM_ALIASES, USER_ALIASES, choose_columns
+from features.importers.source import RawTable
 from features.importers.values import flat, to_ids, to_lists, to_numbers, to_times, to_truth
 from features.rejects import Rejects
 from features.schema import Attribute, AttributeType
@@ -31,28 +32,28 @@ class CatalogueRows:
 
 
 def catalogue_rows(
-    raw: pa.Table,
+    source: RawTable,
     side: Literal["item", "user"],
     *,
     mapping: Mapping[str, str],
     known: Sequence[Attribute],
     rejects: Rejects,
-    file: str,
 ) -> CatalogueRows:
     """Type a raw catalogue table; rows without an id go to the rejects, unreadable attribute values become null.
 
     Args:
-        raw: columns under the file's own names.
+        source: columns under the file's own names.
         side: items or users.
         mapping: canonical name -> column, from the user; those that name no column here are not meant for this file.
         known: attributes of earlier imports, whose names and types stay.
         rejects: takes the bad rows.
-        file: name of the file, for the rejects.
 
     Raises:
         ImportFormatError: no id column can be found.
     """
-    key = f"{side}_id"
+    key, raw, file = f"{side}_id", source.table, source.file
+    for bad in source.bad_rows:
+        rejects.add(file, bad.number, bad.reason, bad.text)
     aliases = ITEM_ALIASES if side == "item" else USER_ALIASES
     here = {name: column for name, column in mapping.items() if name in aliases and column in raw.column_names}
     chosen = choose_columns(raw.column_names, aliases, required=[(key,)], mapping=here, what=file)

@@ -2,6 +2,7 @@
 
 FeaturesError
 ├── DatasetNotFoundError   no dataset of that name or path
+│   └── DatasetUnavailableError   a public dataset known by name cannot be fetched
 ├── ImportFormatError      a file that cannot be read as the format asked for, or lacks a required column
 ├── EventError             one event is malformed (`field` names the culprit)
 ├── StoreError             the activity store refused or could not finish a write
@@ -19,6 +20,10 @@ class FeaturesError(Exception):
 
 class DatasetNotFoundError(FeaturesError):
     """No dataset of that name or path."""
+
+
+class DatasetUnavailableError(DatasetNotFoundError):
+    """A public dataset known by name is not kept and cannot be fetched."""
 
 
 class ImportFormatError(FeaturesError):

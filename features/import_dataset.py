@@ -133,10 +133,9 @@ def import_raw(
                 else catalogue_rows(
                     table,
                     "item" if side == "item" else "user",
-                    mapping={**mapping, **_aliases_of(raw, table)},
+                    mapping=mapping,
                     known=known,
                     rejects=rejects,
-                    file=f"{side}s",
                 )
             )
         _write_catalogue(sides, old, paths, catalogue, has_times=has_times, has_values=has_values, progress=progress)
@@ -144,7 +143,7 @@ def import_raw(
     listed = set() if sides["item"] is None else set(sides["item"].table["item_id"].to_pylist())
     bare = counts.items - listed
     catalogue.add_missing_items(sorted(bare))
-    notes = []
+    notes = list(raw.notes)
     if listed and bare:
         notes.append(
             f"{len(bare):,} items occur in the activity and are not listed with attributes (one is {min(bare)!r}): they are "
@@ -183,8 +182,7 @@ class _Counts:
 
 
 def _interaction_columns(raw: RawDataset, mapping: Mapping[str, str], source: str) -> dict[str, str]:
-    meant = {**{canonical: column for column, canonical in raw.aliases.items() if column in raw.columns}}
-    meant.update({name: column for name, column in mapping.items() if name in INTERACTION_ALIASES})
+    meant = raw.meanings | {name: column for name, column in mapping.items() if name in INTERACTION_ALIASES}
     return choose_columns(
         raw.columns,
         INTERACTION_ALIASES,
@@ -192,10 +190,6 @@ def _interaction_columns(raw: RawDataset, mapping: Mapping[str, str], source: st
         mapping=meant,
         what=f"{Path(source).name} ({raw.format})",
     )
-
-
-def _aliases_of(raw: RawDataset, table: pa.Table) -> dict[str, str]:
-    return {canonical: column for column, canonical in raw.aliases.items() if column in table.column_names}
 
 
 def _read(
@@ -228,8 +222,7 @@ def _reject_rows(batch: RawBatch, rows: list[int], reasons: list[str], rejects: 
         return
     contents = batch.table.take(pa.array(rows)).to_pylist()
     for row, reason, content in zip(rows, reasons, contents, strict=True):
-        number = batch.first_row + row if batch.row_numbers is None else int(batch.row_numbers[row])
-        rejects.add(batch.file, number, reason, content)
+        rejects.add(batch.file, int(batch.row_numbers[row]), reason, content)
 
 
 def _write_catalogue(

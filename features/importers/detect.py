@@ -6,10 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from features.errors import DatasetNotFoundError, ImportFormatError
-from features.importers.folder import read_folder
+from features.importers.csvs import interactions_file, read_csv
+from features.importers.folder import is_dataset_folder, read_folder
+from features.importers.movielens import is_movielens, read_movielens
+from features.importers.named import known_names, read_named
+from features.importers.sequences import read_sequences
 from features.importers.source import RawDataset
+from features.importers.text import first_lines, open_path
 
 FORMATS = ("auto", "movielens", "sequences", "csv", "parquet")
+
+_PARQUET_MAGIC = b"PAR1"
 
 
 def open_source(source: str, fmt: str, *, cache: Path, mapping: Mapping[str, str]) -> RawDataset:
@@ -22,12 +29,60 @@ def open_source(source: str, fmt: str, *, cache: Path, mapping: Mapping[str, str
         mapping: canonical name -> column, from the user.
 
     Raises:
-        DatasetNotFoundError: neither such a path nor such a name.
+        DatasetNotFoundError: neither such a path nor such a name, or a public dataset that cannot be fetched.
         ImportFormatError: the format is unknown, or does not fit what is there.
     """
     if fmt not in FORMATS:
         raise ImportFormatError(f"format {fmt!r} is not known; use one of {', '.join(FORMATS)}")
     path = Path(source).expanduser()
     if not path.exists():
-        raise DatasetNotFoundError(f"there is no file or folder {source!r}")
-    return read_folder(path)
+        if source in known_names() and fmt in ("auto", "movielens"):
+            return read_named(source, cache)
+        raise DatasetNotFoundError(
+            f"there is no file or folder {source!r} and no public dataset of that name; known names: {', '.join(known_names())}"
+        )
+    found = detect(path) if fmt == "auto" else fmt
+    if found == "movielens":
+        return read_movielens(path)
+    if found == "sequences":
+        return read_sequences(path)
+    return read_csv(path, mapping) if found == "csv" else read_folder(path)
+
+
+def detect(path: Path) -> str:
+    """The format of what is at a path.
+
+    Raises:
+        ImportFormatError: nothing there looks like one; says what would.
+    """
+    if path.is_dir():
+        if is_dataset_folder(path):
+            return "parquet"
+        if is_movielens(path):
+            return "movielens"
+        if interactions_file(path) is not None:
+            return "csv"
+        raise ImportFormatError(
+            f"nothing in {path} looks like a dataset: expected interactions.parquet, interactions.csv, or a MovieLens release "
+            "(u.data, ratings.dat, or ratings.csv with movies.csv)"
+        )
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ImportFormatError(f"{path} cannot be read: {error}") from error
+    if magic == _PARQUET_MAGIC or path.suffix == ".parquet":
+        return "parquet"
+    if path.name in ("u.data", "ratings.dat") or is_movielens(path):
+        return "movielens"
+    if magic[:2] == b"PK":
+        raise ImportFormatError(f"{path} is a zip that holds no MovieLens release: unpack it and import the folder or file in it")
+    return "sequences" if path.suffix not in (".csv", ".tsv") and _is_sequences(path) else "csv"
+
+
+def _is_sequences(path: Path) -> bool:
+    """Whether lines are blank-separated ids without header or other separators."""
+    lines = first_lines(open_path(path), path.name)[:50]
+    return bool(lines) and all(
+        " " in line.strip() and not any(mark in line for mark in ",;|\t") and "::" not in line for line in lines
+    )

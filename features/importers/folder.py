@@ -5,45 +5,61 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import ImportFormatError
-from features.importers.source import RawBatch, RawDataset
+from features.importers.source import RawBatch, RawDataset, RawTable
 
 BATCH_ROWS = 262_144
 """Rows read at once: bounded memory for files of any size."""
 
 
-def read_folder(folder: Path) -> RawDataset:
-    """Open a dataset folder, or a single interactions Parquet file.
+def read_folder(path: Path) -> RawDataset:
+    """Open a dataset folder, a single interactions Parquet file, or a folder of Parquet parts (`interactions.parquet` may be one).
 
     Raises:
-        ImportFormatError: there is no `interactions.parquet`, or a file is no readable Parquet.
+        ImportFormatError: there is no interactions file, or a file is no readable Parquet.
     """
-    interactions = folder if folder.is_file() else folder / "interactions.parquet"
-    if not interactions.is_file():
-        raise ImportFormatError(f"{folder} has no interactions.parquet; a dataset folder needs one with user_id and item_id")
-    file = _open(interactions)
-    beside = folder.is_dir()
+    named = path / "interactions.parquet"
+    parts = _parts(named if named.exists() else path)
+    if not parts:
+        raise ImportFormatError(f"{path} has no interactions.parquet; a dataset folder needs one with user_id and item_id")
+    opened = [_open(part) for part in parts]
 
     def batches() -> Iterator[RawBatch]:
-        row = 1
-        try:
-            for batch in _open(interactions).iter_batches(batch_size=BATCH_ROWS):
-                yield RawBatch(pa.Table.from_batches([batch]), interactions.name, row)
-                row += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise ImportFormatError(f"{interactions} is damaged after row {row - 1}: {error}") from error
+        for part in parts:
+            row = 1
+            try:
+                for batch in _open(part).iter_batches(batch_size=BATCH_ROWS):
+                    yield RawBatch(pa.Table.from_batches([batch]), part.name, np.arange(row, row + batch.num_rows))
+                    row += batch.num_rows
+            except (pa.ArrowException, OSError) as error:
+                raise ImportFormatError(f"{part} is damaged after row {row - 1}: {error}") from error
 
     return RawDataset(
         format="parquet",
         interactions=batches,
-        columns=tuple(file.schema_arrow.names),
-        items=_table(folder / "items.parquet") if beside else None,
-        users=_table(folder / "users.parquet") if beside else None,
-        expected_rows=file.metadata.num_rows,
+        columns=tuple(opened[0].schema_arrow.names),
+        items=_table(path / "items.parquet"),
+        users=_table(path / "users.parquet"),
+        expected_rows=sum(file.metadata.num_rows for file in opened),
     )
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """Whether a path is a dataset folder or Parquet."""
+    return (path / "interactions.parquet").exists() or bool(_parts(path))
+
+
+def _parts(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return []
+    beside = ("items.parquet", "users.parquet")
+    return sorted(part for part in path.rglob("*.parquet") if part.is_file() and part.name not in beside)
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -53,10 +69,10 @@ def _open(path: Path) -> pq.ParquetFile:
         raise ImportFormatError(f"{path} cannot be read as Parquet: {error}") from error
 
 
-def _table(path: Path) -> pa.Table | None:
+def _table(path: Path) -> RawTable | None:
     if not path.is_file():
         return None
     try:
-        return _open(path).read()
+        return RawTable(_open(path).read(), path.name)
     except (pa.ArrowException, OSError) as error:
         raise ImportFormatError(f"{path} cannot be read as Parquet: {error}") from error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 
@@ -14,7 +15,7 @@ class BadRow:
     """A row that the reader itself could not take apart.
 
     Args:
-        number: 1-based number of the row in its file (the line for text files).
+        number: 1-based number of the row in its file; a header counts as a row.
         reason: what is wrong.
         text: the row as far as it can be shown.
     """
@@ -31,15 +32,28 @@ class RawBatch:
     Args:
         table: columns under the file's own names.
         file: the file's name, for the rejects file.
-        first_row: 1-based number of the first row in its file (the line for text files).
-        row_numbers: numbers of all rows, where they do not simply follow the first.
+        row_numbers: (n,) 1-based numbers of the rows in the file; a header counts as a row.
         bad_rows: rows between them that could not be taken apart.
     """
 
     table: pa.Table
     file: str
-    first_row: int
-    row_numbers: Any = None
+    row_numbers: npt.NDArray[np.int64]
+    bad_rows: tuple[BadRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """A whole catalogue file.
+
+    Args:
+        table: columns under the file's own names.
+        file: the file's name, for the rejects file.
+        bad_rows: rows that could not be taken apart.
+    """
+
+    table: pa.Table
+    file: str
     bad_rows: tuple[BadRow, ...] = ()
 
 
@@ -51,15 +65,17 @@ class RawDataset:
         format: name of the format that read it.
         interactions: starts reading; each call reads from the beginning.
         columns: names of the interactions' columns.
-        items, users: catalogue tables with the files' own column names; None where there is no such file.
+        items, users: catalogue files; None where there is no such file.
         expected_rows: how many interactions to expect, for progress; None where unknown.
-        aliases: further names that mean a canonical column in this format (`{"Score": "value"}`).
+        meanings: canonical name -> column of the interactions, where the format says it and the names do not.
+        notes: what the user should know about how the files were read.
     """
 
     format: str
     interactions: Callable[[], Iterator[RawBatch]]
     columns: tuple[str, ...]
-    items: pa.Table | None = None
-    users: pa.Table | None = None
+    items: RawTable | None = None
+    users: RawTable | None = None
     expected_rows: int | None = None
-    aliases: dict[str, str] = field(default_factory=dict)
+    meanings: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
