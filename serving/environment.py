@@ -47,8 +47,9 @@ def serve_env(
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         # A killed HAProxy is replaced within 4 s instead of 26 s, for a tenth of a core when idle.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "1",
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "1",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
+        # A shorter one kills a manager that is still starting on a busy machine.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "5",
         **ports,
     }
 

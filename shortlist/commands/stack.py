@@ -128,8 +128,9 @@ _RAY_ROLES = (
     ("mlflow", "mlflow worker", "answers MLflow's API and UI"),
     ("ray::IDLE", "ray worker", "idle, ready for a task"),
     ("log_monitor", "ray log monitor", "collects workers' logs"),
-    ("runtime_env", "ray runtime-env agent", "prepares workers' environments"),
-    ("dashboard/agent", "ray agent", "node statistics of Ray"),
+    ("DashboardAgent", "ray agent", "node statistics of Ray"),
+    ("RuntimeEnvAgent", "ray runtime-env agent", "prepares workers' environments"),
+    ("dashboard.py", "ray dashboard head", "Ray's job and state API; its web page is off"),
     ("monitor.py", "ray autoscaler", "watches resource demand"),
 )
 

@@ -16,8 +16,7 @@ from sqlalchemy.engine import make_url
 
 from shortlist.settings import Settings
 from shortlist.stack.errors import StackError
-from shortlist.stack.mlflow_server import mlflow_answers
-from shortlist.stack.ports import port_is_free
+from shortlist.stack.ports import answers, port_is_free
 from shortlist.stack.redis_server import find_redis_server, redis_answers, redis_version
 from shortlist.stack.state import running_stack
 
@@ -125,9 +124,9 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 def _mlflow(settings: Settings) -> Iterator[Finding]:
     uri = settings.mlflow.tracking_uri
     if uri is not None:
-        answers = mlflow_answers(uri, timeout_s=3)
-        fix = "" if answers else "start it, or drop mlflow.tracking_uri"
-        yield Finding("mlflow", "ok" if answers else "problem", f"{uri} {'answers' if answers else 'does not answer'}", fix)
+        healthy = answers(f"{uri.rstrip('/')}/health", timeout_s=3)
+        fix = "" if healthy else "start it, or drop mlflow.tracking_uri"
+        yield Finding("mlflow", "ok" if healthy else "problem", f"{uri} {'answers' if healthy else 'does not answer'}", fix)
 
 
 def _ray(settings: Settings) -> Iterator[Finding]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import base64
 import secrets
 import sys
-import urllib.request
 from pathlib import Path
-from urllib.error import URLError
 
 from shortlist.stack.errors import StackError
-from shortlist.stack.ports import wait_until
+from shortlist.stack.ports import answers, wait_until
 from shortlist.stack.process import Child
 
 
@@ -48,20 +46,11 @@ def start_mlflow(folder: Path, port: int) -> tuple[Child, str]:
     )
     child.start()
     try:
-        wait_until(lambda: mlflow_answers(url), seconds=90, what="MLflow", alive=child.alive)
+        wait_until(lambda: answers(f"{url}/health"), seconds=90, what="MLflow", alive=child.alive)
     except StackError as error:
         child.stop()
         raise StackError(f"{error}; its log ends: {child.log_tail(3)}") from None
     return child, url
-
-
-def mlflow_answers(url: str, timeout_s: float = 1.0) -> bool:
-    """Whether a tracking server is healthy at `url`."""
-    try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=timeout_s) as answer:
-            return bool(answer.status == 200)
-    except (URLError, OSError, ValueError):
-        return False
 
 
 def _webhook_key(folder: Path) -> str:

@@ -1,10 +1,13 @@
-"""Free ports and waiting for servers."""
+"""Free ports, and whether servers answer."""
 
 from __future__ import annotations
 
 import socket
 import time
+import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
+from urllib.error import URLError
 
 from shortlist.stack.errors import StackError
 
@@ -40,6 +43,15 @@ def take_port(wanted: int, what: str, setting: str) -> int:
             f"port {wanted} for {what} is taken: stop what uses it, or choose another with --set {setting}=PORT (0 = any)"
         )
     return wanted
+
+
+def answers(url: str, timeout_s: float = 1.0) -> bool:
+    """Whether GET `url` answers 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
+            return bool(answer.status == 200)
+    except (URLError, HTTPException, OSError, ValueError):
+        return False
 
 
 def wait_until(ready: Callable[[], bool], *, seconds: float, what: str, alive: Callable[[], bool] | None = None) -> None:

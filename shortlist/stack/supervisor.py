@@ -20,8 +20,8 @@ import psutil
 from serving.config import ServingConfig
 from shortlist.settings import Settings, load_settings
 from shortlist.stack.errors import StackError
-from shortlist.stack.mlflow_server import mlflow_answers, start_mlflow
-from shortlist.stack.ports import free_port, take_port, wait_until
+from shortlist.stack.mlflow_server import start_mlflow
+from shortlist.stack.ports import answers, free_port, take_port, wait_until
 from shortlist.stack.process import Child
 from shortlist.stack.ray_cluster import attach_ray, ray_environment, short_temporary_folder, start_ray, stop_ray
 from shortlist.stack.redis_server import redis_answers, start_redis
@@ -125,7 +125,7 @@ class Supervisor:
     def _start_mlflow(self) -> None:
         uri = self.settings.mlflow.tracking_uri
         if uri is not None:
-            if not mlflow_answers(uri, timeout_s=3):
+            if not answers(f"{uri.rstrip('/')}/health", timeout_s=3):
                 raise StackError(f"MLflow at {uri} does not answer: start it, or leave mlflow.tracking_uri out for an embedded one")
         else:
             port = take_port(self.settings.mlflow.port, "MLflow", "mlflow.port")
@@ -159,10 +159,12 @@ class Supervisor:
     def _start_serve(self, config: ServingConfig) -> None:
         from serving import graph
 
-        graph.start_serve(config)
         self._undo.append(graph.stop_serve)
+        graph.start_serve(config)
         graph.deploy_gateway(config)
-        self._note(base_url=base_url(self.settings, config.port), graph="fused" if graph.is_fused(config) else "separate")
+        url = base_url(self.settings, config.port)
+        wait_until(lambda: answers(f"{url}/healthz"), seconds=60, what="the gateway")
+        self._note(base_url=url, graph="fused" if graph.is_fused(config) else "separate")
 
     def _watch(self) -> None:
         """Restart a child that died, with growing pauses, until asked to stop."""
