@@ -1,0 +1,246 @@
+"""The Python client: `Client` and `AsyncClient`, the same calls to wait for or to await.
+
+    from shortlist import Client
+
+    client = Client("http://127.0.0.1:8000")
+    client.get_recommendations("42", top_k=5)
+    client.log_user_activity("42", "item-7", "click")
+
+The calls are defined once, in `shortlist.client_calls`; this module sends them. Lost answers, overload and restarts are retried
+with growing pauses; an event keeps its id, so it is never stored twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import httpx
+import tenacity
+
+from shortlist import client_calls as calls
+from shortlist.client_calls import Call
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+RETRIED_STATUS = frozenset({429, 502, 503, 504})
+MAX_PAUSE_S = 10.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ApiError(Exception):
+    """The server refused a call.
+
+    Args:
+        code: short name of the error, such as `unknown_model`.
+        message: what was wrong and what is allowed.
+        field: the offending field or parameter, when one is to blame.
+        status: of HTTP; None when no answer came.
+        retry_after_s: when the server asks to come back.
+    """
+
+    def __init__(
+        self, code: str, message: str, field: str | None = None, status: int | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(f"{message} ({code})")
+        self.code, self.message, self.field, self.status, self.retry_after_s = code, message, field, status, retry_after_s
+
+
+class NoAnswerError(ApiError):
+    """The server could not be reached, or did not answer in time."""
+
+
+def _retried(error: BaseException) -> bool:
+    return isinstance(error, NoAnswerError) or (isinstance(error, ApiError) and error.status in RETRIED_STATUS)
+
+
+def _pause_s(state: tenacity.RetryCallState) -> float:
+    """0.1 s, doubling, up to half of it at random so that clients do not come back together; at least what the server asks."""
+    growing = min(MAX_PAUSE_S, 0.1 * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1)
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_s if isinstance(error, ApiError) else None
+    return max(growing, min(asked or 0.0, MAX_PAUSE_S))
+
+
+class _Connection:
+    """What both clients share: how calls become requests, answers results, and failures retries."""
+
+    def __init__(self, base_url: str, token: str | None, timeout: float, attempts: int) -> None:
+        if attempts < 1:
+            raise ValueError(f"attempts must be at least 1, got {attempts}")
+        self.base_url = base_url.rstrip("/")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http_options: dict[str, Any] = {"base_url": self.base_url, "headers": headers, "timeout": timeout}
+        self._retry_options: dict[str, Any] = {
+            "retry": tenacity.retry_if_exception(_retried),
+            "wait": _pause_s,
+            "stop": tenacity.stop_after_attempt(attempts),
+            "reraise": True,
+        }
+
+    def _request(self, call: Call[Any]) -> dict[str, Any]:
+        return {"method": call.method, "url": call.path, "params": call.params, "json": call.body}
+
+    def _result(self, call: Call[T], response: httpx.Response) -> T:
+        if response.is_success:
+            try:
+                return call.read(response.json())
+            except (json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
+                message = f"{self.base_url}{call.path} answered something that is not Shortlist's: {type(error).__name__} {error}"
+                raise ApiError("unexpected_answer", message, status=response.status_code) from error
+        try:
+            told = dict(response.json()["error"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            told = {}
+        raise ApiError(
+            str(told.get("code", "http_error")),
+            str(told.get("message", f"{call.method} {call.path} was answered with status {response.status_code}")),
+            told.get("field"),
+            response.status_code,
+            _seconds(response.headers.get("Retry-After")),
+        )
+
+    def _no_answer(self, call: Call[Any], error: httpx.HTTPError) -> NoAnswerError:
+        reason = str(error) or type(error).__name__
+        return NoAnswerError("no_answer", f"no answer from {self.base_url} to {call.method} {call.path}: {reason}; is it up?")
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def _sync(build: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
+    @functools.wraps(build)
+    def method(client: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return client.send(build(*args, **kwargs))
+
+    return method
+
+
+def _async(build: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncClient, P], Awaitable[T]]:
+    @functools.wraps(build)
+    async def method(client: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await client.send(build(*args, **kwargs))
+
+    return method
+
+
+class Client(_Connection):
+    """A client that waits for each answer. Safe to share between threads; close it, or use it as a context manager.
+
+    Args:
+        base_url: of the server.
+        token: bearer token; loopback demos need one for admin calls alone.
+        timeout: seconds to wait for one attempt.
+        attempts: how often a call is sent before its failure is raised.
+    """
+
+    def __init__(self, base_url: str = DEFAULT_URL, token: str | None = None, *, timeout: float = 5.0, attempts: int = 4) -> None:
+        super().__init__(base_url, token, timeout, attempts)
+        self._http = httpx.Client(**self._http_options)
+
+    get_recommendations = _sync(calls.get_recommendations)
+    recommend = _sync(calls.recommend)
+    similar_items = _sync(calls.similar_items)
+    popular = _sync(calls.popular)
+    trending = _sync(calls.trending)
+    item = _sync(calls.item)
+    log_user_activity = _sync(calls.log_user_activity)
+    log_events = _sync(calls.log_events)
+    merge_session = _sync(calls.merge_session)
+    models = _sync(calls.models)
+    update_model = _sync(calls.update_model)
+    rollback = _sync(calls.rollback)
+    experiments = _sync(calls.experiments)
+    experiment = _sync(calls.experiment)
+    put_experiment = _sync(calls.put_experiment)
+    start_experiment = _sync(calls.start_experiment)
+    ramp_experiment = _sync(calls.ramp_experiment)
+    pause_experiment = _sync(calls.pause_experiment)
+    stop_experiment = _sync(calls.stop_experiment)
+    experiment_report = _sync(calls.experiment_report)
+    health = _sync(calls.health)
+
+    def send(self, call: Call[T]) -> T:
+        """Send one call and read its answer.
+
+        Raises:
+            ApiError: the server refused it, or (`NoAnswerError`) could not be reached.
+        """
+        return tenacity.Retrying(**self._retry_options)(self._send_once, call)
+
+    def _send_once(self, call: Call[T]) -> T:
+        try:
+            response = self._http.request(**self._request(call))
+        except httpx.HTTPError as error:
+            raise self._no_answer(call, error) from error
+        return self._result(call, response)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class AsyncClient(_Connection):
+    """The same calls for an event loop: `await client.get_recommendations("42")`. Arguments as of `Client`."""
+
+    def __init__(self, base_url: str = DEFAULT_URL, token: str | None = None, *, timeout: float = 5.0, attempts: int = 4) -> None:
+        super().__init__(base_url, token, timeout, attempts)
+        self._http = httpx.AsyncClient(**self._http_options)
+
+    get_recommendations = _async(calls.get_recommendations)
+    recommend = _async(calls.recommend)
+    similar_items = _async(calls.similar_items)
+    popular = _async(calls.popular)
+    trending = _async(calls.trending)
+    item = _async(calls.item)
+    log_user_activity = _async(calls.log_user_activity)
+    log_events = _async(calls.log_events)
+    merge_session = _async(calls.merge_session)
+    models = _async(calls.models)
+    update_model = _async(calls.update_model)
+    rollback = _async(calls.rollback)
+    experiments = _async(calls.experiments)
+    experiment = _async(calls.experiment)
+    put_experiment = _async(calls.put_experiment)
+    start_experiment = _async(calls.start_experiment)
+    ramp_experiment = _async(calls.ramp_experiment)
+    pause_experiment = _async(calls.pause_experiment)
+    stop_experiment = _async(calls.stop_experiment)
+    experiment_report = _async(calls.experiment_report)
+    health = _async(calls.health)
+
+    async def send(self, call: Call[T]) -> T:
+        """Send one call and read its answer; raises as `Client.send`."""
+        return await tenacity.AsyncRetrying(**self._retry_options)(self._send_once, call)
+
+    async def _send_once(self, call: Call[T]) -> T:
+        try:
+            response = await self._http.request(**self._request(call))
+        except httpx.HTTPError as error:
+            raise self._no_answer(call, error) from error
+        return self._result(call, response)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
