@@ -93,6 +93,8 @@ class Supervisor:
         config = self._start_ray()
         self._step("gateway")
         self._start_serve(config)
+        self._step("event worker")
+        self._start_worker()
         self._note(phase="ready", processes=self._process_notes())
 
     def _own(self, child: Child) -> None:
@@ -165,6 +167,24 @@ class Supervisor:
         url = base_url(self.settings, config.port)
         wait_until(lambda: answers(f"{url}/healthz"), seconds=60, what="the gateway")
         self._note(base_url=url, graph="fused" if graph.is_fused(config) else "separate")
+
+    def _start_worker(self) -> None:
+        state = self.state
+        settings = {
+            "home": self.home,
+            "serve.dataset": state.dataset,
+            "redis.bus_url": state.bus_url,
+            "redis.features_url": state.features_url,
+            "control.url": state.control_url,
+        }
+        worker = Child(
+            "worker",
+            "drains the event bus into the activity store and the exposure log",
+            [sys.executable, "-m", "shortlist.stack.worker", *(f"{key}={value}" for key, value in settings.items())],
+            self.home / "logs" / "worker.log",
+        )
+        worker.start()
+        self._own(worker)
 
     def _watch(self) -> None:
         """Restart a child that died, with growing pauses, until asked to stop."""
