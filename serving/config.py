@@ -51,6 +51,8 @@ class ServingConfig(BaseModel):
     """Time the cache Redis may take; a slower one is treated as absent for a moment."""
     cache_ttl_s: int = Field(default=86_400, ge=1)
     """How long a cached list lives."""
+    load_timeout_s: float = Field(default=120, gt=0)
+    """Time a version may take from deployment to ready before it is refused."""
     precompute_k: int = Field(default=200, ge=10, le=1000)
     """Length of precomputed lists, which is also the least that a computed and cached list holds."""
     poll_s: float = Field(default=2.0, gt=0, le=60)

@@ -206,6 +206,13 @@ class ServingControl:
         with self.store.begin() as connection:
             return [_audit(row) for row in connection.execute(query).mappings()]
 
+    def last_value(self, subject: str) -> Any:
+        """The newest value of a subject in the log, None where there is none."""
+        query = select(AUDIT.c.after).where(AUDIT.c.dataset == self.dataset, AUDIT.c.subject == subject)
+        with self.store.begin() as connection:
+            text = connection.execute(query.order_by(AUDIT.c.id.desc()).limit(1)).scalar()
+        return None if text is None else json.loads(text)
+
     def replay(self, until: datetime) -> dict[str, Any]:
         """The state at a time: subject -> value, from the audit log alone."""
         state: dict[str, Any] = {}

@@ -15,12 +15,15 @@ from urllib.parse import parse_qsl
 from ray import serve
 
 from features.errors import FeaturesError
+from features.redis_bus import RedisStreamBus
 from serving.announce import listen
 from serving.answers import Answerer
 from serving.cache import ListCache
 from serving.config import ServingConfig
 from serving.errors import RequestError
+from serving.exposure_log import ExposureLog
 from serving.http import AsgiScope, Message, Receive, Send, authorize, read_json, request_id_of, send_bytes, send_json
+from serving.intake import EventIntake
 from serving.live_state import Snapshot, SnapshotLoader
 from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
@@ -69,6 +72,9 @@ class GatewayApp:
         self._snapshot = self._loader.load()
         self.cache = ListCache(config)
         self.answerer = Answerer(config, self.cache, VersionHandles(config).compute, self.snapshot, self.metrics)
+        self._bus = RedisStreamBus(config.bus_url, config.dataset, site=config.site)
+        self._intake = EventIntake(config, self._bus, self.cache, self.metrics)
+        self._exposures = ExposureLog(config, self._bus, self.metrics)
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -99,6 +105,12 @@ class GatewayApp:
                 _only(scope, "POST")
                 authorize(self.config, scope, "read")
                 await self._recommend(send, parse_body(await read_json(scope, receive)), request_id)
+            elif path == "/v1/events":
+                route, status = "events", 202
+                _only(scope, "POST")
+                authorize(self.config, scope, "write")
+                receipt = await self._intake.take(await read_json(scope, receive))
+                await send_json(send, 202, receipt.to_json(), request_id=request_id)
             elif path == "/v1/popular":
                 route = "popular"
                 _only(scope, "GET")
@@ -124,6 +136,7 @@ class GatewayApp:
 
     async def _recommend(self, send: Send, request: RecommendationRequest, request_id: bytes | None) -> None:
         answer = await self.answerer.recommend(request)
+        self._exposures.add(answer)
         await send_json(send, 200, answer.to_json(), request_id=request_id)
 
     async def _popular(self, scope: AsgiScope, send: Send, request_id: bytes | None) -> None:
@@ -159,6 +172,7 @@ class GatewayApp:
 
     async def _start(self) -> None:
         await self.cache.start()
+        self._exposures.start()
         self._tasks = [
             asyncio.create_task(self._follow(), name="follow"),
             asyncio.create_task(listen(self.config, self._changed.set), name="listen"),
@@ -168,6 +182,8 @@ class GatewayApp:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._exposures.stop()
+        await self._bus.aclose()
         await self.cache.stop()
 
     async def _follow(self) -> None:

@@ -7,6 +7,7 @@ applied before Ray was imported.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from serving.config import ServingConfig
-from serving.errors import ServingError
+from serving.errors import ServingError, VersionRefusedError
 from serving.gateway import Gateway
+from serving.messages import ComputeRequest
 from serving.ranker import Ranker
 from serving.retriever import Retriever
 
@@ -61,7 +63,8 @@ def deploy_version(config: ServingConfig, version: str, bundle_folder: Path) -> 
     """Deploy one version beside all others and wait until its replicas are ready; returns the application's name.
 
     Raises:
-        RuntimeError: Ray Serve gave up on it; the replicas' last error is in the message.
+        VersionRefusedError: Ray Serve gave up on it, or it was not ready within `load_timeout_s`; the message ends with the
+            replicas' own error.
     """
     name, arguments = version_app(config, version), (config.model_dump_json(), str(bundle_folder))
     options: dict[str, Any] = {
@@ -75,8 +78,38 @@ def deploy_version(config: ServingConfig, version: str, bundle_folder: Path) -> 
         application = retriever.bind(*arguments)
     else:
         application = retriever.bind(*arguments, serve.deployment(Ranker).options(name="Ranker", **options).bind(*arguments))
-    serve.run(application, name=name, route_prefix=None, logging_config=_QUIET)
+    serve.run_many(
+        [serve.RunTarget(application, name=name, route_prefix=None, logging_config=_QUIET)], wait_for_applications_running=False
+    )
+    _wait_running(name, config.load_timeout_s)
     return name
+
+
+def _wait_running(name: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = serve.status().applications.get(name)
+        if found is not None and found.status == "RUNNING":
+            return
+        if found is not None and found.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
+            raise VersionRefusedError(_reason(found))
+        if time.monotonic() > deadline:
+            raise VersionRefusedError(f"not ready after {timeout_s:.0f} s")
+        time.sleep(0.05)
+
+
+def _reason(application: Any) -> str:
+    """The last line of the replicas' own error, which Serve buries in a traceback."""
+    told = [deployment.message for deployment in application.deployments.values() if deployment.message] or [application.message]
+    lines = [line.strip() for line in told[0].splitlines() if line.strip()]
+    errors = [line for line in lines if "Error:" in line]
+    return (errors or lines or ["it does not start"])[-1]
+
+
+def ask_version(config: ServingConfig, version: str, request: ComputeRequest, timeout_s: float = 30.0) -> bytes:
+    """One encoded list from a version's replicas, outside the gateway."""
+    handle = serve.get_app_handle(version_app(config, version))
+    return bytes(handle.compute.remote(request).result(timeout_s=timeout_s))
 
 
 def delete_version(config: ServingConfig, version: str) -> None:

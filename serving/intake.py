@@ -1,0 +1,131 @@
+"""Event intake: validate, put on the bus, and only then say so; then move the freshness marks of the users concerned.
+
+The bus is what makes an event accepted. The mark comes after it and may fail: then a cached list stays until it expires or the
+online features catch up, and nothing is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from features.bus import EVENTS, EventBus
+from features.errors import BusFullError, BusUnavailableError, EventError
+from features.event_codec import encode_event, to_microseconds
+from features.events import POSITIVE_ACTIONS, Event, parse_event
+from serving.cache import ListCache, session_unit, user_unit
+from serving.config import ServingConfig
+from serving.errors import RequestError
+from serving.metrics import GatewayMetrics
+from serving.recent_activity import RecentEvent, changes_answers
+
+MAX_BATCH = 1000
+RETRY_AFTER_S = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of a call's events. `event_ids` has an entry for each, None where it was rejected."""
+
+    accepted: int
+    duplicates: int
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    event_ids: list[str | None] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The body of the 202."""
+        return {
+            "accepted": self.accepted,
+            "duplicates": self.duplicates,
+            "rejected": self.rejected,
+            "event_ids": self.event_ids,
+        }
+
+
+class EventIntake:
+    """Takes events of one gateway replica.
+
+    Args:
+        config: dataset and site.
+        bus: where accepted events go.
+        cache: where freshness marks are.
+        metrics: counted here.
+    """
+
+    def __init__(self, config: ServingConfig, bus: EventBus, cache: ListCache, metrics: GatewayMetrics) -> None:
+        self._config, self._bus, self._cache, self._metrics = config, bus, cache, metrics
+
+    async def take(self, body: object) -> Receipt:
+        """Accept one event, or a batch `{"events": [...]}`.
+
+        Raises:
+            RequestError: no event is valid (422), too many (413), the bus is full (429) or gone (503).
+        """
+        raw = _raw_events(body)
+        now = datetime.now(UTC)
+        events: list[Event] = []
+        event_ids: list[str | None] = []
+        rejected: list[dict[str, Any]] = []
+        for index, one in enumerate(raw):
+            try:
+                event = parse_event(one, dataset=self._config.dataset, now=now)
+            except EventError as error:
+                rejected.append({"index": index, "error": str(error)} | ({"field": error.field} if error.field else {}))
+                event_ids.append(None)
+            else:
+                events.append(event)
+                event_ids.append(event.event_id)
+        self._metrics.events("rejected", len(rejected))
+        if not events:
+            first = rejected[0]
+            several = f" (and {len(rejected) - 1} more rejected)" if len(rejected) > 1 else ""
+            raise RequestError(f"{first['error']}{several}", code="invalid_event", field=first.get("field"))
+        new = await self._publish(events, now)
+        self._metrics.events("accepted", sum(new))
+        self._metrics.events("duplicate", len(events) - sum(new))
+        await self._move_marks([event for event, is_new in zip(events, new, strict=True) if is_new], now)
+        return Receipt(len(events), len(events) - sum(new), rejected, event_ids)
+
+    async def _publish(self, events: list[Event], now: datetime) -> list[bool]:
+        payloads = [encode_event(event, received_at=now, site=self._config.site) for event in events]
+        try:
+            ids = await self._bus.publish_async(EVENTS, payloads, [event.event_id for event in events])
+        except BusFullError as error:
+            raise RequestError(str(error), code="bus_full", status=429, headers={"Retry-After": str(RETRY_AFTER_S)}) from None
+        except BusUnavailableError as error:
+            raise RequestError(
+                f"no event was accepted: {error}", code="bus_unavailable", status=503, headers={"Retry-After": str(RETRY_AFTER_S)}
+            ) from None
+        return [one is not None for one in ids]
+
+    async def _move_marks(self, events: list[Event], now: datetime) -> None:
+        fresh: dict[str, list[RecentEvent]] = {}
+        for event in events:
+            if changes_answers(event.action):
+                recent = RecentEvent(event.item_id, to_microseconds(event.timestamp), event.action in POSITIVE_ACTIONS)
+                if event.user_id is not None:
+                    fresh.setdefault(user_unit(event.user_id), []).append(recent)
+                if event.session_id is not None:
+                    fresh.setdefault(session_unit(event.session_id), []).append(recent)
+        if fresh and not await self._cache.append_activity(fresh, to_microseconds(now)):
+            self._metrics.fallback("mark")
+
+
+def _raw_events(body: object) -> list[Any]:
+    if not isinstance(body, Mapping):
+        raise RequestError('the body must be an event or {"events": [...]}')
+    if "events" not in body:
+        return [body]
+    events = body["events"]
+    if not isinstance(events, list) or len(body) > 1:
+        raise RequestError('a batch is {"events": [...]} and nothing else', field="events")
+    if not 1 <= len(events) <= MAX_BATCH:
+        raise RequestError(
+            f"a batch has 1 to {MAX_BATCH} events, got {len(events)}",
+            code="batch_size",
+            status=413 if events else 422,
+            field="events",
+        )
+    return events

@@ -1,0 +1,48 @@
+"""Is a freshly deployed version fit to be shown? Asks it real questions, which also warms it up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from serving.cached_list import decode_list
+from serving.errors import VersionRefusedError
+from serving.messages import ComputeRequest
+from training.histories import Histories
+
+USERS_ASKED = 16
+ITEMS_WANTED = 20
+
+Ask = Callable[[ComputeRequest], bytes]
+"""A request to the version's own replicas, waiting for the encoded list."""
+
+
+def check_version(folder: Path, ask: Ask) -> None:
+    """Ask a version for lists of some of its own users.
+
+    Args:
+        folder: its bundle.
+        ask: reaches its replicas.
+
+    Raises:
+        VersionRefusedError: an answer is empty, not finite or names items that the version does not have.
+    """
+    histories = Histories.load(folder)
+    with_history = np.flatnonzero(np.diff(histories.indptr) > 0)
+    if not len(with_history):
+        return
+    asked = with_history[np.linspace(0, len(with_history) - 1, min(USERS_ASKED, len(with_history))).astype(int)]
+    empty = 0
+    for user in asked:
+        answer = decode_list(ask(ComputeRequest(user_id=str(histories.user_ids[user]), k=ITEMS_WANTED)))
+        if answer is None:
+            raise VersionRefusedError("its answers cannot be read: it was built by another release")
+        if not np.isfinite(answer.score).all():
+            raise VersionRefusedError("it scores items with NaN or infinity")
+        if len(np.unique(answer.item_idx)) < len(answer):
+            raise VersionRefusedError("it lists an item twice")
+        empty += len(answer) == 0
+    if empty == len(asked):
+        raise VersionRefusedError(f"it has no item for any of {len(asked)} known users")
