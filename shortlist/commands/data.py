@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -15,6 +16,8 @@ from features.control_store import ControlStore
 from features.import_dataset import ImportReport, import_dataset
 from features.import_dataset import Progress as ReportProgress
 from features.paths import DatasetPaths
+from features.simulate import simulate
+from features.simulated_world import SimulationConfig
 from shortlist.commands import console
 
 app = typer.Typer(help="Import, simulate, describe and export datasets.", no_args_is_help=True)
@@ -62,6 +65,30 @@ def import_(
         )
     for note in report.notes:
         console.log.print(f"note: {note}", highlight=False, markup=False)
+    console.finish(report.to_dict(), report_table(report))
+
+
+@app.command("simulate")
+def simulate_(
+    dataset: DatasetOption,
+    users: Annotated[int, typer.Option("--users", "-u", min=1, help="Number of users.")] = 1_000,
+    items: Annotated[int, typer.Option("--items", "-i", min=1, help="Number of items.")] = 2_000,
+    events: Annotated[int, typer.Option("--events", "-e", min=1, help="Number of interactions.")] = 100_000,
+    days: Annotated[int, typer.Option("--days", min=1, max=3650, help="Days that the activity spans.")] = 90,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same data.")] = 0,
+) -> None:
+    """Make up a dataset of any size: users with tastes, items with attributes, new items over time.
+
+    It goes through the same writer as imports and live events. Useful to try the platform without data, and for load tests.
+    """
+    paths, catalogue = open_dataset(dataset)
+    try:
+        config = SimulationConfig(users=users, items=items, events=events, days=days, seed=seed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise console.CommandError(f"--{first['loc'][0]} {first['input']}: {first['msg']}") from None
+    with _shown_progress() as progress:
+        report = simulate(config, paths, catalogue, progress=progress)
     console.finish(report.to_dict(), report_table(report))
 
 
