@@ -31,7 +31,7 @@ class ShortlistModel(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Load the bundle that lies beside the MLmodel file."""
-        from training.pipeline import Pipeline  # type: ignore[import-untyped, unused-ignore]
+        from training.pipeline import Pipeline
 
         self._pipeline = Pipeline.load(Path(context.artifacts[BUNDLE_ARTIFACT]))
 
@@ -39,8 +39,8 @@ class ShortlistModel(PythonModel):
         """Recommend for each row of `model_input`.
 
         Args:
-            model_input: a column `user_id` (known users get their history as of training, unknown ones the anonymous answer), or
-                a column `recent_items` (lists of item ids, oldest first), which goes first where a row has both.
+            model_input: a column `user_id` (known users get their history as of training, unknown ones the anonymous answer), a
+                column `recent_items` (lists of item ids, oldest first; appended to the history of a known user), or both.
             params: `top_k`, 1 to 1000.
 
         Returns:
@@ -66,10 +66,9 @@ class ShortlistModel(PythonModel):
             chosen = np.flatnonzero(by_session == is_session)
             if len(chosen) == 0:
                 continue
-            if is_session:
-                queries = self._pipeline.queries_for(recent_items=[sessions[row] or [] for row in chosen])
-            else:
-                queries = self._pipeline.queries_for(user_ids=[user_ids[row] or "" for row in chosen])
+            known = [user_ids[row] or "" for row in chosen]
+            recent_items = [sessions[row] or [] for row in chosen] if is_session else None
+            queries = self._pipeline.queries_for(known, recent_items=recent_items)
             lists = self._pipeline.recommend(queries, top_k)
             row, slot = np.nonzero(lists.item_idx >= 0)
             frames.append(

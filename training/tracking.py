@@ -5,19 +5,23 @@ Owns the tracking client. Which configurations are tried is `training.tune`'s, v
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from training.errors import RegistryError
+
+Result = TypeVar("Result")
 
 PARENT_TAG = "mlflow.parentRunId"
 _MAX_PARAM_LENGTH = 6000
@@ -27,7 +31,7 @@ _MAX_PARAM_LENGTH = 6000
 def connect(tracking_uri: str) -> Any:
     """An `MlflowClient` that gives up on an unreachable server in seconds instead of minutes.
 
-    Sets MLflow's request retries and time-out in this process's environment, unless the caller's environment has them.
+    Sets MLflow's request retries, time-out and quietness in this process's environment, unless the environment has them already.
 
     Raises:
         RegistryError: the server does not answer.
@@ -35,6 +39,7 @@ def connect(tracking_uri: str) -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
@@ -75,12 +80,10 @@ class Run:
         self.run_id = run_id
 
     @classmethod
-    def start(cls, client: Any, experiment: str, name: str, *, parent: str | None = None, tags: Mapping[str, str]) -> Run:
-        """Create a run in the experiment of that name, below `parent` when given."""
+    def create(cls, client: Any, experiment: str, name: str, *, parent: str | None = None, tags: Mapping[str, str]) -> Run:
+        """Create a run in the experiment of that id, below `parent` when given."""
         nested = {PARENT_TAG: parent} if parent else {}
-        created = client.create_run(
-            experiment_id(client, experiment), run_name=name, tags={"mlflow.source.type": "JOB", **tags, **nested}
-        )
+        created = client.create_run(experiment, run_name=name, tags={"mlflow.source.type": "JOB", **tags, **nested})
         return cls(client, str(created.info.run_id))
 
     def log_params(self, params: Mapping[str, object]) -> None:
@@ -111,9 +114,13 @@ class Run:
         """Store a JSON file among the run's artifacts."""
         self._client.log_text(self.run_id, json.dumps(value, indent=2, default=str) + "\n", path)
 
-    def log_text(self, text: str, path: str) -> None:
-        """Store a text file among the run's artifacts."""
-        self._client.log_text(self.run_id, text, path)
+    def log_bytes(self, content: bytes, path: str) -> None:
+        """Store a file of this content among the run's artifacts."""
+        folder, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / name
+            file.write_bytes(content)
+            self.log_file(file, folder or None)
 
     def log_file(self, file: Path, folder: str | None = None) -> None:
         """Store a file among the run's artifacts."""
@@ -127,19 +134,115 @@ class Run:
             table.to_parquet(file, index=False)
             self.log_file(file, folder or None)
 
+    def read_json(self, path: str) -> Any:
+        """What `log_json` stored, None where the run has no such file."""
+        file = self._download(path)
+        return None if file is None else json.loads(file)
+
     def read_table(self, path: str) -> pd.DataFrame | None:
         """What `log_table` stored, None where the run has no such file."""
+        file = self._download(path)
+        return None if file is None else pd.read_parquet(io.BytesIO(file))
+
+    def _download(self, path: str) -> bytes | None:
         from mlflow.exceptions import MlflowException
 
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                return pd.read_parquet(self._client.download_artifacts(self.run_id, path, scratch))
+                return Path(self._client.download_artifacts(self.run_id, path, scratch)).read_bytes()
             except (MlflowException, OSError):
                 return None
+
+    def reopen(self) -> None:
+        """Take up a run that an interrupted call left.
+
+        Raises:
+            RegistryError: MLflow has no such run any more.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.update_run(self.run_id, status="RUNNING")
+        except MlflowException as error:
+            raise RegistryError(f"run {self.run_id} cannot be continued ({str(error).splitlines()[0]})") from error
 
     def end(self, status: str = "FINISHED") -> None:
         """End the run: FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self.run_id, status)
+
+    def fail(self, error: BaseException) -> None:
+        """End the run as FAILED with the reason, or KILLED when the user stopped it. Never raises: the error is on its way out."""
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException):
+            self.set_tags({"shortlist.reason": f"{type(error).__name__}: {error}"[:500]})
+            self.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
+
+class TrialRuns:
+    """The nested runs of a study's trials.
+
+    MLflow going away does not end a study: the first failure is told once, from then on nothing more is sent.
+
+    Args:
+        client: from `connect`.
+        parent: the study's run.
+        tags: given to every trial's run.
+        on_failure: called once with the reason.
+    """
+
+    def __init__(self, client: Any, parent: Run, tags: Mapping[str, str], on_failure: Callable[[str], None]) -> None:
+        self._client, self._parent, self._tags, self._on_failure = client, parent, dict(tags), on_failure
+        self._experiment = str(client.get_run(parent.run_id).info.experiment_id)
+        self._gone = False
+
+    def start(self, name: str, params: Mapping[str, object]) -> str | None:
+        """Create a trial's run, log its parameters and return its id; None when MLflow is gone."""
+
+        def create() -> str:
+            run = Run.create(self._client, self._experiment, name, parent=self._parent.run_id, tags=self._tags)
+            run.log_params(params)
+            return run.run_id
+
+        return self._guarded(create)
+
+    def log(self, run_id: str | None, metrics: Mapping[str, float], step: int) -> None:
+        """Log metrics of one step."""
+        if run_id is not None:
+            self._guarded(lambda: Run(self._client, run_id).log_metrics(metrics, step))
+
+    def end(self, run_id: str | None, status: str, reason: str | None = None) -> None:
+        """End a trial's run with a status of MLflow's, and the tag `shortlist.reason` where there is a reason."""
+        if run_id is None:
+            return
+
+        def end() -> None:
+            run = Run(self._client, run_id)
+            if reason:
+                run.set_tags({"shortlist.reason": reason})
+            run.end(status)
+
+        self._guarded(end)
+
+    def end_abandoned(self) -> int:
+        """End the runs that an interrupted call left running and return how many there were."""
+        query = f"tags.`{PARENT_TAG}` = '{self._parent.run_id}' and attributes.status = 'RUNNING'"
+        left = self._client.search_runs([self._experiment], filter_string=query, max_results=1000)
+        for run in left:
+            self.end(run.info.run_id, "KILLED", "the study was interrupted")
+        return len(left)
+
+    def _guarded(self, action: Callable[[], Result]) -> Result | None:
+        from mlflow.exceptions import MlflowException
+
+        if self._gone:
+            return None
+        try:
+            return action()
+        except MlflowException as error:
+            self._gone = True
+            self._on_failure(str(error).splitlines()[0])
+            return None
 
 
 def metric_name(name: str) -> str:

@@ -23,10 +23,10 @@ EPILOG = (
     "(repeatable; overrides shortlist.toml and SHORTLIST_* variables). SHORTLIST_DEBUG=1 shows tracebacks."
 )
 
-GROUPS: tuple[str, ...] = ("data",)
+GROUPS: tuple[str, ...] = ("data", "models")
 """Modules in this folder with a Typer `app`, one command group each."""
 
-COMMANDS: tuple[str, ...] = ("stack",)
+COMMANDS: tuple[str, ...] = ("stack", "tune")
 """Modules in this folder with a function `register(app)` that adds top-level commands."""
 
 _FAILURES: tuple[type[Exception], ...] = (

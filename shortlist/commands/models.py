@@ -1,0 +1,158 @@
+"""`shortlist models`: versions in the registry, their gate, their aliases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from shortlist.commands import console
+from shortlist.stack.attach import mlflow_for_call
+from training.registry import CHAMPION, GATE_OVERRIDE_TAG, GATE_REASON_TAG, SERVING_TAG, ModelVersion
+
+if TYPE_CHECKING:
+    from training.train import Place
+
+app = typer.Typer(help="List, promote, roll back and prune model versions.", no_args_is_help=True)
+
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", "-d", help="Name of the dataset; serve.dataset of the settings when left out.")
+]
+VersionArgument = Annotated[str, typer.Argument(help="Number of the version, or an alias.")]
+AliasOption = Annotated[str, typer.Option("--alias", "-a", help="Name of the alias; champion takes default traffic.")]
+
+
+@app.command("list")
+def list_(dataset: DatasetOption = None) -> None:
+    """All versions, newest first, with aliases, gate and validation metrics."""
+    with _opened(dataset) as place:
+        registry = place.registry()
+        versions = registry.versions()
+    result = {"model": registry.model, "versions": [_described(v) for v in versions]}
+    table = Table("version", "aliases", "gate", "serving", "ndcg@10", "study", "registered (UTC)", title=registry.model)
+    for v in versions:
+        ndcg = v.metrics.get("ndcg@10")
+        table.add_row(
+            v.version,
+            ", ".join(v.aliases),
+            (v.gate or "") + (" (overridden)" if v.tags.get(GATE_OVERRIDE_TAG) else ""),
+            v.tags.get(SERVING_TAG, ""),
+            "" if ndcg is None else f"{ndcg:.4f}",
+            v.tags.get("shortlist.study", ""),
+            f"{v.created_at:%Y-%m-%d %H:%M}",
+        )
+    console.finish(result, table)
+
+
+@app.command()
+def show(version: VersionArgument, dataset: DatasetOption = None) -> None:
+    """One version: tags, metrics, aliases, and the history of each alias."""
+    with _opened(dataset) as place:
+        registry = place.registry()
+        found = registry.version(version)
+        folder = registry.download(found.version)
+        history = {alias: [move.__dict__ for move in registry.history(alias)] for alias in found.aliases}
+    result = _described(found) | {"bundle": str(folder), "history": history}
+    table = Table(title=f"{registry.model} version {found.version}", show_header=False)
+    for name, value in result.items():
+        table.add_row(name, escape(str(value)))
+    console.finish(result, table)
+
+
+@app.command()
+def promote(
+    version: VersionArgument,
+    alias: AliasOption = CHAMPION,
+    override: Annotated[
+        str | None, typer.Option("--override", metavar="REASON", help="Promote although the gate failed it; the reason is kept.")
+    ] = None,
+    dataset: DatasetOption = None,
+) -> None:
+    """Point an alias at a version; serving follows within seconds.
+
+    A version that the gate failed is refused unless --override says why it should be served all the same.
+    """
+    with _opened(dataset) as place:
+        registry = place.registry()
+        found = registry.version(version)
+        if override is not None and found.gate == "fail":
+            registry.set_tag(found.version, GATE_OVERRIDE_TAG, override)
+        elif not found.servable:
+            raise console.CommandError(
+                f"the gate failed version {found.version}: {found.tags.get(GATE_REASON_TAG, 'no reason stored')}. "
+                'To promote it all the same: --override "why"'
+            )
+        before = registry.aliases().get(alias)
+        registry.set_alias(alias, found.version)
+    result = {"model": registry.model, "alias": alias, "version": found.version, "previous": before}
+    console.finish(result, f"{alias} of {registry.model}: version {found.version} (before: {before or 'none'})")
+
+
+@app.command()
+def rollback(alias: AliasOption = CHAMPION, dataset: DatasetOption = None) -> None:
+    """Move an alias back to the version before. Twice goes back two versions."""
+    with _opened(dataset) as place:
+        registry = place.registry()
+        left, taken = registry.rollback(alias)
+    result = {"model": registry.model, "alias": alias, "version": taken, "previous": left}
+    console.finish(result, f"{alias} of {registry.model}: back to version {taken} from {left}")
+
+
+@app.command()
+def gate(version: VersionArgument, dataset: DatasetOption = None) -> None:
+    """Judge a version against the present champion again and store the verdict."""
+    from training.train import rejudge
+
+    with _opened(dataset) as place:
+        registry = place.registry()
+        found = registry.version(version)
+        decision = rejudge(registry, found)
+    result = {
+        "model": registry.model,
+        "version": found.version,
+        "verdict": decision.verdict,
+        "reasons": list(decision.reasons),
+    }
+    console.finish(result, f"version {found.version}: {decision.verdict}: {escape(decision.reason)}")
+
+
+@app.command()
+def prune(
+    keep: Annotated[int, typer.Option(min=1, help="Versions to keep besides aliased ones and those a rollback would take.")] = 10,
+    dataset: DatasetOption = None,
+) -> None:
+    """Delete old versions from the registry. What an alias points at, or a rollback would take, is kept."""
+    with _opened(dataset) as place:
+        registry = place.registry()
+        gone = registry.prune(keep)
+        left = [v.version for v in registry.versions()]
+    console.finish({"model": registry.model, "deleted": gone, "kept": left}, f"deleted {len(gone)}, kept {len(left)}")
+
+
+@contextmanager
+def _opened(dataset: str | None) -> Iterator[Place]:
+    from shortlist.commands.tune import place_of
+
+    settings = console.settings()
+    name = dataset or settings.serve.dataset
+    if name is None:
+        raise console.CommandError("which dataset? Pass --dataset NAME, or set serve.dataset")
+    with mlflow_for_call(settings) as uri:
+        yield place_of(name, uri)
+
+
+def _described(version: ModelVersion) -> dict[str, Any]:
+    return {
+        "version": version.version,
+        "aliases": list(version.aliases),
+        "gate": version.gate,
+        "servable": version.servable,
+        "metrics": version.metrics,
+        "run_id": version.run_id,
+        "created_at": version.created_at,
+        "tags": dict(version.tags),
+    }

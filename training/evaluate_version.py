@@ -1,0 +1,220 @@
+"""Test-stage evaluation of a version, or of a study trained for the protocol. Refuses versions that have seen the test rows.
+
+A version has its own item numbers, those of its training; queries are translated into them and its lists back, so that a version
+can be measured on data that has grown since.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from training.candidates import RankedLists
+from training.dataset import load_training_data
+from training.errors import ProtocolError, RegistryError, StudyError
+from training.evaluate import Evaluation, Recommend, evaluate
+from training.funnel import fit_funnel
+from training.funnel import refit as fit_again
+from training.funnel_config import RankerConfig
+from training.interactions import IntArray, Interactions
+from training.pipeline import Pipeline
+from training.queries import QueryBatch
+from training.registry import Registry
+from training.splits import PROTOCOLS, Fold
+from training.study import Study, load_study, parse_study
+from training.tracking import Run, connect
+from training.train import OUTCOME_FILE, STUDY_TAG, Notify, Place, evaluate_on, load_study_data
+from training.trial_log import TrialLog
+
+
+def evaluate_study(
+    study: Study, place: Place, protocol: str, *, refit: bool = False, notify: Notify = lambda _: None
+) -> Evaluation:
+    """Train a study's best configuration for a protocol and measure it on the test rows.
+
+    What comes after the sources is fitted on the protocol's validation rows.
+
+    Args:
+        study: a study that was run on this dataset, or one with nothing to search.
+        place: where the dataset and the study's outcome are.
+        protocol: whose folds are used.
+        refit: fit the sources on the validation rows too before the test.
+        notify: told what is being done.
+
+    Raises:
+        StudyError: the study searches and was not run on this dataset.
+        ProtocolError: the protocol cannot be run on this data.
+    """
+    return _evaluate_chosen(_outcome_of(study, place), place, protocol, refit=refit, notify=notify)
+
+
+def evaluate_study_of(
+    version: str, place: Place, protocol: str, *, refit: bool = False, notify: Notify = lambda _: None
+) -> Evaluation:
+    """As `evaluate_study`, for the study behind a registered version (number or alias).
+
+    Raises:
+        RegistryError: no such version, or it was not made by a study.
+    """
+    registry = place.registry()
+    found = registry.version(version)
+    run = Run(connect(place.tracking_uri), found.run_id) if found.run_id else None
+    raw = run.read_json(OUTCOME_FILE) if run else None
+    if raw is None:
+        raise RegistryError(f"version {found.version} of {registry.model} was not made by a study: pass --study FILE or --model")
+    return _evaluate_chosen(parse_study(raw, f"of version {found.version}"), place, protocol, refit=refit, notify=notify)
+
+
+def evaluate_registered(uri: str, place: Place, protocol: str, *, notify: Notify = lambda _: None) -> Evaluation:
+    """Measure a registered version as it is.
+
+    Args:
+        uri: version number, alias, `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
+        place: dataset and registry.
+        protocol: whose test rows are used.
+        notify: told what is being done.
+
+    Raises:
+        RegistryError: no such version, or it is another dataset's.
+        ProtocolError: it was trained on test rows of the protocol; the message names the study to pass.
+    """
+    registry = place.registry()
+    version = registry.version(version_in(uri, registry))
+    return evaluate_folder(registry.download(version.version), place, protocol, study=version.tags.get(STUDY_TAG), notify=notify)
+
+
+def evaluate_folder(
+    folder: Path, place: Place, protocol: str, *, study: str | None = None, notify: Notify = lambda _: None
+) -> Evaluation:
+    """Measure a bundle as it is.
+
+    Args:
+        folder: the bundle.
+        place: the dataset.
+        protocol: whose test rows are used.
+        study: name of the study that made it, for the message.
+        notify: told what is being done.
+
+    Raises:
+        BundleError: it cannot be used, or is another dataset's.
+        ProtocolError: it was trained on test rows of the protocol.
+    """
+    notify("loading the bundle")
+    pipeline = Pipeline.load(folder, expected_dataset=place.dataset)
+    data = load_training_data(place.paths, place.control_url)
+    fold = test_fold(protocol, data.interactions, refit=False)
+    seen = targets_seen(pipeline, data.interactions, fold)
+    if seen:
+        which = f"experiments/studies/{study}.toml" if study else "FILE of the study that made it"
+        raise ProtocolError(
+            f"this bundle was trained on {seen:,} of the {len(fold.target_idx):,} test rows of {protocol}, so its figures would "
+            f"mean nothing: evaluate its study instead, which trains it for the protocol: --study {which}"
+        )
+    notify(f"asking for {len(fold.queries):,} users")
+    seed = pipeline.manifest.seed if pipeline.manifest else 0
+    return evaluate(_translated(pipeline, data.interactions, fold), fold, seed=seed)
+
+
+def version_in(uri: str, registry: Registry) -> str:
+    """Version number or alias named by a model URI.
+
+    Raises:
+        RegistryError: the URI names another model.
+    """
+    if not uri.startswith("models:/"):
+        return uri
+    name, separator, alias = uri.removeprefix("models:/").partition("@")
+    if not separator:
+        name, _, alias = name.partition("/")
+    if name != registry.model or not alias:
+        raise RegistryError(
+            f"{uri} is not a version of {registry.model}: use models:/{registry.model}@ALIAS or models:/{registry.model}/VERSION"
+        )
+    return alias
+
+
+def test_fold(protocol: str, interactions: Interactions, *, refit: bool) -> Fold:
+    """The protocol's test fold.
+
+    Raises:
+        ProtocolError: no such protocol, or it cannot be run on this data.
+    """
+    if protocol not in PROTOCOLS:
+        raise ProtocolError(f"protocol {protocol!r} is not available; there are: {', '.join(sorted(PROTOCOLS))}")
+    return PROTOCOLS[protocol](interactions, "test", refit=refit)
+
+
+def targets_seen(pipeline: Pipeline, interactions: Interactions, fold: Fold) -> int:
+    """Targets of a fold that are in the histories which a pipeline was trained on."""
+    owners = np.repeat(fold.queries.user_idx, np.diff(fold.target_indptr))
+    rows = pipeline.histories.users.rows(interactions.user_ids[owners].tolist())
+    items = pipeline.vocabulary.rows(interactions.item_ids[fold.target_idx].tolist())
+    known = (rows >= 0) & (items >= 0)
+    users, inverse = np.unique(rows[known], return_inverse=True)
+    if not len(users):
+        return 0
+    trained = pipeline.histories.queries(users)
+    pairs = trained.row.astype(np.int64) * pipeline.num_items + trained.item_idx
+    return int(np.isin(inverse.astype(np.int64) * pipeline.num_items + items[known], pairs).sum())
+
+
+def _evaluate_chosen(study: Study, place: Place, protocol: str, *, refit: bool, notify: Notify) -> Evaluation:
+    notify(f"reading dataset {place.dataset}")
+    found = load_study_data(place, study.model_copy(update={"protocol": protocol}))
+    test = test_fold(protocol, found.data.interactions, refit=refit)
+    ranker = study.funnel.rankers[0] if study.funnel.rankers else RankerConfig()
+    configs = {source.source: dict(source.fixed) for source in study.sources}
+    notify(f"fitting the funnel for {protocol}")
+    fitted = fit_funnel(study.funnel_config(configs, ranker), found.data, found.fold, dataset=place.dataset, seed=study.seed)
+    pipeline = fitted.pipeline
+    if refit:
+        notify("fitting the sources on the validation rows too")
+        pipeline = fit_again(pipeline, replace(found.data, interactions=test.fit), seed=study.seed)
+    notify(f"asking for {len(test.queries):,} users")
+    return evaluate_on(pipeline, test, seed=study.seed)
+
+
+def _outcome_of(study: Study, place: Place) -> Study:
+    if not study.searches:
+        return study
+    folder = place.study_folder(study.name)
+    head = TrialLog(folder).head()
+    if head is None or not (folder / OUTCOME_FILE).exists():
+        raise StudyError(
+            f"study {study.name!r} has no outcome on dataset {place.dataset!r}: run it first with "
+            f"`shortlist tune FILE --dataset {place.dataset}`"
+        )
+    if head["study_sha256"] != study.digest():
+        raise StudyError(f"study {study.name!r} has changed since it was run on {place.dataset!r}: run `shortlist tune` again")
+    return load_study(folder / OUTCOME_FILE)
+
+
+def _translated(pipeline: Pipeline, interactions: Interactions, fold: Fold) -> Recommend:
+    """The pipeline as a recommender in the item numbers of `interactions`."""
+    if np.array_equal(pipeline.item_ids, interactions.item_ids):
+        return lambda queries, k: pipeline.recommend(queries, k, fold.allowed, exclude_history=fold.exclude_history)
+    inside: IntArray = pipeline.vocabulary.rows(interactions.item_ids.tolist())
+    outside = np.full(pipeline.num_items + 1, -1, dtype=np.int32)  # the last entry is padding's
+    outside[inside[inside >= 0]] = np.flatnonzero(inside >= 0)
+    allowed = None
+    if fold.allowed is not None or (outside[:-1] < 0).any():
+        wanted = np.ones(interactions.num_items, dtype=bool) if fold.allowed is None else fold.allowed
+        allowed = np.where(outside[:-1] >= 0, wanted[outside[:-1]], False)
+
+    def recommend(queries: QueryBatch, k: int) -> RankedLists:
+        items = inside[queries.item_idx]
+        known = items >= 0
+        kept = np.concatenate([[0], np.cumsum(known)])
+        asked = replace(
+            queries,
+            indptr=kept[queries.indptr].astype(np.int64),
+            item_idx=items[known],
+            time_us=queries.time_us[known],
+            user_idx=np.full(len(queries), -1, dtype=np.int32),
+        )
+        lists = pipeline.recommend(asked, k, allowed, exclude_history=fold.exclude_history)
+        return replace(lists, item_idx=outside[lists.item_idx])
+
+    return recommend

@@ -1,0 +1,130 @@
+"""A whole study: search each source, then train the funnel out of the best, register it. Continues after an interruption.
+
+What a study leaves on disk lies below `<dataset>/studies/<name>/`: which data and run it belongs to, its trials, its outcome.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from training.errors import StudyError
+from training.search import Finished, StudySearch
+from training.study import Study
+from training.tracking import Run, TrialRuns, connect
+from training.train import Notify, Outcome, Place, StudyData, finish_study, load_study_data, provenance, start_run
+from training.trial import TrialTask
+from training.trial_log import TrialLog, TrialRecord
+from training.tune import best_trials, run_search
+from training.tune_progress import SearchProgress
+
+SEARCH_SHARE = 0.7
+"""Share of a study's minutes in which trials start; the rest is for the funnel, the refit and the registration."""
+
+
+def tune_study(
+    study: Study,
+    place: Place,
+    *,
+    trials: int | None = None,
+    minutes: float | None = None,
+    resume: bool = False,
+    on_progress: Callable[[SearchProgress], None] | None = None,
+    notify: Notify = lambda _: None,
+) -> Outcome:
+    """Run a study on the Ray that this process is connected to.
+
+    Args:
+        study: what to tune.
+        place: where to read and write.
+        trials, minutes: caps that replace the study's own.
+        resume: continue the last, interrupted call: trials that ended count, those that were running are done anew.
+        on_progress: told of every change of the search.
+        notify: told what is being done besides.
+
+    Raises:
+        StudyError: nothing to resume, it was another study or on other data, or no trial of any source succeeded.
+        NotTrainableError, ProtocolError, RegistryError: see there.
+    """
+    started = time.monotonic()
+    limit = minutes if minutes is not None else study.minutes
+    client = connect(place.tracking_uri)
+    log = TrialLog(place.study_folder(study.name))
+    notify(f"reading dataset {place.dataset}")
+    if resume:
+        found, run = _continued(study, place, log, client)
+        notify(f"continuing after {len(log.records())} trials")
+    else:
+        found = load_study_data(place, study)
+        run = start_run(client, study, place, found)
+        log.begin(
+            {
+                "study_sha256": study.digest(),
+                "fingerprint": found.fingerprint.sha256,
+                "as_of": found.as_of.isoformat() if found.as_of else "",
+                "run_id": run.run_id,
+            }
+        )
+    try:
+        runs = TrialRuns(client, run, provenance(study, found), lambda reason: notify(f"MLflow is gone, trials go on: {reason}"))
+        if resume:
+            runs.end_abandoned()
+        records = run_search(
+            study,
+            TrialTask(found.data, found.fold, study.metric, study.seed),
+            StudySearch(study, study.allocation(trials), _finished(log.records())),
+            log,
+            runs,
+            deadline=None if limit is None else started + limit * 60 * SEARCH_SHARE,
+            on_progress=on_progress,
+        )
+        configs = chosen_configs(study, records, notify)
+        return finish_study(study, configs, place, found, run, records, notify=notify)
+    except BaseException as error:
+        run.fail(error)
+        raise
+
+
+def chosen_configs(study: Study, records: Sequence[TrialRecord], notify: Notify) -> dict[str, dict[str, Any]]:
+    """Source -> configuration for the funnel: its best trial's, or its fixed values and defaults where it had no trial.
+
+    Raises:
+        StudyError: a source was tried and every trial of it failed; the message has the last reason.
+    """
+    best = best_trials(study, list(records))
+    configs = {}
+    for source in study.sources:
+        if source.source in best:
+            configs[source.source] = best[source.source].config
+            continue
+        failed = [record for record in records if record.source == source.source and record.status == "failed"]
+        if failed:
+            raise StudyError(
+                f"every trial of source {source.source!r} failed, the last with: {failed[-1].reason}. Narrow its space, or drop it"
+            )
+        notify(f"source {source.source} had no trial in the time given: its defaults are used")
+        configs[source.source] = dict(source.fixed)
+    return configs
+
+
+def _continued(study: Study, place: Place, log: TrialLog, client: Any) -> tuple[StudyData, Run]:
+    head = log.head()
+    if head is None:
+        raise StudyError(f"study {study.name!r} was not begun on dataset {place.dataset!r}: start it without --resume")
+    if head["study_sha256"] != study.digest():
+        raise StudyError(f"study {study.name!r} has changed since it was interrupted: start it without --resume")
+    found = load_study_data(place, study, as_of=datetime.fromisoformat(head["as_of"]) if head["as_of"] else None)
+    if found.fingerprint.sha256 != head["fingerprint"]:
+        raise StudyError(
+            f"dataset {place.dataset!r} has other activity up to {head['as_of'] or 'now'} than when the study began, so its trials "
+            "cannot be compared: start it without --resume"
+        )
+    run = Run(client, head["run_id"])
+    run.reopen()
+    return found, run
+
+
+def _finished(records: Sequence[TrialRecord]) -> list[Finished]:
+    return [Finished(r.source, r.number, r.params, r.value) for r in records]
