@@ -6,8 +6,11 @@ applied before Ray was imported.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +111,20 @@ def _reason(application: Any) -> str:
 
 def ask_version(config: ServingConfig, version: str, request: ComputeRequest, timeout_s: float = 30.0) -> bytes:
     """One encoded list from a version's replicas, outside the gateway."""
-    handle = serve.get_app_handle(version_app(config, version))
-    return bytes(handle.compute.remote(request).result(timeout_s=timeout_s))
+
+    async def ask() -> bytes:
+        handle = serve.get_app_handle(version_app(config, version))
+        return bytes(await asyncio.wait_for(handle.compute.remote(request), timeout_s))
+
+    return asyncio.run_coroutine_threadsafe(ask(), _handle_loop()).result(timeout_s + 1)
+
+
+@cache
+def _handle_loop() -> asyncio.AbstractEventLoop:
+    """An event loop that outlives each call: handles of the throughput-optimized mode need one, and stay bound to the first."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="serve-handles", daemon=True).start()
+    return loop
 
 
 def delete_version(config: ServingConfig, version: str) -> None:

@@ -95,6 +95,8 @@ class Supervisor:
         self._start_serve(config)
         self._step("event worker")
         self._start_worker()
+        self._step("model versions")
+        self._start_reconciler(config)
         self._note(phase="ready", processes=self._process_notes())
 
     def _own(self, child: Child) -> None:
@@ -185,6 +187,15 @@ class Supervisor:
         )
         worker.start()
         self._own(worker)
+
+    def _start_reconciler(self, config: ServingConfig) -> None:
+        from serving.reconciler import Reconciler
+
+        reconciler = Reconciler(config)
+        reconciler.step()
+        thread = threading.Thread(target=reconciler.run, args=(self.stop_requested,), name="reconciler", daemon=True)
+        thread.start()
+        self._undo.append(lambda: thread.join(10))
 
     def _watch(self) -> None:
         """Restart a child that died, with growing pauses, until asked to stop."""
