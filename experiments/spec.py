@@ -61,6 +61,18 @@ class Metrics(_Section):
     guardrails: tuple[Guardrail, ...] = ()
     """Must not get worse by more than their margin."""
 
+    @property
+    def all(self) -> tuple[Metric, ...]:
+        """Primary, secondary and guardrails, in this order."""
+        return (self.primary, *self.secondary, *self.guardrails)
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Metrics:
+        names = [metric.name for metric in self.all]
+        if len(set(names)) < len(names):
+            raise ValueError(f"metric names must differ, got {names}")
+        return self
+
     @field_validator("primary", mode="before")
     @classmethod
     def _expand_one(cls, given: object) -> object:
