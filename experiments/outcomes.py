@@ -89,7 +89,8 @@ def compute_outcomes(spec: ExperimentSpec, exposures: pa.Table, events: pa.Table
     answers = pc.index_in(events["recommendation_id"], value_set=_array(mine["recommendation_id"]), skip_nulls=True)
     by_answer = np.append(unit_of_exposure, -1)[pc.fill_null(answers, len(unit_of_exposure)).to_numpy(zero_copy_only=False)]
     counted_by_id = _in_window(by_id, event_at, first_us, horizon_us)
-    counted_by_answer = _in_window(by_answer, event_at, first_us, horizon_us)
+    # What quotes an answer came after it, whatever the client's clock says.
+    counted_by_answer = _in_window(by_answer, np.maximum(event_at, np.append(first_us, 0)[by_answer]), first_us, horizon_us)
     values = pc.fill_null(events["value"], 0.0).to_numpy(zero_copy_only=False)
 
     def totals(actions: Sequence[str], of: str, attributed: bool) -> FloatArray:

@@ -23,7 +23,7 @@ EPILOG = (
     "(repeatable; overrides shortlist.toml and SHORTLIST_* variables). SHORTLIST_DEBUG=1 shows tracebacks."
 )
 
-GROUPS: tuple[str, ...] = ("data", "models")
+GROUPS: tuple[str, ...] = ("data", "models", "experiment", "events")
 """Modules in this folder with a Typer `app`, one command group each."""
 
 COMMANDS: tuple[str, ...] = ("stack", "tune")

@@ -173,10 +173,11 @@ def test_attributed_events_are_credited_to_the_answers_unit_and_no_other() -> No
             ("someone", "click", 1, "r2", None),
             ("w", "click", 1, "x", None),
             ("u", "view", 1, "r1", None),
+            ("v", "click", -0.1, "r2", None),  # a clock that is late
         ]
     )
     outcomes = compute_outcomes(make_spec(), exposures, events, NOW)
-    assert outcomes.metrics["ctr"].numerator.tolist() == [1, 1]
+    assert outcomes.metrics["ctr"].numerator.tolist() == [1, 2]
     assert outcomes.metrics["active"].numerator.tolist() == [1, 0]
 
 
@@ -232,7 +233,9 @@ def test_outcomes_agree_with_a_slow_reading_of_the_definition(rng: np.random.Gen
             return first <= START + timedelta(days=day) < first + timedelta(days=7)
 
         own = [event for event in events if event[0] == user and inside(event[2])]
-        credited = [event for event in events if event[3] is not None and event[3].startswith(f"{user}-") and inside(event[2])]
+        ends = first + timedelta(days=7)
+        quoting = [event for event in events if event[3] is not None and event[3].startswith(f"{user}-")]
+        credited = [event for event in quoting if START + timedelta(days=event[2]) < ends]
         clicks = sum(event[1] == "click" for event in own)
         assert found.metrics["clicks_per_view"].numerator[row] == clicks
         assert found.metrics["clicks_per_view"].denominator is not None
