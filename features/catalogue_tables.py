@@ -76,7 +76,7 @@ def catalogue_rows(
         wanted = CANONICAL_ITEM_TYPES.get(canonical) if side == "item" else None
         wanted = wanted or _widened(known_types.get(name), attribute_type(raw[column].type))
         columns[name] = _typed(raw[column], wanted)
-        attributes.append(Attribute(name, column if canonical == column else canonical, wanted))
+        attributes.append(Attribute(name, canonical, wanted))
     return CatalogueRows(pa.table(columns), tuple(attributes))
 
 

@@ -169,8 +169,12 @@ class EventIndex:
 
 def first_of_each(keys: KeyArray) -> npt.NDArray[np.bool_]:
     """(n,) bool: True for the first occurrence of each key of (2, n)."""
-    order = np.lexsort((np.arange(keys.shape[1]), keys[1], keys[0]))
+    order = np.argsort(keys[0], kind="stable")
+    first_lane = keys[0, order]
     repeats = np.zeros(keys.shape[1], dtype=bool)
+    if (first_lane[1:] != first_lane[:-1]).all():
+        return ~repeats  # almost always: no two ids share even one lane
+    order = np.lexsort((np.arange(keys.shape[1]), keys[1], keys[0]))
     repeats[order[1:]] = (keys[:, order[1:]] == keys[:, order[:-1]]).all(axis=0)
     return ~repeats
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -13,6 +15,8 @@ from rich.table import Table
 
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
+from features.describe import describe, plot
+from features.export_dataset import export_dataset
 from features.import_dataset import ImportReport, import_dataset
 from features.import_dataset import Progress as ReportProgress
 from features.paths import DatasetPaths
@@ -92,6 +96,36 @@ def simulate_(
     console.finish(report.to_dict(), report_table(report))
 
 
+@app.command("describe")
+def describe_(
+    dataset: DatasetOption,
+    plot_path: Annotated[
+        Path | None, typer.Option("--plot", metavar="PATH", help="Also draw activity, histories, popularity and values to a PNG.")
+    ] = None,
+) -> None:
+    """Show what a dataset holds: counts, density, time span, history lengths, popularity."""
+    description = describe(*open_dataset(dataset))
+    result = dict(description.summary)
+    if plot_path is not None:
+        try:
+            plot(description, plot_path)
+        except (OSError, ValueError) as error:
+            raise console.CommandError(f"--plot {plot_path} cannot be written: {error}") from None
+        result["plot"] = str(plot_path)
+    console.finish(result, _description_table(result))
+
+
+@app.command("export")
+def export_(
+    folder: Annotated[Path, typer.Argument(help="Folder to write interactions.parquet, items.parquet and users.parquet to.")],
+    dataset: DatasetOption,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files of an earlier export.")] = False,
+) -> None:
+    """Write a dataset as a folder of Parquet, which imports to the same again."""
+    report = export_dataset(*open_dataset(dataset), folder, overwrite=overwrite)
+    console.finish(asdict(report))
+
+
 def open_dataset(dataset: str) -> tuple[DatasetPaths, Catalogue]:
     """Paths and catalogue of a dataset by the settings of this call; the control store's tables are made where missing."""
     settings = console.settings()
@@ -124,6 +158,22 @@ def report_table(report: ImportReport) -> Table:
         if name != "dataset" and value is not None:
             table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
     return table
+
+
+def _description_table(result: dict[str, Any]) -> Table:
+    table = Table(title=str(result["dataset"]), show_header=False)
+    for name, value in result.items():
+        if name == "dataset" or value is None or value == {}:
+            continue
+        shown = ", ".join(f"{key} {_figure(part)}" for key, part in value.items()) if isinstance(value, dict) else _figure(value)
+        table.add_row(name.replace("_", " "), shown)
+    return table
+
+
+def _figure(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 @contextmanager
