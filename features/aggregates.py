@@ -38,61 +38,82 @@ def categories_of(items: pa.Table | None) -> dict[str, list[str]]:
     return {item: category_parts(categories or []) for item, categories in lists}
 
 
-def user_states(log: ActivityLog, rows: LongArray, stops: LongArray, categories: ItemCategories) -> Iterator[pa.Table]:
-    """States of users after the events before `stops`, as blocks of `user_id` and the features of `user_activity`.
+class UserStates:
+    """States of users: rows of `user_activity`.
 
     Args:
         log: the users' activity.
-        rows: (A,) rows of users.
-        stops: (A,) event numbers; the state of ask a is that of the events `indptr[rows[a]]:stops[a]`, at least one.
         categories: item_id -> categories; items that are not in it have none.
     """
-    vocabulary, of_item = _category_matrix(log.other_ids, categories)
-    item_names = pa.array(log.other_ids, type=pa.string())
-    category_names = pa.array(vocabulary, type=pa.string())
-    days, hours = _TileRuns(log, DAY_US), _TileRuns(log, HOUR_US)
-    for start in range(0, len(rows), STATES_PER_BLOCK):
-        block = slice(start, start + STATES_PER_BLOCK)
-        row, stop = rows[block], stops[block]
-        last = log.time_us[stop - 1]
-        count, mean = _values(log, log.indptr[row], stop)
-        length = np.minimum(stop - log.indptr[row], RECENT_ITEMS)
+
+    def __init__(self, log: ActivityLog, categories: ItemCategories) -> None:
+        self.log = log
+        self._days, self._hours = _TileRuns(log, DAY_US), _TileRuns(log, HOUR_US)
+        vocabulary, self._of_item = _category_matrix(log.other_ids, categories)
+        self._category_names = pa.array(vocabulary, type=pa.string())
+        self._item_names = pa.array(log.other_ids, type=pa.string())
+
+    def after(self, rows: LongArray, stops: LongArray) -> Iterator[pa.Table]:
+        """States after the events before `stops`, as blocks of `user_id` and the features of `user_activity`.
+
+        Args:
+            rows: (A,) rows of users.
+            stops: (A,) event numbers; state a is that of the events `indptr[rows[a]]:stops[a]`, at least one.
+        """
+        for start in range(0, len(rows), STATES_PER_BLOCK):
+            yield self._block(rows[start : start + STATES_PER_BLOCK], stops[start : start + STATES_PER_BLOCK])
+
+    def _block(self, rows: LongArray, stops: LongArray) -> pa.Table:
+        log = self.log
+        starts, last = log.indptr[rows], log.time_us[stops - 1]
+        value_count, value_mean = _values(log, starts, stops)
+        length = np.minimum(stops - starts, RECENT_ITEMS)
         offsets = np.concatenate([[0], np.cumsum(length)])
-        recent = np.repeat(stop - length - offsets[:-1], length) + np.arange(offsets[-1])
-        owner = np.repeat(np.arange(len(row)), length)
-        taste_offsets, taste, weight = _top_categories(of_item, log.other[recent], length)
+        recent = np.repeat(stops - length - offsets[:-1], length) + np.arange(offsets[-1])
+        owner = np.repeat(np.arange(len(rows)), length)
+        items = log.other[recent]
+        taste_offsets, taste, weight = _top_categories(self._of_item, items, length)
         arrays = {
-            "user_events": pa.array(stop - log.indptr[row]),
-            "user_value_count": pa.array(count),
-            "user_value_mean": pa.array(mean, from_pandas=True),
+            "user_events": pa.array(stops - starts),
+            "user_value_count": pa.array(value_count),
+            "user_value_mean": pa.array(value_mean, from_pandas=True),
             "user_last_event_us": _times(last, log.has_times),
-            "user_day_tiles": _tile_lists(days.counts(row, stop, DAY_TILES), log.has_times),
-            "user_hour_tiles": _tile_lists(hours.counts(row, stop, HOUR_TILES), log.has_times),
-            "recent_items": _lists(offsets, item_names.take(pa.array(log.other[recent]))),
+            "user_day_tiles": _tile_lists(self._days.counts(rows, stops, DAY_TILES), log.has_times),
+            "user_hour_tiles": _tile_lists(self._hours.counts(rows, stops, HOUR_TILES), log.has_times),
+            "recent_items": _lists(offsets, self._item_names.take(pa.array(items))),
             "recent_ages_us": _lists(offsets, pa.array(last[owner] - log.time_us[recent])),
-            "recent_distinct_items": pa.array(_distinct(owner, log.other[recent], len(row))),
-            "user_categories": _lists(taste_offsets, category_names.take(pa.array(taste))),
+            "recent_distinct_items": pa.array(_distinct(owner, items, len(rows))),
+            "user_categories": _lists(taste_offsets, self._category_names.take(pa.array(taste))),
             "user_category_weights": _lists(taste_offsets, pa.array(weight)),
         }
-        yield _state_table("user", log.ids[row], arrays)
+        return _state_table("user", log.ids[rows], arrays)
 
 
-def item_states(log: ActivityLog, rows: LongArray, stops: LongArray) -> Iterator[pa.Table]:
-    """States of items after the events before `stops`: as `user_states`, for `item_activity`."""
-    days = _TileRuns(log, DAY_US)
-    for start in range(0, len(rows), STATES_PER_BLOCK):
-        block = slice(start, start + STATES_PER_BLOCK)
-        row, stop = rows[block], stops[block]
-        count, mean = _values(log, log.indptr[row], stop)
+class ItemStates:
+    """States of items: rows of `item_activity`; `log` is the items' activity."""
+
+    def __init__(self, log: ActivityLog) -> None:
+        self.log = log
+        self._days = _TileRuns(log, DAY_US)
+
+    def after(self, rows: LongArray, stops: LongArray) -> Iterator[pa.Table]:
+        """States after the events before `stops`: as `UserStates.after`, for `item_activity`."""
+        for start in range(0, len(rows), STATES_PER_BLOCK):
+            yield self._block(rows[start : start + STATES_PER_BLOCK], stops[start : start + STATES_PER_BLOCK])
+
+    def _block(self, rows: LongArray, stops: LongArray) -> pa.Table:
+        log = self.log
+        starts = log.indptr[rows]
+        value_count, value_mean = _values(log, starts, stops)
         arrays = {
-            "item_events": pa.array(stop - log.indptr[row]),
-            "item_value_count": pa.array(count),
-            "item_value_mean": pa.array(mean, from_pandas=True),
-            "item_first_event_us": _times(log.time_us[log.indptr[row]], log.has_times),
-            "item_last_event_us": _times(log.time_us[stop - 1], log.has_times),
-            "item_day_tiles": _tile_lists(days.counts(row, stop, DAY_TILES), log.has_times),
+            "item_events": pa.array(stops - starts),
+            "item_value_count": pa.array(value_count),
+            "item_value_mean": pa.array(value_mean, from_pandas=True),
+            "item_first_event_us": _times(log.time_us[starts], log.has_times),
+            "item_last_event_us": _times(log.time_us[stops - 1], log.has_times),
+            "item_day_tiles": _tile_lists(self._days.counts(rows, stops, DAY_TILES), log.has_times),
         }
-        yield _state_table("item", log.ids[row], arrays)
+        return _state_table("item", log.ids[rows], arrays)
 
 
 def state_schema(side: Literal["user", "item"]) -> pa.Schema:
@@ -102,7 +123,7 @@ def state_schema(side: Literal["user", "item"]) -> pa.Schema:
 
 
 def top_categories(items: Sequence[str], categories: ItemCategories) -> tuple[list[str], list[float]]:
-    """Taste of one list of recent items: its most frequent categories and their shares, as `user_states` gives them.
+    """Taste of one list of recent items: its most frequent categories and their shares, as `UserStates` gives them.
 
     Equal shares are ordered by name.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from feature_repo.item_views import ITEM_ACTIVITY, ITEM_METADATA
 from feature_repo.sources import table_path
 from feature_repo.user_views import USER_ACTIVITY, USER_PROFILE
-from features.activity_log import NO_ROW, ActivityLog, LongArray, activity_log
-from features.aggregates import categories_of, item_states, state_schema, user_states
+from features.activity_log import NO_ROW, LongArray, activity_log
+from features.aggregates import ItemStates, UserStates, categories_of, state_schema
 from features.attribute_tables import ALWAYS_US, attribute_table, attributes_of
 from features.columns import FeatureColumns, missing_columns
 from features.schema import DatasetSchema
@@ -30,8 +30,8 @@ from features.store import OfflineFeatures, Side, feature_table, view_specs
 
 IdArray = npt.NDArray[np.object_]
 
-ASKS_PER_JOIN = 50_000
-"""Rows joined at once."""
+ASKS_PER_JOIN = 16_000
+"""Rows joined at once: DuckDB ranks whole rows, recent items included, so fewer at a time are faster and lighter."""
 
 PAIRS_PER_JOIN = 1_000_000
 """The join meets each ask of an entity with every state of it that is not later, before it keeps the newest: asks of one entity
@@ -66,13 +66,9 @@ def user_features_at(
         FeatureJoinError: the join lost rows, or a column is missing.
     """
     log = activity_log(events, "user", has_times=has_times)
-    categories = categories_of(item_categories)
-
-    def states(rows: LongArray, stops: LongArray) -> Iterator[pa.Table]:
-        return user_states(log, rows, stops, categories)
-
+    states = UserStates(log, categories_of(item_categories))
     with _Joiner("user", user_table) as joiner:
-        return joiner.features(log, USER_ACTIVITY, states, np.asarray(user_ids, dtype=np.object_), request_time_us, names)
+        return joiner.features(states, np.asarray(user_ids, dtype=np.object_), request_time_us, names)
 
 
 def item_features_at(
@@ -99,14 +95,10 @@ def item_features_at(
     Raises:
         FeatureJoinError: the join lost rows, or a column is missing.
     """
-    log = activity_log(events, "item", has_times=has_times)
-
-    def states(rows: LongArray, stops: LongArray) -> Iterator[pa.Table]:
-        return item_states(log, rows, stops)
-
+    states = ItemStates(activity_log(events, "item", has_times=has_times))
     cutoffs = np.full(len(item_ids), cutoff_us, dtype=np.int64)
     with _Joiner("item", item_table) as joiner:
-        return joiner.features(log, ITEM_ACTIVITY, states, np.asarray(item_ids, dtype=np.object_), cutoffs, names)
+        return joiner.features(states, np.asarray(item_ids, dtype=np.object_), cutoffs, names)
 
 
 class _Joiner:
@@ -139,19 +131,17 @@ class _Joiner:
 
     def features(
         self,
-        log: ActivityLog,
-        view: str,
-        states: Callable[[LongArray, LongArray], Iterator[pa.Table]],
+        states: UserStates | ItemStates,
         ids: IdArray,
         before_us: LongArray,
         names: Sequence[str] | None,
     ) -> FeatureColumns:
         """Write the asked states and join them, block by block, in the order asked."""
-        rows = log.rows(ids)
+        rows = states.log.rows(ids)
         parts: list[FeatureColumns] = []
         asked: list[LongArray] = []
         for block in _join_blocks(rows, before_us):
-            self._write_states(log, view, states, rows[block], before_us[block])
+            self._write_states(states, rows[block], before_us[block], names)
             parts.append(self._offline.join(self._side, ids[block], before_us[block], names))
             asked.append(block)
         if not parts:
@@ -161,12 +151,12 @@ class _Joiner:
 
     def _write_states(
         self,
-        log: ActivityLog,
-        view: str,
-        states: Callable[[LongArray, LongArray], Iterator[pa.Table]],
+        states: UserStates | ItemStates,
         rows: LongArray,
         before_us: LongArray,
+        names: Sequence[str] | None,
     ) -> None:
+        log = states.log
         known = rows != NO_ROW
         known_rows = rows[known]
         stops = log.stops(known_rows, before_us[known])
@@ -174,12 +164,15 @@ class _Joiner:
         # A state is its last event: asks that fall between the same two events share one.
         stops, first = np.unique(stops[acted], return_index=True)
         known_rows = known_rows[acted][first]
-        path = table_path(view, self._folder)
+        path = table_path(USER_ACTIVITY if self._side == "user" else ITEM_ACTIVITY, self._folder)
         start = 0
-        with pq.ParquetWriter(path, feature_table(state_schema(self._side).empty_table(), np.empty(0, np.int64), 0).schema) as out:
-            for table in states(known_rows, stops):
+        schema = state_schema(self._side)
+        columns = [name for name in schema.names if names is None or name in names or name == self._key]
+        empty = feature_table(schema.empty_table().select(columns), np.empty(0, np.int64), 0)
+        with pq.ParquetWriter(path, empty.schema) as out:
+            for table in states.after(known_rows, stops):
                 last_us = log.time_us[stops[start : start + len(table)] - 1]
-                out.write_table(feature_table(table, last_us, self._written_us))
+                out.write_table(feature_table(table.select(columns), last_us, self._written_us))
                 start += len(table)
 
 
@@ -190,8 +183,7 @@ def _join_blocks(rows: LongArray, before_us: LongArray) -> Iterator[LongArray]:
     first = np.flatnonzero(np.append(True, sorted_rows[1:] != sorted_rows[:-1])) if len(rows) else np.empty(0, np.int64)
     rank = np.arange(len(rows)) - np.repeat(first, np.diff(np.append(first, len(rows))))
     rank[sorted_rows == NO_ROW] = 0  # no states to meet
-    # Four asks of an entity, then four of the next: neighbours in time share a block, and few asks meet few states.
-    order = order[np.argsort(rank // 4, kind="stable")]
+    order = order[np.argsort(rank, kind="stable")]  # every entity's first ask, then every entity's second, ...
     start = 0
     while start < len(order):
         size = ASKS_PER_JOIN
