@@ -273,6 +273,32 @@ def category_attribute(names: Sequence[str]) -> str | None:
     return next((name for name in CATEGORY_ATTRIBUTES if name in names), None)
 
 
+_UDF_SOURCE = """def request(inputs):
+    from feature_repo.request_views import request_udf
+
+    return request_udf(inputs)
+"""
+
+
+class DescribedOnDemandView(OnDemandFeatureView):
+    """An on-demand view whose fields may have descriptions.
+
+    Feast 0.67 compares declared fields with the ones that it infers from a trial run of the transformation, descriptions included,
+    so a described field is never found.
+    """
+
+    features: list[Field]
+
+    def infer_features(self) -> None:
+        """Check names and types against a trial run, as Feast does, without the descriptions."""
+        described = self.features
+        self.features = [Field(name=field.name, dtype=field.dtype) for field in described]
+        try:
+            super().infer_features()
+        finally:
+            self.features = described
+
+
 def request_view(sources: Sequence[FeatureView]) -> OnDemandFeatureView:
     """The on-demand view over the user and item views and the request's time."""
     time = RequestSource(
@@ -281,11 +307,14 @@ def request_view(sources: Sequence[FeatureView]) -> OnDemandFeatureView:
         description="What only the request knows.",
         owner=OWNER,
     )
-    return OnDemandFeatureView(
+    return DescribedOnDemandView(
         name=REQUEST_VIEW,
         sources=[*sources, time],
         schema=[Field(name=name, dtype=Float64, description=text) for name, text in REQUEST_FEATURES.items()],
         udf=request_udf,
+        # Feast rebuilds the function of a registered view from this text: no pickled code is loaded, and the code that runs is
+        # the installed one.
+        udf_string=_UDF_SOURCE,
         mode="python",
         description="User x item at the moment of asking: window counts, recency, age, category affinity.",
         owner=OWNER,

@@ -25,6 +25,8 @@ from features.columns import arrow_type
 STATES_PER_BLOCK = 50_000
 """Rows computed at once: about 200 MB of working memory for full users."""
 
+Side = Literal["user", "item"]
+
 ItemCategories = Mapping[str, Sequence[str]]
 """item_id -> its categories, paths already split into parts."""
 
@@ -116,7 +118,7 @@ class ItemStates:
         return _state_table("item", log.ids[rows], arrays)
 
 
-def state_schema(side: Literal["user", "item"]) -> pa.Schema:
+def state_schema(side: Side) -> pa.Schema:
     """Columns of a state table: the id, then the features of the side's activity view."""
     specs = USER_ACTIVITY_SPECS if side == "user" else ITEM_ACTIVITY_SPECS
     return pa.schema([(f"{side}_id", pa.string()), *((spec.name, arrow_type(spec)) for spec in specs)])
@@ -135,7 +137,7 @@ def top_categories(items: Sequence[str], categories: ItemCategories) -> tuple[li
     return [name for name, _ in best], [float(np.float32(count / len(items))) for _, count in best]
 
 
-def _state_table(side: Literal["user", "item"], ids: npt.NDArray[np.object_], arrays: Mapping[str, pa.Array]) -> pa.Table:
+def _state_table(side: Side, ids: npt.NDArray[np.object_], arrays: Mapping[str, pa.Array]) -> pa.Table:
     schema = state_schema(side)
     return pa.table([pa.array(ids, type=pa.string()), *(arrays[name] for name in schema.names[1:])], schema=schema)
 

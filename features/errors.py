@@ -8,7 +8,8 @@ FeaturesError
 ├── StoreError             the activity store refused or could not finish a write
 ├── BusUnavailableError    the event bus cannot be reached or refuses writes
 │   └── BusFullError       its readers are too far behind: come back later
-└── FeatureJoinError       a point-in-time join lost rows, or a feature table is missing
+├── FeatureJoinError       a point-in-time join lost rows, or a feature table is missing
+└── FeatureStoreError      Feast's registry or its online store cannot be used
 """
 
 from __future__ import annotations
@@ -66,3 +67,7 @@ class BusFullError(BusUnavailableError):
 
 class FeatureJoinError(FeaturesError):
     """A point-in-time join lost rows, or a feature table is missing."""
+
+
+class FeatureStoreError(FeaturesError):
+    """Feast's registry or its online store cannot be used."""

@@ -1,42 +1,55 @@
-"""The one owner of Feast's FeatureStore: registry, materialization, online reads, pushes and point-in-time joins.
+"""The one owner of Feast's FeatureStore: registry, materialization, pushes, online reads and point-in-time joins.
 
-What the features are is `feature_repo`'s to declare; how their values are computed, `features.aggregates`'.
+What the features are is `feature_repo`'s to declare, how their values are computed `features.aggregates`', and the tables are
+`features.feature_tables`'.
 
 Legend: `B` asked entities.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
-
-# Feast's usage statistics go to a public address unless told otherwise before it is imported.
-os.environ.setdefault("FEAST_USAGE", "False")
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from feast import FeatureStore, RepoConfig
+from feast.data_source import PushMode
+from feast.errors import FeastObjectNotFoundException
+from redis.exceptions import RedisError
 
 from feature_repo.fields import FeatureSpec
 from feature_repo.item_views import ITEM_ACTIVITY, ITEM_ACTIVITY_SPECS, ITEM_METADATA, item_metadata_specs
 from feature_repo.repository import build_repository
-from feature_repo.sources import EVENT_TIMESTAMP
+from feature_repo.request_views import REQUEST_FEATURES, REQUEST_TIME, REQUEST_VIEW
+from feature_repo.services import RANKING_V1
+from feature_repo.sources import EVENT_TIMESTAMP, table_path
 from feature_repo.user_views import USER_ACTIVITY, USER_ACTIVITY_SPECS, USER_PROFILE, user_profile_specs
-from features.columns import FeatureColumns, table_columns
-from features.errors import FeatureJoinError
+from features.aggregates import Side
+from features.columns import FeatureColumns, table_columns, value_column
+from features.errors import FeatureJoinError, FeatureStoreError
+from features.feature_tables import Progress, newest_rows, newest_time_us, timed
+from features.paths import DatasetPaths
 from features.schema import DatasetSchema
 
-Side = Literal["user", "item"]
+IdArray = npt.NDArray[np.object_]
+LongArray = npt.NDArray[np.int64]
 
-_ROW = "ask_row"
+WRITE_ROWS = 5_000
+"""Rows of one online write: 2 round trips and about 60 MB of protobufs."""
 
 LATEST_US = 7_258_118_400_000_000
 """2200-01-01: no event is later."""
+
+_ROW = "ask_row"
 
 
 def view_specs(schema: DatasetSchema, side: Side) -> dict[str, tuple[FeatureSpec, ...]]:
@@ -49,8 +62,204 @@ def view_specs(schema: DatasetSchema, side: Side) -> dict[str, tuple[FeatureSpec
     return {name: specs for name, specs in views.items() if specs}
 
 
+class Features:
+    """The features of one dataset: offline tables in its folder, online values in Redis.
+
+    Args:
+        paths: the dataset's folders.
+        schema: its attributes; Feast's fields are built from it.
+        redis_url: online store, `redis://[user:password@]host:port/db`, `rediss://` or `unix:///path`. None: no online store; only
+            `apply` and point-in-time joins work.
+
+    Raises:
+        FeatureStoreError: a URL that Feast cannot take.
+    """
+
+    def __init__(self, paths: DatasetPaths, schema: DatasetSchema, redis_url: str | None) -> None:
+        self.paths = paths
+        self.schema = schema
+        self._online = redis_url is not None
+        online_store: Any = {"type": "redis", "connection_string": redis_connection_string(redis_url)} if redis_url else None
+        self._store = _open_store(paths.feast_project, paths.feast_registry, online_store)
+        self._repository = build_repository(asdict(schema), paths.feature_tables)
+        self._specs: dict[Side, dict[str, tuple[FeatureSpec, ...]]] = {
+            "user": view_specs(schema, "user"),
+            "item": view_specs(schema, "item"),
+        }
+        self._served = {service.name: _projected(service) for service in self._repository.services}
+        self._last_push_us = 0
+
+    def apply(self) -> dict[str, list[str]]:
+        """Register everything that is declared and remove what no longer is; returns the names, by kind of object."""
+        self.paths.feast_registry.parent.mkdir(parents=True, exist_ok=True)
+        objects = self._repository.objects()
+        declared = {declared.name for declared in objects}
+        stale = [
+            found
+            for found in [*self._store.list_feature_services(), *self._store.list_feature_views()]
+            if found.name not in declared
+        ]
+        with self._reported():
+            self._store.apply(objects, objects_to_delete=stale, partial=False)
+        return {
+            "entities": [self._repository.user.name, self._repository.item.name],
+            "views": [view.name for view in [*self._repository.user_views, *self._repository.item_views, self._repository.request]],
+            "services": [service.name for service in self._repository.services],
+            "removed": [found.name for found in stale],
+        }
+
+    def materialize(self, as_of: datetime | None = None, progress: Progress | None = None) -> dict[str, int]:
+        """Write the newest state of every entity, as the tables have it, into the online store; returns rows by view.
+
+        A value that was pushed after the tables' cutoff stays, because the online store keeps the newer of two.
+
+        Args:
+            as_of: states later than this are not written; by default the newest of each table.
+            progress: called with view, rows done and rows in all.
+
+        Raises:
+            FeatureJoinError: a table was never built.
+            FeatureStoreError: Redis cannot be reached, or nothing was applied.
+        """
+        written = {}
+        for view, key in self._views():
+            path = table_path(view, self.paths.feature_tables)
+            cutoff_us = LATEST_US if as_of is None else _micros(as_of)
+            rows = sum(len(block) for block in newest_rows(path, key, cutoff_us, WRITE_ROWS))
+            done = 0
+            for block in _blocks(newest_rows(path, key, cutoff_us, WRITE_ROWS)):
+                with self._reported():
+                    self._store.write_to_online_store(view, df=_frame(block))
+                done += len(block)
+                if progress is not None:
+                    progress(view, done, rows)
+            self._note_materialized(view, path)
+            written[view] = done
+        return written
+
+    def push_users(self, states: pa.Table) -> None:
+        """Replace the `user_activity` of users online: `user_id` and the view's features, one row a user.
+
+        Rows are dated now, which is strictly later than any row pushed or materialized before: Feast drops what is not.
+        """
+        self._push(USER_ACTIVITY, states)
+
+    def push_items(self, states: pa.Table) -> None:
+        """Replace the `item_activity` of items online; see `push_users`."""
+        self._push(ITEM_ACTIVITY, states)
+
+    def write_attributes(self, side: Side, values: pa.Table) -> None:
+        """Replace profiles or metadata online: the id and the view's features, as `attribute_table` makes them."""
+        view = USER_PROFILE if side == "user" else ITEM_METADATA
+        for block in _blocks(iter([values])):
+            with self._reported():
+                self._store.write_to_online_store(view, df=_frame(self._dated(block)))
+
+    def online_users(self, user_ids: Sequence[str], service: str = RANKING_V1) -> FeatureColumns:
+        """What a service says of users now: name -> (B,) arrays in the forms of `features.columns`, as training sees them.
+
+        Users that the store does not know get the values of someone who did nothing.
+
+        Raises:
+            FeatureStoreError: Redis cannot be reached, nothing was applied, or no such service.
+        """
+        return self._read("user", user_ids, service)
+
+    def online_items(self, item_ids: Sequence[str], service: str = RANKING_V1) -> FeatureColumns:
+        """What a service says of items now; see `online_users`. For whole catalogues at load time, not for each request."""
+        return self._read("item", item_ids, service)
+
+    def online_pairs(self, user_ids: Sequence[str], item_ids: Sequence[str], request_time_us: Sequence[int]) -> FeatureColumns:
+        """The on-demand features of (user, item, time) rows, computed by Feast: name -> (B,) float64.
+
+        For a few rows and for checks; `features.request_features` gives the same values for whole candidate sets.
+        """
+        asked: dict[str, list[Any]] = {
+            "user_id": list(user_ids),
+            "item_id": list(item_ids),
+            REQUEST_TIME: [int(moment) for moment in request_time_us],
+        }
+        found = self._ask([f"{REQUEST_VIEW}:{name}" for name in REQUEST_FEATURES], asked)
+        return {name: np.array(found[name], dtype=np.float64) for name in REQUEST_FEATURES}
+
+    def online_times_us(self, side: Side, ids: Sequence[str]) -> npt.NDArray[np.float64]:
+        """(B,) float64: since when each entity's online activity row is true, in microseconds; NaN where there is none."""
+        view, name = (USER_ACTIVITY, "user_events") if side == "user" else (ITEM_ACTIVITY, "item_events")
+        with self._reported():
+            response = self._store.get_online_features(features=[f"{view}:{name}"], entity_rows={f"{side}_id": list(ids)})
+        position = list(response.proto.metadata.feature_names.val).index(name)
+        times = [stamp.seconds * 1e6 + stamp.nanos / 1e3 for stamp in response.proto.results[position].event_timestamps]
+        return np.array([moment or np.nan for moment in times])
+
+    def historical(self, side: Side, ids: IdArray, before_us: LongArray, names: Sequence[str] | None = None) -> FeatureColumns:
+        """Features of each (entity, time) out of the built tables, as they were strictly before; see `point_in_time_join`."""
+        with self._reported():
+            return point_in_time_join(self._store, self._specs[side], side, ids, before_us, names)
+
+    def specs(self, side: Side, service: str = RANKING_V1) -> tuple[FeatureSpec, ...]:
+        """Features of one side that a service serves.
+
+        Raises:
+            FeatureStoreError: no such service.
+        """
+        if service not in self._served:
+            raise FeatureStoreError(f"no feature service {service!r}; there are {', '.join(self._served)}")
+        served = self._served[service]
+        views = self._specs[side]
+        return tuple(spec for view, of_view in views.items() for spec in of_view if spec.name in served.get(view, ()))
+
+    def _views(self) -> Iterator[tuple[str, str]]:
+        for side in ("user", "item"):
+            for view in self._specs[side]:
+                yield view, f"{side}_id"
+
+    def _push(self, view: str, states: pa.Table) -> None:
+        for block in _blocks(iter([states])):
+            with self._reported():
+                self._store.push(f"{view}_push", _frame(self._dated(block)), to=PushMode.ONLINE)
+
+    def _dated(self, rows: pa.Table) -> pa.Table:
+        self._last_push_us = max(time.time_ns() // 1000, self._last_push_us + 1)
+        return timed(rows, np.full(len(rows), self._last_push_us, dtype=np.int64), self._last_push_us)
+
+    def _read(self, side: Side, ids: Sequence[str], service: str) -> FeatureColumns:
+        specs = self.specs(side, service)
+        if not len(ids):
+            return {spec.name: value_column([], spec) for spec in specs}
+        views = self._specs[side]
+        references = [f"{view}:{spec.name}" for view, of_view in views.items() for spec in of_view if spec in specs]
+        values = self._ask(references, {f"{side}_id": list(ids)})
+        return {spec.name: value_column(values[spec.name], spec) for spec in specs}
+
+    def _ask(self, references: list[str], asked: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        with self._reported():
+            proto = self._store.get_online_features(features=references, entity_rows=asked).proto
+        return {
+            name: [_plain(value) for value in vector.values]
+            for name, vector in zip(proto.metadata.feature_names.val, proto.results, strict=True)
+        }
+
+    def _note_materialized(self, view: str, path: Path) -> None:
+        newest = newest_time_us(path)
+        if newest is not None:
+            registered = self._store.get_feature_view(view)
+            end = datetime.fromtimestamp(newest / 1e6, UTC)
+            self._store.registry.apply_materialization(registered, self._store.project, datetime.fromtimestamp(0, UTC), end)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except RedisError as error:
+            raise FeatureStoreError(
+                f"the online feature store cannot be reached: {error}; start the stack, or set redis.features_url"
+            ) from error
+        except FeastObjectNotFoundException as error:
+            raise FeatureStoreError(f"{error}: run `shortlist features apply --dataset {self.paths.dataset}`") from error
+
+
 class OfflineFeatures:
-    """Point-in-time joins against a folder of feature tables, with a registry of its own beside them.
+    """Point-in-time joins against a folder of feature tables, with a registry of its own in it.
 
     Args:
         folder: holds `<view>.parquet` of every view; the registry is written into it.
@@ -59,16 +268,7 @@ class OfflineFeatures:
 
     def __init__(self, folder: Path, schema: DatasetSchema) -> None:
         self._schema = schema
-        self._store = FeatureStore(
-            config=RepoConfig(
-                project="offline",
-                provider="local",
-                registry={"path": str(folder / "registry.db"), "cache_ttl_seconds": 0},
-                offline_store={"type": "duckdb"},
-                online_store={"type": "sqlite", "path": str(folder / "online.db")},
-                entity_key_serialization_version=3,
-            )
-        )
+        self._store = _open_store("offline", folder / "registry.db", None)
         self._repository = build_repository(asdict(schema), folder)
 
     def apply(self, side: Side) -> None:
@@ -78,19 +278,17 @@ class OfflineFeatures:
         else:
             self._store.apply([self._repository.item, *self._repository.item_views])
 
-    def join(
-        self, side: Side, ids: npt.NDArray[np.object_], before_us: npt.NDArray[np.int64], names: Sequence[str] | None = None
-    ) -> FeatureColumns:
+    def join(self, side: Side, ids: IdArray, before_us: LongArray, names: Sequence[str] | None = None) -> FeatureColumns:
         """Features of each (entity, time) as they were strictly before the time; see `point_in_time_join`."""
         return point_in_time_join(self._store, view_specs(self._schema, side), side, ids, before_us, names)
 
 
 def point_in_time_join(
     store: FeatureStore,
-    views: dict[str, tuple[FeatureSpec, ...]],
+    views: Mapping[str, tuple[FeatureSpec, ...]],
     side: Side,
-    ids: npt.NDArray[np.object_],
-    before_us: npt.NDArray[np.int64],
+    ids: IdArray,
+    before_us: LongArray,
     names: Sequence[str] | None = None,
 ) -> FeatureColumns:
     """Join entities with their features as of one microsecond before each time.
@@ -125,12 +323,81 @@ def point_in_time_join(
     return table_columns(joined.take(np.argsort(rows)), specs)
 
 
-def feature_table(values: pa.Table, event_us: npt.NDArray[np.int64], written_us: int) -> pa.Table:
-    """`values` with the two time columns that every feature table has."""
-    times: dict[str, Any] = {
-        "event_timestamp": pa.array(event_us).cast(pa.timestamp("us", tz="UTC")),
-        "created_at": pa.array(np.full(len(values), written_us)).cast(pa.timestamp("us", tz="UTC")),
-    }
-    for name, column in times.items():
-        values = values.append_column(name, column)
-    return values
+def redis_connection_string(url: str) -> str:
+    """A Redis URL in Feast's own form (`host:port,db=0,...`).
+
+    Retries are off and time-outs short: redis-py's defaults take 8 seconds to say that a server is not there.
+
+    Raises:
+        FeatureStoreError: another scheme, or a password with a comma, which Feast would cut in two.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise FeatureStoreError(f"redis.features_url {url!r} must start with redis://, rediss:// or unix://")
+    options = ["retry=null", "socket_connect_timeout=2", "socket_timeout=30"]
+    if parts.scheme == "unix":
+        address, options = "localhost:0", [f"unix_socket_path={parts.path}", *options]
+    else:
+        address = f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+        options.append(f"db={parts.path.strip('/') or 0}")
+    if parts.scheme == "rediss":
+        options.append("ssl=true")
+    for name, value in (("username", parts.username), ("password", parts.password)):
+        if value:
+            plain = unquote(value)
+            if "," in plain:
+                raise FeatureStoreError(f"the {name} in redis.features_url holds a comma, which Feast cannot carry: use another")
+            # Feast decodes values as JSON: without quotes a password of digits would become a number.
+            options.append(f'{name}="{plain}"' if '"' not in plain else f"{name}={plain}")
+    return ",".join([address, *options])
+
+
+def _open_store(project: str, registry: Path, online_store: Any) -> FeatureStore:
+    return FeatureStore(
+        config=RepoConfig(
+            project=project,
+            provider="local",
+            # A cached registry never expires: serving would stall on re-reading it, and `apply` is a deployment step.
+            registry={"path": str(registry), "cache_ttl_seconds": 0},
+            offline_store={"type": "duckdb"},
+            online_store=online_store,
+            entity_key_serialization_version=3,
+        )
+    )
+
+
+def _projected(service: Any) -> dict[str, set[str]]:
+    return {view.name: {field.name for field in view.features} for view in service.feature_view_projections}
+
+
+def _blocks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The rows of all tables in blocks of at most WRITE_ROWS."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        while sum(len(part) for part in held) >= WRITE_ROWS:
+            whole = pa.concat_tables(held)
+            yield whole.slice(0, WRITE_ROWS)
+            held = [whole.slice(WRITE_ROWS)]
+    rest = pa.concat_tables(held) if held else None
+    if rest is not None and len(rest):
+        yield rest
+
+
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """A pandas frame that keeps Arrow's types: plain pandas would turn nullable integers into floats."""
+    return table.combine_chunks().to_pandas(types_mapper=pd.ArrowDtype)
+
+
+def _plain(value: Any) -> Any:
+    """A Feast protobuf value as a Python value, None where it is not set; lists stay protobuf sequences."""
+    kind = value.WhichOneof("val")
+    if kind is None or kind == "null_val":
+        return None
+    found = getattr(value, kind)
+    return found.val if kind.endswith("_list_val") else found
+
+
+def _micros(moment: datetime) -> int:
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return int(aware.timestamp()) * 1_000_000 + aware.microsecond

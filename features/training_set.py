@@ -22,11 +22,12 @@ from feature_repo.item_views import ITEM_ACTIVITY, ITEM_METADATA
 from feature_repo.sources import table_path
 from feature_repo.user_views import USER_ACTIVITY, USER_PROFILE
 from features.activity_log import NO_ROW, LongArray, activity_log
-from features.aggregates import ItemStates, UserStates, categories_of, state_schema
+from features.aggregates import ItemStates, Side, UserStates, categories_of, state_schema
 from features.attribute_tables import ALWAYS_US, attribute_table, attributes_of
 from features.columns import FeatureColumns, missing_columns
+from features.feature_tables import timed
 from features.schema import DatasetSchema
-from features.store import OfflineFeatures, Side, feature_table, view_specs
+from features.store import OfflineFeatures, view_specs
 
 IdArray = npt.NDArray[np.object_]
 
@@ -121,7 +122,7 @@ class _Joiner:
             view = USER_PROFILE if self._side == "user" else ITEM_METADATA
             constant = attribute_table(self._attributes, self._key)
             always = np.full(len(constant), ALWAYS_US, dtype=np.int64)
-            pq.write_table(feature_table(constant, always, self._written_us), table_path(view, self._folder))
+            pq.write_table(timed(constant, always, self._written_us), table_path(view, self._folder))
         self._offline = OfflineFeatures(self._folder, self._schema)
         self._offline.apply(self._side)
         return self
@@ -168,11 +169,11 @@ class _Joiner:
         start = 0
         schema = state_schema(self._side)
         columns = [name for name in schema.names if names is None or name in names or name == self._key]
-        empty = feature_table(schema.empty_table().select(columns), np.empty(0, np.int64), 0)
+        empty = timed(schema.empty_table().select(columns), np.empty(0, np.int64), 0)
         with pq.ParquetWriter(path, empty.schema) as out:
             for table in states.after(known_rows, stops):
                 last_us = log.time_us[stops[start : start + len(table)] - 1]
-                out.write_table(feature_table(table.select(columns), last_us, self._written_us))
+                out.write_table(timed(table.select(columns), last_us, self._written_us))
                 start += len(table)
 
 
