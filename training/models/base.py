@@ -1,7 +1,7 @@
 """The retriever protocol: every candidate model is one file in this folder that implements it.
 
 To add a model: write `training/models/<name>.py` with a pydantic `Config` and a class deriving from `Retriever`, add one line to
-`training/models/registry.py`, and one test class deriving from `tests/training/contracts.py:RetrieverContract`.
+`training/models/registry.py`, and one test class deriving from `training.testing.RetrieverContract`.
 
 Legend: `B` queries, `N` items, `k` wanted candidates.
 """

@@ -2,6 +2,8 @@
 
 score(b, j) = sum over the history of decay^age * weights[item, j] + PRIOR * popularity share of j
 
+Items without activity in the fold score as low as the lowest of the others.
+
 Owns scoring, sparse retrieval and saving; how the matrix is learned is each model's own file (`transition_knn`, `ease`).
 
 Legend: `B` queries, `N` items, `L` history entries, `M` neighbours kept an item.
@@ -48,17 +50,22 @@ class ItemItemRetriever(Retriever):
     weights: sp.csr_matrix
     popularity: FloatArray
     popular_first: IntArray
+    known: BoolArray
 
     def set_weights(self, weights: sp.csr_matrix, popularity: FloatArray) -> None:
         """Install the fitted state: `weights` (N, N) and the (N,) popularity share in [0, 1]."""
         self.weights = weights
         self.popularity = popularity.astype(np.float32)
-        self.popular_first = np.argsort(-self.popularity, kind="stable").astype(np.int32)
+        self.known = self.popularity > 0
+        self.popular_first = np.argsort(-self.popularity, kind="stable")[: int(self.known.sum())].astype(np.int32)
 
     def score(self, queries: QueryBatch) -> FloatArray:
         """See `Retriever.score`; a query without history gets popularity."""
         scores = np.asarray((self._history_weights(queries) @ self.weights).todense(), dtype=np.float32)
         scores += np.float32(PRIOR) * self.popularity
+        if not self.known.all():
+            lowest = scores.min(axis=1, keepdims=True)
+            scores = np.where(self.known, scores, np.minimum(lowest, 0.0))
         return scores
 
     def retrieve(self, queries: QueryBatch, k: int, allowed: BoolArray | None = None, *, exclude_history: bool = True) -> Retrieved:
@@ -67,11 +74,13 @@ class ItemItemRetriever(Retriever):
         reached = self._history_weights(queries) @ self.weights
         longest = int(np.diff(queries.indptr).max(initial=0)) if exclude_history else 0
         width = min(k + longest, num_items)
-        dense_is_cheaper = reached.nnz + len(queries) * width > len(queries) * num_items // 4
-        if dense_is_cheaper or (allowed is not None and allowed.ndim == 2):
-            return super().retrieve(queries, k, allowed, exclude_history=exclude_history)
         # Unreached items are ordered by popularity alone: the first `width` allowed ones always fill a row.
-        popular = self.popular_first if allowed is None else self.popular_first[allowed[self.popular_first]]
+        popular = self.popular_first
+        if allowed is not None and allowed.ndim == 1:
+            popular = popular[allowed[popular]]
+        dense_is_cheaper = reached.nnz + len(queries) * width > len(queries) * num_items // 4
+        if dense_is_cheaper or len(popular) < width or (allowed is not None and allowed.ndim == 2):
+            return super().retrieve(queries, k, allowed, exclude_history=exclude_history)
         popular = popular[:width]
         row = np.concatenate(
             [np.repeat(np.arange(len(queries)), np.diff(reached.indptr)), np.repeat(np.arange(len(queries)), len(popular))]

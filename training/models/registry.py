@@ -8,10 +8,12 @@ from pydantic import ValidationError
 
 from training.errors import StudyError
 from training.models.base import Retriever
+from training.models.ease import Ease
+from training.models.ials import Ials
 from training.models.popularity import Popularity
 from training.models.transition_knn import TransitionKnn
 
-MODELS: dict[str, type[Retriever]] = {model.name: model for model in (Popularity, TransitionKnn)}
+MODELS: dict[str, type[Retriever]] = {model.name: model for model in (Popularity, TransitionKnn, Ease, Ials)}
 
 
 def build_model(name: str, config: dict[str, Any] | None = None) -> Retriever:

@@ -1,0 +1,56 @@
+"""Every registered model keeps the retriever contract; models without content rank items that nobody took last."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from training.errors import StudyError
+from training.models.ease import Ease
+from training.models.ials import Ials
+from training.models.popularity import Popularity
+from training.models.registry import MODELS, build_model
+from training.models.transition_knn import TransitionKnn
+from training.testing import ITEMS_WITHOUT_ACTIVITY, RetrieverContract
+
+
+class KnowsNothingOfNewItems(RetrieverContract):
+    """Models of ids alone."""
+
+    def test_items_without_activity_come_last(self) -> None:
+        data, model, queries = self.world()
+        new = np.isin(data.interactions.item_ids, ITEMS_WITHOUT_ACTIVITY)
+        scores = model.score(queries)
+        assert (scores[:, new].max(axis=1) <= scores[:, ~new].min(axis=1)).all()
+
+
+class TestPopularity(KnowsNothingOfNewItems):
+    model = Popularity
+    config = {"half_life_days": 30.0}  # noqa: RUF012
+
+
+class TestTransitionKnn(KnowsNothingOfNewItems):
+    model = TransitionKnn
+
+
+class TestEase(KnowsNothingOfNewItems):
+    model = Ease
+    config = {"l2": 5.0}  # noqa: RUF012
+
+
+class TestIals(KnowsNothingOfNewItems):
+    model = Ials
+    config = {"factors": 8, "iterations": 3}  # noqa: RUF012
+
+
+def test_every_registered_model_has_a_contract_test() -> None:
+    assert {case.model for case in (TestPopularity, TestTransitionKnn, TestEase, TestIals)} == set(MODELS.values())
+
+
+def test_registry_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(StudyError, match="known: ease, ials, popularity, transition_knn"):
+        build_model("sasrec2")
+    with pytest.raises(StudyError, match=r"'windows'.*parameters: .*window"):
+        build_model("transition_knn", {"windows": 3})
+    with pytest.raises(StudyError, match="'window'"):
+        build_model("transition_knn", {"window": 0})

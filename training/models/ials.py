@@ -1,0 +1,175 @@
+"""iALS: implicit-feedback matrix factorization; only item factors are kept, and every query is folded in from its history.
+
+Fitting is the `implicit` library's, scoring is ours: for each history the exact least-squares solution, in batches, so that users
+unseen in training and activity of a second ago are like any other.
+
+Source: Hu, Koren and Volinsky 2008, "Collaborative Filtering for Implicit Feedback Datasets", equation 4.
+
+Shapes: `B` queries, `N` items, `D` factors, `L` padded history length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+from pydantic import Field
+from safetensors.numpy import load_file, save_file
+from threadpoolctl import ThreadpoolController, threadpool_limits
+
+from training.interactions import BoolArray, FloatArray, LongArray
+from training.models.base import ModelConfig, ReportEpoch, Retriever, TrainingData
+from training.models.item_item import PRIOR, popularity_share
+from training.native import preload_openmp
+from training.queries import QueryBatch
+
+SOLVE_CELLS = 16_000_000
+"""Floats of one batch of systems and gathered factors: 64 MB each."""
+
+
+class IalsConfig(ModelConfig):
+    """Parameters of iALS.
+
+    Args:
+        factors: D.
+        iterations: alternations over users and items; each is an epoch.
+        l2: regularization of every factor vector.
+        alpha: confidence of an item taken n times is 1 + alpha (1 + ln n), of one never taken 1.
+        history_decay: at scoring, an entry counts `history_decay ** age` of an interaction, age 0 being the newest: at 0 it would
+            be like an item never taken.
+    """
+
+    factors: int = Field(default=64, ge=1, le=1024)
+    iterations: int = Field(default=12, ge=1, le=200)
+    l2: float = Field(default=5.0, gt=0)
+    alpha: float = Field(default=5.0, gt=0)
+    history_decay: float = Field(default=0.95, gt=0, le=1)
+
+
+class Ials(Retriever):
+    """iALS; see the module and `IalsConfig`."""
+
+    name: ClassVar[str] = "ials"
+    Config: ClassVar[type[ModelConfig]] = IalsConfig
+    config: IalsConfig
+    item_factors: FloatArray
+    popularity: FloatArray
+
+    def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
+        """See `Retriever.fit`."""
+        preload_openmp()
+        from implicit.cpu.als import AlternatingLeastSquares
+
+        interactions, config = data.interactions, self.config
+        self.popularity = popularity_share(interactions)
+        confidence = interactions.to_csr()
+        confidence.data = 1.0 + np.float32(config.alpha) * (1.0 + np.log(confidence.data))
+
+        def after_epoch(epoch: int, _seconds: float, *_loss: float) -> None:
+            self._set_factors(library.item_factors)
+            if on_epoch is not None and on_epoch(epoch, self):
+                raise _StopTraining
+
+        # BLAS threads beside the library's own would fight for the cores. The starting factors come from the seed.
+        with threadpool_limits(1, "blas"), contextlib.suppress(_StopTraining):
+            library = AlternatingLeastSquares(
+                factors=config.factors, regularization=config.l2, iterations=config.iterations, random_state=seed
+            )
+            library.fit(confidence, show_progress=False, callback=after_epoch)
+        return self
+
+    def score(self, queries: QueryBatch) -> FloatArray:
+        """See `Retriever.score`; a query without history gets popularity."""
+        scores = self.fold_in(queries) @ self.item_factors.T
+        scores += np.float32(PRIOR) * self.popularity
+        known = self.popularity > 0
+        if not known.all():
+            scores = np.where(known, scores, np.minimum(scores.min(axis=1, keepdims=True), 0.0))
+        return np.asarray(scores, dtype=np.float32)
+
+    def fold_in(self, queries: QueryBatch) -> FloatArray:
+        """(B, D) float32 user factors: solves (Y'Y + Y'(C - I)Y + l2 I) x = Y'C p for each history, p being 1.
+
+        Histories shorter than D are solved in the space of their entries (Woodbury), longer ones in the space of the factors.
+        """
+        factors, config = self.item_factors, self.config
+        width = factors.shape[1]
+        base = factors.T @ factors + np.float32(config.l2) * np.eye(width, dtype=np.float32)
+        inverse = np.linalg.inv(base.astype(np.float64)).astype(np.float32)
+        users = np.zeros((len(queries), width), dtype=np.float32)
+        share = (config.history_decay ** queries.age.astype(np.float64)).astype(np.float32)
+        # Many small systems: threads of BLAS would only wait for one another.
+        with _blas().limit(limits=1, user_api="blas"):
+            for rows, entries, valid in _batches_of_like_length(queries, width):
+                gathered = factors[queries.item_idx[entries]]
+                counted = np.where(valid, share[entries], 0.0).astype(np.float32)
+                if counted.shape[1] < width:
+                    users[rows] = _solve_by_entries(gathered, counted, config.alpha, inverse)
+                else:
+                    users[rows] = _solve_by_factors(gathered, counted, config.alpha, base)
+        return users
+
+    def save(self, folder: Path) -> None:
+        """See `Retriever.save`: one safetensors file."""
+        save_file({"item_factors": self.item_factors, "popularity": self.popularity}, folder / "ials.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig) -> Self:
+        """See `Retriever.load`."""
+        tensors = load_file(folder / "ials.safetensors")
+        model = cls(config)
+        model.item_factors, model.popularity = tensors["item_factors"], tensors["popularity"]
+        return model
+
+    def _set_factors(self, factors: FloatArray) -> None:
+        """Keep the library's factors; items without activity have no evidence, so theirs are zero."""
+        self.item_factors = np.where(self.popularity[:, None] > 0, factors, 0.0).astype(np.float32)
+
+
+class _StopTraining(Exception):
+    """Raised in the library's callback to end the fit; caught by `Ials.fit`."""
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    """Found once: looking through the loaded libraries takes milliseconds."""
+    return ThreadpoolController()
+
+
+def _solve_by_factors(gathered: FloatArray, share: FloatArray, alpha: float, base: FloatArray) -> FloatArray:
+    """(b, D): (base + sum of alpha share y y') x = sum of (1 + alpha) share y; gathered y (b, L, D), share (b, L), base (D, D)."""
+    left = base + np.matmul(gathered.transpose(0, 2, 1) * (alpha * share)[:, None, :], gathered)
+    right = np.matmul(((1.0 + alpha) * share)[:, None, :], gathered)
+    return np.asarray(np.linalg.solve(left, right.transpose(0, 2, 1))[:, :, 0], dtype=np.float32)
+
+
+def _solve_by_entries(gathered: FloatArray, share: FloatArray, alpha: float, inverse: FloatArray) -> FloatArray:
+    """The same solution by L x L systems: x = Z'S (I + S Y Z' S)^-1 r, Z = Y base^-1, S = sqrt(alpha share), S r the right side."""
+    root = np.sqrt(alpha * share)
+    spread = np.matmul(gathered, inverse)
+    left = np.matmul(spread, gathered.transpose(0, 2, 1)) * root[:, :, None] * root[:, None, :]
+    left += np.eye(left.shape[1], dtype=np.float32)
+    right = np.float32((1.0 + alpha) / alpha) * root
+    found = np.linalg.solve(left, right[:, :, None])[:, :, 0] * root
+    return np.asarray(np.matmul(found[:, None, :], spread)[:, 0, :], dtype=np.float32)
+
+
+def _batches_of_like_length(queries: QueryBatch, width: int) -> Iterator[tuple[LongArray, LongArray, BoolArray]]:
+    """Batches of queries of like history length: (b,) query numbers, (b, L) entry numbers, (b, L) bool of real entries."""
+    lengths = np.diff(queries.indptr)
+    order = np.argsort(lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    start = 0
+    while start < len(order):
+        # As many rows as fit the budget at the length of the last of them, which is the longest.
+        longest = int(lengths[order[min(start + 255, len(order) - 1)]])
+        size = max(1, min(256, SOLVE_CELLS // (width * max(longest, width))))
+        rows = order[start : start + size]
+        start += len(rows)
+        place = np.arange(int(lengths[rows[-1]]))
+        valid = place < lengths[rows][:, None]
+        yield rows, np.where(valid, queries.indptr[rows][:, None] + place, 0), valid
