@@ -8,7 +8,7 @@ from feast import FeatureService, FeatureView
 from feast.on_demand_feature_view import OnDemandFeatureView
 
 from feature_repo.entities import OWNER
-from feature_repo.user_views import USER_ACTIVITY
+from feature_repo.specs import USER_ACTIVITY
 
 RETRIEVAL_V1 = "retrieval_v1"
 RANKING_V1 = "ranking_v1"

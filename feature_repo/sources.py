@@ -13,9 +13,7 @@ from feast import FileSource, PushSource
 from feast.data_format import ParquetFormat
 
 from feature_repo.entities import OWNER
-
-EVENT_TIMESTAMP = "event_timestamp"
-CREATED_AT = "created_at"
+from feature_repo.specs import CREATED_AT, EVENT_TIMESTAMP, table_path
 
 STATE_TTL = timedelta(0)
 """Feast's "never too old". A row is the state after an entity's last event and stays true until the next: what ages (window counts,
@@ -43,8 +41,3 @@ def push_source(view: str, tables: Path) -> PushSource:
         description=f"State of {view} after new events, pushed by the ingestion worker.",
         owner=OWNER,
     )
-
-
-def table_path(view: str, tables: Path) -> Path:
-    """Path of a view's Parquet table."""
-    return tables / f"{view}.parquet"

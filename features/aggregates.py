@@ -16,9 +16,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import scipy.sparse as sp
 
-from feature_repo.item_views import ITEM_ACTIVITY_SPECS
-from feature_repo.request_views import DAY_US, HOUR_US, category_attribute, category_parts
-from feature_repo.user_views import DAY_TILES, HOUR_TILES, RECENT_ITEMS, TOP_CATEGORIES, USER_ACTIVITY_SPECS
+from feature_repo.request_columns import DAY_US, HOUR_US, category_parts
+from feature_repo.specs import (
+    DAY_TILES,
+    HOUR_TILES,
+    ITEM_ACTIVITY_SPECS,
+    RECENT_ITEMS,
+    TOP_CATEGORIES,
+    USER_ACTIVITY_SPECS,
+    category_attribute,
+)
 from features.activity_log import ActivityLog, IntArray, LongArray
 from features.columns import arrow_type
 

@@ -6,9 +6,7 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from feature_repo.fields import attribute_specs
-from feature_repo.item_views import METADATA_PREFIX
-from feature_repo.user_views import PROFILE_PREFIX
+from feature_repo.specs import METADATA_PREFIX, PROFILE_PREFIX, attribute_specs
 from features.columns import arrow_type
 from features.schema import Attribute, AttributeType
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo.fields import FeatureSpec
+from feature_repo.specs import FeatureSpec
 from features.errors import FeatureJoinError
 
 FeatureColumns = dict[str, npt.NDArray[Any]]

@@ -22,10 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from feature_repo.item_views import ITEM_ACTIVITY, ITEM_METADATA
-from feature_repo.request_views import DAY_US
-from feature_repo.sources import CREATED_AT, EVENT_TIMESTAMP, table_path
-from feature_repo.user_views import USER_ACTIVITY, USER_PROFILE
+from feature_repo.request_columns import DAY_US
+from feature_repo.specs import CREATED_AT, EVENT_TIMESTAMP, ITEM_ACTIVITY, ITEM_METADATA, USER_ACTIVITY, USER_PROFILE, table_path
 from features.activity_log import ActivityLog, LongArray, activity_log
 from features.aggregates import ItemStates, Side, UserStates, categories_of, state_schema
 from features.attribute_tables import ALWAYS_US, attribute_table

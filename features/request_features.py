@@ -14,16 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_repo.item_views import METADATA_PREFIX
-from feature_repo.request_views import (
-    CATEGORY_ATTRIBUTES,
-    REQUEST_FEATURES,
-    ItemColumns,
-    UserColumns,
-    item_columns,
-    pair_features,
-    user_columns,
-)
+from feature_repo.request_columns import REQUEST_FEATURES, ItemColumns, UserColumns, item_columns, pair_features, user_columns
+from feature_repo.specs import CATEGORY_ATTRIBUTES, METADATA_PREFIX
 
 FloatArray = npt.NDArray[np.float32]
 LongArray = npt.NDArray[np.int64]

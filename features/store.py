@@ -15,7 +15,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -26,16 +25,27 @@ from feast.data_source import PushMode
 from feast.errors import FeastObjectNotFoundException
 from redis.exceptions import RedisError
 
-from feature_repo.fields import FeatureSpec
-from feature_repo.item_views import ITEM_ACTIVITY, ITEM_ACTIVITY_SPECS, ITEM_METADATA, item_metadata_specs
 from feature_repo.repository import build_repository
-from feature_repo.request_views import REQUEST_FEATURES, REQUEST_TIME, REQUEST_VIEW
+from feature_repo.request_columns import REQUEST_FEATURES
+from feature_repo.request_views import REQUEST_TIME, REQUEST_VIEW
 from feature_repo.services import RANKING_V1
-from feature_repo.sources import EVENT_TIMESTAMP, table_path
-from feature_repo.user_views import USER_ACTIVITY, USER_ACTIVITY_SPECS, USER_PROFILE, user_profile_specs
+from feature_repo.specs import (
+    EVENT_TIMESTAMP,
+    ITEM_ACTIVITY,
+    ITEM_ACTIVITY_SPECS,
+    ITEM_METADATA,
+    USER_ACTIVITY,
+    USER_ACTIVITY_SPECS,
+    USER_PROFILE,
+    FeatureSpec,
+    item_metadata_specs,
+    table_path,
+    user_profile_specs,
+)
 from features.aggregates import Side
 from features.columns import FeatureColumns, table_columns, value_column
 from features.errors import FeatureJoinError, FeatureStoreError
+from features.feast_values import arrow_frame, plain_value, redis_connection_string
 from features.feature_tables import Progress, newest_rows, newest_time_us, timed
 from features.paths import DatasetPaths
 from features.schema import DatasetSchema
@@ -129,7 +139,7 @@ class Features:
             done = 0
             for block in _blocks(newest_rows(path, key, cutoff_us, WRITE_ROWS)):
                 with self._reported():
-                    self._store.write_to_online_store(view, df=_frame(block))
+                    self._store.write_to_online_store(view, df=arrow_frame(block))
                 done += len(block)
                 if progress is not None:
                     progress(view, done, rows)
@@ -153,7 +163,7 @@ class Features:
         view = USER_PROFILE if side == "user" else ITEM_METADATA
         for block in _blocks(iter([values])):
             with self._reported():
-                self._store.write_to_online_store(view, df=_frame(self._dated(block)))
+                self._store.write_to_online_store(view, df=arrow_frame(self._dated(block)))
 
     def online_users(self, user_ids: Sequence[str], service: str = RANKING_V1) -> FeatureColumns:
         """What a service says of users now: name -> (B,) arrays in the forms of `features.columns`, as training sees them.
@@ -216,7 +226,7 @@ class Features:
     def _push(self, view: str, states: pa.Table) -> None:
         for block in _blocks(iter([states])):
             with self._reported():
-                self._store.push(f"{view}_push", _frame(self._dated(block)), to=PushMode.ONLINE)
+                self._store.push(f"{view}_push", arrow_frame(self._dated(block)), to=PushMode.ONLINE)
 
     def _dated(self, rows: pa.Table) -> pa.Table:
         self._last_push_us = max(time.time_ns() // 1000, self._last_push_us + 1)
@@ -235,7 +245,7 @@ class Features:
         with self._reported():
             proto = self._store.get_online_features(features=references, entity_rows=asked).proto
         return {
-            name: [_plain(value) for value in vector.values]
+            name: [plain_value(value) for value in vector.values]
             for name, vector in zip(proto.metadata.feature_names.val, proto.results, strict=True)
         }
 
@@ -323,35 +333,6 @@ def point_in_time_join(
     return table_columns(joined.take(np.argsort(rows)), specs)
 
 
-def redis_connection_string(url: str) -> str:
-    """A Redis URL in Feast's own form (`host:port,db=0,...`).
-
-    Retries are off and time-outs short: redis-py's defaults take 8 seconds to say that a server is not there.
-
-    Raises:
-        FeatureStoreError: another scheme, or a password with a comma, which Feast would cut in two.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("redis", "rediss", "unix"):
-        raise FeatureStoreError(f"redis.features_url {url!r} must start with redis://, rediss:// or unix://")
-    options = ["retry=null", "socket_connect_timeout=2", "socket_timeout=30"]
-    if parts.scheme == "unix":
-        address, options = "localhost:0", [f"unix_socket_path={parts.path}", *options]
-    else:
-        address = f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
-        options.append(f"db={parts.path.strip('/') or 0}")
-    if parts.scheme == "rediss":
-        options.append("ssl=true")
-    for name, value in (("username", parts.username), ("password", parts.password)):
-        if value:
-            plain = unquote(value)
-            if "," in plain:
-                raise FeatureStoreError(f"the {name} in redis.features_url holds a comma, which Feast cannot carry: use another")
-            # Feast decodes values as JSON: without quotes a password of digits would become a number.
-            options.append(f'{name}="{plain}"' if '"' not in plain else f"{name}={plain}")
-    return ",".join([address, *options])
-
-
 def _open_store(project: str, registry: Path, online_store: Any) -> FeatureStore:
     return FeatureStore(
         config=RepoConfig(
@@ -382,20 +363,6 @@ def _blocks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     rest = pa.concat_tables(held) if held else None
     if rest is not None and len(rest):
         yield rest
-
-
-def _frame(table: pa.Table) -> pd.DataFrame:
-    """A pandas frame that keeps Arrow's types: plain pandas would turn nullable integers into floats."""
-    return table.combine_chunks().to_pandas(types_mapper=pd.ArrowDtype)
-
-
-def _plain(value: Any) -> Any:
-    """A Feast protobuf value as a Python value, None where it is not set; lists stay protobuf sequences."""
-    kind = value.WhichOneof("val")
-    if kind is None or kind == "null_val":
-        return None
-    found = getattr(value, kind)
-    return found.val if kind.endswith("_list_val") else found
 
 
 def _micros(moment: datetime) -> int:

@@ -18,9 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feature_repo.item_views import ITEM_ACTIVITY, ITEM_METADATA
-from feature_repo.sources import table_path
-from feature_repo.user_views import USER_ACTIVITY, USER_PROFILE
+from feature_repo.specs import ITEM_ACTIVITY, ITEM_METADATA, USER_ACTIVITY, USER_PROFILE, table_path
 from features.activity_log import NO_ROW, LongArray, activity_log
 from features.aggregates import ItemStates, Side, UserStates, categories_of, state_schema
 from features.attribute_tables import ALWAYS_US, attribute_table, attributes_of

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from feature_repo.request_views import DAY_US, HOUR_US, REQUEST_FEATURES, category_parts, request_udf
+from feature_repo.request_columns import DAY_US, HOUR_US, REQUEST_FEATURES, category_parts
+from feature_repo.request_views import request_udf
 from features.request_features import ItemFeatureColumns, request_features
 
 NOW_US = 1_700_000_000_000_000
