@@ -104,6 +104,12 @@ class ItemTable:
             self.available[row] = available
             self._selected.cache_clear()
 
+    def set_all_available(self, available: BoolArray) -> None:
+        """Replace the availability of all items, (N,) bool."""
+        if not np.array_equal(self.available, available):
+            self.available[:] = available
+            self._selected.cache_clear()
+
     def mask(self, selection: Selection) -> BoolArray:
         """(N,) bool of items that a request may see: available, and passing its filters. Not to be written to.
 

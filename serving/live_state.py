@@ -87,7 +87,7 @@ class SnapshotLoader:
         self._config = config
         self._store = ControlStore(config.control_url).create()
         self._control = ServingControl(self._store, config.dataset)
-        self._seen_change = self._control.last_change()
+        self._changes = ItemChanges(self._control)
 
     def load(self, before: Snapshot | None = None) -> Snapshot:
         """The present state. Versions that `before` holds are taken from it; one whose bundle cannot be read is left out.
@@ -95,7 +95,6 @@ class SnapshotLoader:
         Raises:
             FeaturesError: the control store cannot be read.
         """
-        last_change = self._control.last_change()
         state = self._control.state()
         old = before.versions if before is not None else {}
         versions = {}
@@ -112,8 +111,7 @@ class SnapshotLoader:
             items, items_at = self._catalogue_items(), datetime.now(UTC)
         plan, pins = self._experiments()
         snapshot = Snapshot(champion, versions, plan, pins, items, items_at)
-        self._apply_items(snapshot)
-        self._seen_change = last_change
+        self._changes.apply(snapshot.tables())
         return snapshot
 
     def _open(self, version: str, folder: Path) -> LiveVersion | None:
@@ -123,18 +121,9 @@ class SnapshotLoader:
         except (OSError, ValueError) as error:
             _log.error("version %s cannot be read from %s: %s", version, folder, error)
             return None
-        self._set_availability(items)
+        set_availability(items, self._store, self._config.dataset)
         sources = (*manifest.sources, POPULARITY_FILL)
         return LiveVersion(version, items, sources, manifest.created_at)
-
-    def _set_availability(self, items: ItemTable) -> None:
-        """Availability as the catalogue has it now. An item that was deleted from the catalogue is not available."""
-        query = select(ITEMS.c.item_id, ITEMS.c.available).where(ITEMS.c.dataset == self._config.dataset)
-        with self._store.begin() as connection:
-            rows = connection.execute(query).all()
-        if rows:
-            available = {row[0] for row in rows if row[1] is not False}
-            items.available[:] = np.fromiter((item in available for item in items.item_ids), dtype=bool, count=len(items))
 
     def _catalogue_items(self) -> ItemTable:
         catalogue = Catalogue(self._store, self._config.dataset)
@@ -150,15 +139,43 @@ class SnapshotLoader:
             _log.error("experiments are not applied: %s", error)
             return AssignmentPlan([]), {}
 
-    def _apply_items(self, snapshot: Snapshot) -> None:
-        after_id = max(0, self._seen_change - OVERLAP)
+
+class ItemChanges:
+    """Follows changes of availability in the audit log, from its construction on.
+
+    Args:
+        control: of the dataset.
+    """
+
+    def __init__(self, control: ServingControl) -> None:
+        self._control = control
+        self._seen = control.last_change()
+
+    def apply(self, tables: Sequence[ItemTable]) -> None:
+        """Bring tables up to date.
+
+        Raises:
+            StoreError: the control store cannot be read.
+        """
+        after_id = max(0, self._seen - OVERLAP)
         while entries := self._control.audit(after_id=after_id):
             after_id = entries[-1].id
             for entry in entries:
                 if entry.subject.startswith(ITEM_SUBJECT):
                     available = entry.after is not None and entry.after.get("available") is not False
-                    for table in snapshot.tables():
+                    for table in tables:
                         table.set_available(entry.subject.removeprefix(ITEM_SUBJECT), available)
+        self._seen = max(self._seen, after_id)
+
+
+def set_availability(items: ItemTable, store: ControlStore, dataset: str) -> None:
+    """Availability as the catalogue has it now. An item that was deleted from the catalogue is not available."""
+    query = select(ITEMS.c.item_id, ITEMS.c.available).where(ITEMS.c.dataset == dataset)
+    with store.begin() as connection:
+        rows = connection.execute(query).all()
+    if rows:
+        available = {row[0] for row in rows if row[1] is not False}
+        items.set_all_available(np.fromiter((item in available for item in items.item_ids), dtype=bool, count=len(items)))
 
 
 def _pins(running: Sequence[ExperimentRecord]) -> dict[str, Mapping[str, str]]:

@@ -8,15 +8,21 @@ Legend: `N` items, `L` entries of a history.
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from features.control_store import ControlStore
+from features.errors import FeaturesError
 from serving.cached_list import CachedList
 from serving.config import ServingConfig
+from serving.control import ServingControl
 from serving.item_table import ItemTable
+from serving.live_state import ItemChanges, set_availability
 from serving.messages import ComputeRequest
 from serving.ranker import RankerStage
 from serving.recent_activity import RecentActivity, decode_activity
@@ -24,6 +30,8 @@ from training.candidates import CandidateSet, RankedLists
 from training.interactions import BoolArray, IntArray, LongArray
 from training.pipeline import Pipeline
 from training.queries import QueryBatch, queries_from_histories
+
+_log = logging.getLogger("shortlist.serving")
 
 
 class RetrieverStage:
@@ -126,6 +134,16 @@ def anonymous_answer(activity: RecentActivity, now_us: int) -> bytes:
     return empty.encode()
 
 
+def _follow_items(changes: ItemChanges, items: ItemTable, every_s: float) -> None:
+    """Keep candidates from being spent on items that the gateway would take out of the answer anyway."""
+    while True:
+        time.sleep(every_s)
+        try:
+            changes.apply([items])
+        except FeaturesError as error:
+            _log.warning("availability not refreshed, the gateway's own still holds: %s", error)
+
+
 class Retriever:
     """Serve deployment: one version's entry.
 
@@ -139,7 +157,13 @@ class Retriever:
         config = ServingConfig.model_validate_json(config_json)
         folder = Path(bundle_folder)
         pipeline = Pipeline.load(folder, expected_dataset=config.dataset)
-        self._stage = RetrieverStage(pipeline, ItemTable.from_bundle(folder))
+        items = ItemTable.from_bundle(folder)
+        store = ControlStore(config.control_url).create()
+        changes = ItemChanges(ServingControl(store, config.dataset))
+        set_availability(items, store, config.dataset)
+        follow = threading.Thread(target=_follow_items, args=(changes, items, config.reread_s), name="items", daemon=True)
+        follow.start()
+        self._stage = RetrieverStage(pipeline, items)
         self._remote_ranker = ranker
         self._local_ranker = RankerStage(pipeline) if ranker is None else None
 

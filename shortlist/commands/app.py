@@ -13,6 +13,7 @@ import typer
 
 from experiments.errors import ExperimentError
 from features.errors import FeaturesError
+from serving.errors import ServingError
 from shortlist.commands import console
 from shortlist.settings import SettingsError
 from shortlist.stack.errors import StackError
@@ -26,13 +27,14 @@ EPILOG = (
 GROUPS: tuple[str, ...] = ("data", "models", "experiment", "events")
 """Modules in this folder with a Typer `app`, one command group each."""
 
-COMMANDS: tuple[str, ...] = ("stack", "tune")
+COMMANDS: tuple[str, ...] = ("stack", "tune", "precompute")
 """Modules in this folder with a function `register(app)` that adds top-level commands."""
 
 _FAILURES: tuple[type[Exception], ...] = (
     FeaturesError,
     TrainingError,
     ExperimentError,
+    ServingError,
     SettingsError,
     StackError,
     console.CommandError,

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import redis
 
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
@@ -211,5 +211,8 @@ def stack(
 
 
 @pytest.fixture
-def now_us() -> int:
-    return round(datetime.now(UTC).timestamp() * 1e6)
+def empty_cache(stack: Stack) -> Iterator[redis.Redis]:
+    """The cache Redis without a key."""
+    with redis.Redis.from_url(stack.config.cache_url) as client:
+        client.flushall()
+        yield client

@@ -7,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.integration
 
 
-def test_a_known_user_gets_the_next_items_of_the_walk(stack) -> None:
+def test_a_known_user_gets_the_next_items_of_the_walk(stack, empty_cache) -> None:
     answer = stack.http.get("/v1/recommendations/u3", params={"top_k": 5, "fields": "title,year"}).json()
     assert answer["user_id"] == "u3"
     assert answer["model_version"] == "1"
