@@ -79,8 +79,13 @@ class TrialLog:
 
     def append(self, record: TrialRecord) -> None:
         """Add a trial; on disk when this returns."""
-        with self._lines.open("a") as lines:
-            lines.write(json.dumps(asdict(record), default=str) + "\n")
+        with self._lines.open("a+b") as lines:
+            size = lines.seek(0, os.SEEK_END)
+            if size:
+                lines.seek(size - 1)
+            # A crash may have left half a line: this one must not become its other half.
+            mend = b"\n" if size and lines.read(1) != b"\n" else b""
+            lines.write(mend + json.dumps(asdict(record), default=str).encode() + b"\n")
             lines.flush()
             os.fsync(lines.fileno())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -347,15 +348,19 @@ def _ours(result: Mapping[str, Any]) -> set[str]:
 
 
 def _reason(trial: Any) -> str:
-    """Why a trial failed, in one line."""
-    error = trial.get_pickled_error()
-    cause = getattr(error, "cause", None) or error
-    if isinstance(cause, ray.exceptions.OutOfMemoryError):
+    """Why a trial failed, in one line, out of the text that Tune keeps."""
+    try:
+        text = Path(trial.error_file).read_text()
+    except (OSError, TypeError):
+        return "no reason was kept"
+    if "OutOfMemoryError" in text or "running low on memory" in text:
         return "out of memory: Ray ended the trial's process"
-    if isinstance(cause, ray.exceptions.RayActorError):
+    if "ActorDiedError" in text or "The actor died" in text:
         return "the trial's process died (killed, or out of memory)"
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1].strip() if lines else 'no message'}"[:500]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt): ", line)]
+    last = (named or lines or ["no reason was kept"])[-1]
+    return re.sub(r"^(?:\w+\.)+(?=\w+: )", "", last)[:500]
 
 
 @contextmanager

@@ -1,0 +1,97 @@
+"""One trial: what it reports, and that a model which diverges is an error and not a number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from training.dataset import from_frame
+from training.errors import StudyError
+from training.interactions import FloatArray
+from training.models.base import ModelConfig, ReportEpoch, Retriever, TrainingData
+from training.models.registry import MODELS
+from training.queries import QueryBatch
+from training.splits import leave_one_out
+from training.trial import TrialDivergedError, TrialTask, run_trial
+
+
+class LearnerConfig(ModelConfig):
+    epochs: int = 4
+    diverges_at: int = 99
+
+
+class Learner(Retriever):
+    """Knows the planted next item better with every epoch; from `diverges_at` on its scores are NaN."""
+
+    name: ClassVar[str] = "learner"
+    Config: ClassVar[type[ModelConfig]] = LearnerConfig
+    config: LearnerConfig
+
+    def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
+        self.num_items = data.interactions.num_items
+        self.epoch = 0
+        for epoch in range(1, self.config.epochs + 1):
+            self.epoch = epoch
+            if on_epoch is not None and on_epoch(epoch, self):
+                break
+        return self
+
+    def score(self, queries: QueryBatch) -> FloatArray:
+        last = queries.item_idx[queries.indptr[1:] - 1]
+        distance = (np.arange(self.num_items)[None, :] - last[:, None] - 1) % self.num_items
+        knows = np.arange(len(queries)) % self.config.epochs < self.epoch
+        scores = np.where(knows[:, None], -distance, distance).astype(np.float32)
+        return scores * np.float32("nan") if self.epoch >= self.config.diverges_at else scores
+
+    def save(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig) -> Self:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def task(monkeypatch: pytest.MonkeyPatch) -> TrialTask:
+    """Every user walks a ring of 30 items in order: the next item is always the following one."""
+    monkeypatch.setitem(MODELS, "learner", Learner)
+    rows = [(f"u{u:02d}", f"i{(u + step) % 30:02d}", step) for u in range(40) for step in range(6)]
+    interactions = from_frame(pd.DataFrame(rows, columns=["user_id", "item_id", "position"]))
+    return TrialTask(TrainingData(interactions), leave_one_out(interactions), "ndcg@10", seed=0)
+
+
+def run(task: TrialTask, model: str, **config: Any) -> list[dict[str, float]]:
+    reports: list[dict[str, float]] = []
+    run_trial(task, model, config, reports.append, threads=1)
+    return reports
+
+
+def test_a_model_without_epochs_reports_once_with_everything(task: TrialTask) -> None:
+    (report,) = run(task, "transition_knn")
+    assert report["objective"] == report["ndcg@10"] == pytest.approx(1.0)
+    assert report["final"] == 1
+    assert "epoch" not in report
+    assert report["peak_memory_mb"] > 10
+    assert report["fit_seconds"] >= 0
+
+
+def test_every_epoch_is_reported_and_the_last_again_in_full(task: TrialTask) -> None:
+    reports = run(task, "learner", epochs=4)
+    assert [r["epoch"] for r in reports] == [1, 2, 3, 4, 4]
+    assert [r["objective"] for r in reports] == sorted(r["objective"] for r in reports)
+    assert reports[-1]["objective"] == pytest.approx(1.0)
+    assert [("final" in r) for r in reports] == [False] * 4 + [True]
+
+
+def test_scores_that_are_not_finite_end_the_trial(task: TrialTask) -> None:
+    with pytest.raises(TrialDivergedError, match=r"learner diverged: .* scores are not finite"):
+        run(task, "learner", diverges_at=3)
+
+
+def test_an_unknown_parameter_is_named(task: TrialTask) -> None:
+    with pytest.raises(StudyError, match="window_size"):
+        run(task, "transition_knn", window_size=3)

@@ -1,0 +1,120 @@
+"""Searches on a real Ray with a real MLflow: failures stay single, epochs are stopped early, a killed search goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.tracking import connect
+from training.trial_log import TrialLog, TrialRecord
+
+pytestmark = pytest.mark.integration
+
+PROGRAM = Path(__file__).with_name("planted_search.py")
+
+
+def start(folder: Path, uri: str, study: dict[str, Any]) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(PROGRAM.parents[2])}
+    command = [sys.executable, str(PROGRAM), str(folder), uri, json.dumps(study)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def search(folder: Path, uri: str, study: dict[str, Any]) -> list[TrialRecord]:
+    process = start(folder, uri, study)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output.decode()[-3000:]
+    return TrialLog(folder).records()
+
+
+def children(uri: str, folder: Path) -> list[Any]:
+    client = connect(uri)
+    parent = (TrialLog(folder).head() or {})["run_id"]
+    experiment = client.get_run(parent).info.experiment_id
+    return list(client.search_runs([experiment], filter_string=f"tags.`mlflow.parentRunId` = '{parent}'", max_results=500))
+
+
+def test_failures_stay_single_and_slow_learners_are_stopped(tmp_path: Path, mlflow_server: str) -> None:
+    fragile = [
+        {"model": "fragile", "name": outcome, "fixed": {"outcome": outcome}} for outcome in ("raises", "dies", "nan", "good")
+    ]
+    study = {
+        "name": "planted",
+        "trials": 14,
+        "grace_epochs": 2,
+        "sources": [*fragile, {"model": "learner", "space": {"height": {"type": "float", "low": 0.05, "high": 1.0}}}],
+    }
+    folder = tmp_path / "planted"
+    records = search(folder, mlflow_server, study)
+    assert Counter(r.source for r in records) == {"learner": 10, "raises": 1, "dies": 1, "nan": 1, "good": 1}
+
+    by_source = {r.source: r for r in records}
+    assert by_source["good"].status == "finished"
+    assert by_source["good"].value == pytest.approx(1.0)
+    assert by_source["raises"].reason == "ValueError: a planted failure"
+    assert (by_source["nan"].reason or "").startswith("TrialDivergedError: fragile diverged")
+    assert "process died" in (by_source["dies"].reason or "")
+    assert {r.source for r in records if r.status == "failed"} == {"raises", "dies", "nan"}
+
+    learners = [r for r in records if r.source == "learner"]
+    stopped = [r for r in learners if r.status == "stopped"]
+    finished = [r for r in learners if r.status == "finished"]
+    assert stopped
+    assert finished
+    assert max(r.params["height"] for r in stopped) < max(r.params["height"] for r in finished)
+    assert all(r.metrics["epoch"] < 10 for r in stopped)
+    assert all(r.metrics["epoch"] == 10 for r in finished)
+
+    runs = {run.info.run_name: run for run in children(mlflow_server, folder)}
+    assert len(runs) == 14
+    by_status = Counter(run.info.status for run in runs.values())
+    assert by_status == {"FAILED": 3, "FINISHED": 11}
+    assert runs["raises-000"].data.tags["shortlist.reason"] == "ValueError: a planted failure"
+    best = max(finished, key=lambda r: r.value or 0.0)
+    run = runs[best.name]
+    assert float(run.data.params["config.height"]) == pytest.approx(best.params["height"])
+    assert run.data.tags["shortlist.seed"] == "0"
+    curve = connect(mlflow_server).get_metric_history(run.info.run_id, "ndcg_at_10")
+    assert len({point.step for point in curve}) == 10
+
+    progress = json.loads((folder / "progress.json").read_text())
+    assert progress[-1] == [14, 14]
+    assert [ended for ended, _ in progress] == sorted(ended for ended, _ in progress)
+
+
+def test_after_kill_9_only_the_trials_under_way_are_repeated(tmp_path: Path, mlflow_server: str) -> None:
+    space = {"height": {"type": "float", "low": 0.05, "high": 1.0}}
+    study = {
+        "name": "killed",
+        "trials": 10,
+        "grace_epochs": 100,
+        "sources": [{"model": "learner", "fixed": {"seconds": 0.1}, "space": space}],
+    }
+    folder = tmp_path / "killed"
+    process = start(folder, mlflow_server, study)
+    deadline = time.monotonic() + 120
+    while len(TrialLog(folder).records()) < 4:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = TrialLog(folder).records()
+    assert len(before) < 10
+
+    after = search(folder, mlflow_server, study)
+    assert after[: len(before)] == before
+    assert sorted(r.number for r in after) == list(range(10))
+    assert {r.status for r in after} == {"finished"}
+    statuses = Counter(run.info.status for run in children(mlflow_server, folder))
+    assert statuses["FINISHED"] == 10
+    assert statuses["RUNNING"] == 0
+    assert statuses["KILLED"] <= 2
