@@ -16,6 +16,7 @@ from ray import serve
 
 from features.errors import FeaturesError
 from features.redis_bus import RedisStreamBus
+from serving.admin.app import build_admin_app
 from serving.announce import listen
 from serving.answers import Answerer
 from serving.cache import ListCache
@@ -75,6 +76,7 @@ class GatewayApp:
         self._bus = RedisStreamBus(config.bus_url, config.dataset, site=config.site)
         self._intake = EventIntake(config, self._bus, self.cache, self.metrics)
         self._exposures = ExposureLog(config, self._bus, self.metrics)
+        self._admin = build_admin_app(config)
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -123,7 +125,7 @@ class GatewayApp:
             elif path == "/metrics":
                 await send_bytes(send, 200, self.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
             else:
-                raise RequestError(f"there is nothing at {path}", code="not_found", status=404)
+                await self._admin(scope, receive, send)
         except RequestError as error:
             status = error.status
             await send_json(send, status, error.to_json(), request_id=request_id, headers=error.headers)

@@ -1,0 +1,156 @@
+"""The admin API on a real control store, MLflow and Redis being gone: scopes, catalogue, experiments, errors, OpenAPI."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from fastapi.testclient import TestClient
+
+from features.catalogue import Catalogue
+from features.control_store import ControlStore
+from features.schema import Attribute, DatasetSchema
+from serving.admin.app import build_admin_app
+from serving.config import ServingConfig, hash_token
+from serving.control import ServingControl
+
+ADMIN = {"Authorization": "Bearer admin-secret"}
+NOWHERE = "http://127.0.0.1:9"
+
+SPEC = {
+    "name": "try",
+    "salt": "try-1",
+    "variants": [
+        {"name": "control", "model": "champion", "weight": 0.5},
+        {"name": "treatment", "model": "challenger", "weight": 0.5},
+    ],
+    "metrics": {"primary": "ctr"},
+    "ramp": {"steps": [0.1, 0.5]},
+    "traffic": 0.1,
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ServingConfig:
+    return ServingConfig(
+        dataset="shop",
+        home=tmp_path,
+        mlflow_uri=NOWHERE,
+        control_url=f"sqlite:///{tmp_path / 'control.db'}",
+        bus_url="redis://127.0.0.1:9/0",
+        features_url="redis://127.0.0.1:9/0",
+        cache_url="redis://127.0.0.1:9/0",
+        admin_token_sha256=hash_token("admin-secret"),
+        read_token_sha256=hash_token("read-secret"),
+    )
+
+
+@pytest.fixture
+def api(config: ServingConfig) -> Iterator[TestClient]:
+    catalogue = Catalogue(ControlStore(config.control_url).create(), "shop")
+    columns = (Attribute("title", "title", "string"), Attribute("year", "year", "int"))
+    catalogue.save_schema(DatasetSchema("shop", item_attributes=columns))
+    catalogue.upsert_items(pa.table({"item_id": ["a", "b"], "title": ["A", "B"], "year": [1990, 2000]}))
+    with TestClient(build_admin_app(config), raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/experiments", "/v1/users/u"])
+def test_admin_calls_want_the_admin_token(api: TestClient, path: str) -> None:
+    assert api.get(path).status_code == 401
+    assert api.get(path, headers={"Authorization": "Bearer wrong"}).status_code == 401
+    refused = api.get(path, headers={"Authorization": "Bearer read-secret"})
+    assert refused.status_code == 403
+    assert refused.json()["error"]["code"] == "forbidden"
+
+
+def test_items_live_their_life(api: TestClient, config: ServingConfig) -> None:
+    assert api.get("/v1/items/a").json()["title"] == "A"
+    changed = api.patch("/v1/items/a", json={"available": False}, headers=ADMIN)
+    assert changed.json()["available"] is False
+    assert api.patch("/v1/items/a", json={"available": True}).status_code == 401
+    assert api.put("/v1/items/c", json={"title": "C", "year": 2020}, headers=ADMIN).json()["title"] == "C"
+    assert api.post("/v1/items", json={"items": [{"item_id": "d", "title": "D"}]}, headers=ADMIN).json() == {"stored": 1}
+    assert api.delete("/v1/items/b", headers=ADMIN).status_code == 204
+    assert api.get("/v1/items/b").json()["error"]["code"] == "not_found"
+    log = ServingControl(ControlStore(config.control_url), "shop").audit()
+    assert [(entry.action, entry.subject) for entry in log] == [
+        ("item.change", "item:a"),
+        ("item.put", "item:c"),
+        ("item.put", "item:d"),
+        ("item.delete", "item:b"),
+    ]
+
+
+def test_bad_items_are_refused_with_the_field(api: TestClient) -> None:
+    answer = api.post("/v1/items", json={"items": [{"title": "no id"}]}, headers=ADMIN)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "item_id")
+    answer = api.post("/v1/items", json={"items": []}, headers=ADMIN)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "items")
+
+
+def test_users_live_their_life(api: TestClient) -> None:
+    assert api.put("/v1/users/u", json={}, headers=ADMIN).json()["user_id"] == "u"
+    assert api.get("/v1/users/u", headers=ADMIN).status_code == 200
+    assert api.get("/v1/users/nobody", headers=ADMIN).status_code == 404
+
+
+def test_an_experiment_is_put_but_does_not_start_without_a_registry(api: TestClient) -> None:
+    draft = api.put("/v1/experiments/try", json=SPEC, headers=ADMIN).json()
+    assert (draft["status"], draft["shares"]) == ("draft", {"control": 0.05, "treatment": 0.05})
+    assert [one["name"] for one in api.get("/v1/experiments", headers=ADMIN).json()["experiments"]] == ["try"]
+    answer = api.post("/v1/experiments/try/start", headers=ADMIN)
+    assert answer.status_code in (422, 503)
+    assert api.post("/v1/experiments/try/pause", headers=ADMIN).status_code == 409
+    assert api.post("/v1/experiments/nothing/stop", headers=ADMIN).status_code == 404
+    assert api.put("/v1/experiments/other", json=SPEC, headers=ADMIN).json()["error"]["field"] == "name"
+    assert api.put("/v1/experiments/try", json={**SPEC, "variants": []}, headers=ADMIN).status_code == 422
+
+
+def test_a_ramp_takes_the_next_step(api: TestClient, config: ServingConfig) -> None:
+    api.put("/v1/experiments/try", json=SPEC, headers=ADMIN)
+    control = ServingControl(ControlStore(config.control_url), "shop")
+    control.start_experiment("try", {"control": "1", "treatment": "2"}, actor="test")
+    assert api.post("/v1/experiments/try/ramp", headers=ADMIN).json()["spec"]["traffic"] == 0.5
+    assert api.post("/v1/experiments/try/ramp", headers=ADMIN).json()["error"]["field"] == "traffic"
+    assert api.post("/v1/experiments/try/ramp", json={"traffic": 1.0}, headers=ADMIN).json()["spec"]["traffic"] == 1.0
+    report = api.get("/v1/experiments/try/report", headers=ADMIN)
+    assert report.status_code == 200
+    assert api.post("/v1/experiments/try/stop", headers=ADMIN).json()["status"] == "stopped"
+
+
+def test_a_registry_that_is_gone_is_a_503(api: TestClient) -> None:
+    answer = api.get("/v1/models", headers=ADMIN)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "registry_unavailable")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({"mode": "canary", "version": "1"}, 422, "mode"),
+        ({}, 422, "version"),
+        ({"mode": "sideways"}, 422, "mode"),
+        ({"x": 1}, 422, "x"),
+    ],
+)
+def test_bad_model_updates_are_refused(api: TestClient, body: dict[str, object], status: int, field: str) -> None:
+    answer = api.put("/v1/models/shortlist-shop", json=body, headers=ADMIN)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (status, field)
+
+
+def test_another_model_is_not_served_here(api: TestClient) -> None:
+    answer = api.put("/v1/models/shortlist-else", json={"version": "1"}, headers=ADMIN)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_openapi_has_the_whole_api(api: TestClient) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    assert {"/v1/recommendations/{user_id}", "/v1/events", "/v1/models", "/v1/items/{item_id}", "/metrics"} <= set(paths)
+    assert api.get("/docs").status_code == 200
+
+
+def test_nowhere_is_a_404_in_the_form_of_the_api(api: TestClient) -> None:
+    assert api.get("/v2/anything").json()["error"]["code"] == "not_found"
+    assert api.delete("/v1/models").json()["error"]["code"] == "method_not_allowed"
