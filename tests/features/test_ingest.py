@@ -138,7 +138,7 @@ def test_a_worker_killed_before_it_acknowledges_stores_nothing_twice(
     published = 1500
     order = rng.permutation(published)
     bus.publish(EVENTS, [payload(int(number)) for number in order])
-    for seed in range(6):
+    for seed in (0, 1, 2, 4, 5, 3):  # the last one dies after its append, so its batch is stored and comes again
         worker = subprocess.run(
             [sys.executable, "-c", WORKER, redis_server, dataset, str(tmp_path), str(seed)], timeout=30, check=False
         )
