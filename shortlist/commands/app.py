@@ -27,7 +27,7 @@ EPILOG = (
 GROUPS: tuple[str, ...] = ("data", "models", "experiment", "events")
 """Modules in this folder with a Typer `app`, one command group each."""
 
-COMMANDS: tuple[str, ...] = ("stack", "tune", "precompute")
+COMMANDS: tuple[str, ...] = ("demo", "quickstart", "stack", "tune", "precompute")
 """Modules in this folder with a function `register(app)` that adds top-level commands."""
 
 _FAILURES: tuple[type[Exception], ...] = (

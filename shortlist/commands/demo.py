@@ -1,0 +1,106 @@
+"""`shortlist demo`: from nothing to recommendations with an A/B test, on this machine."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Annotated
+
+import typer
+from rich.panel import Panel
+from rich.table import Table
+
+from shortlist.client import Client
+from shortlist.commands import console
+from shortlist.commands.console import CommandError
+from shortlist.demo.checks import check_demo
+from shortlist.demo.flow import DemoResult, run_demo, summary
+from shortlist.stack.control import stop_stack
+from shortlist.stack.state import running_stack
+
+SHOWN_USER = "42"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the program."""
+    app.command()(demo)
+
+
+def demo(
+    check: Annotated[
+        bool, typer.Option("--check", help="Check everything over HTTP, stop the stack, and exit 0 or say what failed.")
+    ] = False,
+) -> None:
+    """Run the whole platform on MovieLens 100k: features, tuning, registry, two versions, an A/B test.
+
+    Shows each command as you would type it, then what two model versions recommend to one user, the addresses and the admin
+    token, and stays up until Ctrl-C. A second run reuses what the first one made. Where MovieLens cannot be had, it says so and
+    simulates data.
+    """
+    settings = console.settings()
+    home = settings.home.absolute()
+    ran_before = running_stack(home) is not None
+    finished = False
+    try:
+        result = run_demo(settings, console.options.overrides)
+        if check:
+            _check(result)
+        else:
+            console.finish(summary(result), _titles(result))
+            console.log.print(_addresses(result))
+            _stay()
+        finished = True
+    finally:
+        if not ran_before or finished:
+            with console.log.status("stopping"):
+                stop_stack(home)
+
+
+def _check(result: DemoResult) -> None:
+    outcomes = check_demo(result)
+    table = Table("claim", "", "seen", title="demo checked over HTTP")
+    for outcome in outcomes:
+        table.add_row(outcome.claim, "[green]holds" if outcome.holds else "[red]FAILS", outcome.detail)
+    failed = [outcome for outcome in outcomes if not outcome.holds]
+    console.finish({**summary(result), "ok": not failed, "checks": [vars(outcome) for outcome in outcomes]}, table)
+    if failed:
+        raise CommandError(f"{len(failed)} of {len(outcomes)} claims fail, first: {failed[0].claim}: {failed[0].detail}")
+
+
+def _titles(result: DemoResult) -> Table:
+    """What each version recommends to one user, side by side."""
+    table = Table(title=f"{result.dataset}: recommended to user {SHOWN_USER}")
+    columns = []
+    with Client(result.state.base_url, token=result.admin_token) as client:
+        for alias, version in result.versions.items():
+            answer = client.recommend(user_id=SHOWN_USER, top_k=10, fields=["title"], model_version=version)
+            table.add_column(f"{alias} (version {version})")
+            columns.append([item.get("title") or item["item_id"] for item in answer["recommended_items"]])
+    for row in zip(*columns, strict=False):
+        table.add_row(*map(str, row))
+    return table
+
+
+def _addresses(result: DemoResult) -> Panel:
+    state = result.state
+    sharing = "share a replica" if state.graph == "fused" else "are separate deployments"
+    lines = (
+        f"recommendations  curl {state.base_url}/v1/recommendations/{SHOWN_USER}?top_k=5",
+        f"API docs         {state.base_url}/docs",
+        f"MLflow           {state.mlflow_uri}   (move the alias 'champion' in the UI: serving follows)",
+        f"admin token      {result.admin_token}",
+        f"A/B report       shortlist experiment report demo   (traffic so far: {dict(result.traffic.variants)})",
+        f"graph            {state.graph} (retriever and ranker of a version {sharing})",
+        "stop             Ctrl-C here, or: shortlist down",
+    )
+    return Panel("\n".join(lines), title="Shortlist is up")
+
+
+def _stay() -> None:
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        while not stop.wait(1):
+            pass
+    except KeyboardInterrupt:
+        return
