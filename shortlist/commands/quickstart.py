@@ -51,7 +51,7 @@ def quickstart(
         runner.run("features", verb, "--dataset", name)
     tuned = runner.run("tune", study("quickstart"), "--dataset", name, "--minutes", str(minutes))
     runner.run("models", "promote", str(tuned["model_version"]), "--alias", "champion", "--dataset", name)
-    runner.run("precompute", "--alias", "champion", "--dataset", name)
+    runner.run("precompute", "--alias", "champion")
     result = {
         "dataset": name,
         "interactions": imported["interactions"],
