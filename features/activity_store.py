@@ -96,7 +96,12 @@ class ActivityStore:
             raise StoreError(f"activity store {self.root} cannot be written: {error}; free space or check permissions") from error
 
     def read(
-        self, columns: Sequence[str] | None = None, as_of: datetime | None = None, *, since: datetime | None = None
+        self,
+        columns: Sequence[str] | None = None,
+        as_of: datetime | None = None,
+        *,
+        since: datetime | None = None,
+        user_ids: Sequence[str] | None = None,
     ) -> pa.Table:
         """Events sorted by user (then session, for events without a user) and time.
 
@@ -104,14 +109,19 @@ class ActivityStore:
             columns: names of `EVENT_SCHEMA`; all by default.
             as_of: only events up to this moment of event time, included.
             since: only events from this moment on, included.
+            user_ids: only events of these users.
         """
         wanted = list(columns) if columns is not None else EVENT_SCHEMA.names
         schema = pa.schema([EVENT_SCHEMA.field(name) for name in wanted])
-        where, limits = [], []
+        where = list[str]()
+        limits = list[object]()
         for operator, moment in (("<=", as_of), (">=", since)):
             if moment is not None:
                 where.append(f"timestamp {operator} ?")
                 limits.append(_aware(moment))
+        if user_ids is not None:
+            where.append("user_id IN (SELECT unnest(?::VARCHAR[]))")
+            limits.append(list(user_ids))
         condition = f"WHERE {' AND '.join(where)}" if where else ""
         names = ", ".join(f'"{name}"' for name in wanted)
         for attempt in range(3):

@@ -107,6 +107,9 @@ class EventBus(Protocol):
     def ack(self, stream: str, group: str, ids: Sequence[str]) -> None:
         """The group has finished these entries."""
 
+    def has_finished(self, stream: str, group: str, entry_id: str) -> bool:
+        """Whether the group has acknowledged this entry and every one before it."""
+
     def dead_letter(self, stream: str, group: str, entry: BusEntry, reason: str) -> None:
         """Move an entry that the group cannot process to the stream's dead letters, and acknowledge it, in one step."""
 

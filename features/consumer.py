@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from features.bus import BusEntry, EventBus
-from features.errors import BusUnavailableError, StoreError
+from features.errors import BusUnavailableError, FeatureStoreError, StoreError
 
 LOG = logging.getLogger(__name__)
 
-PASSING_FAILURES = (StoreError, BusUnavailableError, OSError)
+PASSING_FAILURES = (StoreError, FeatureStoreError, BusUnavailableError, OSError)
 """Errors that say nothing about the entries: the batch waits."""
 
 

@@ -79,6 +79,16 @@ def decode_events(entries: Sequence[BusEntry]) -> tuple[list[dict[str, Any]], li
     return rows, good, rejected
 
 
+def flag_unknown_items(rows: Sequence[dict[str, Any]], known_items: KnownItems | None) -> None:
+    """Flag, in place, rows without a flag whose item the catalogue does not have. None flags nothing."""
+    if known_items is None:
+        return
+    unknown = known_items.unknown({row["item_id"] for row in rows})
+    for row in rows:
+        if row["item_id"] in unknown and row.get("flag") is None:
+            row["flag"] = UNKNOWN_ITEM
+
+
 class StoreEvents:
     """`process` of the group `store`: events into the activity store, those of unknown items flagged.
 
@@ -93,11 +103,7 @@ class StoreEvents:
     def __call__(self, entries: Sequence[BusEntry]) -> BatchResult:
         """Append a batch; durable when it returns."""
         rows, _, rejected = decode_events(entries)
-        if self._known_items is not None:
-            unknown = self._known_items.unknown({row["item_id"] for row in rows})
-            for row in rows:
-                if row["item_id"] in unknown and row.get("flag") is None:
-                    row["flag"] = UNKNOWN_ITEM
+        flag_unknown_items(rows, self._known_items)
         if not rows:
             return BatchResult(rejected=rejected)
         result = self._store.append(event_table(rows))

@@ -139,6 +139,15 @@ class RedisStreamBus:
             with self._translated():
                 self._redis.xack(self._key(stream), group, *ids)
 
+    def has_finished(self, stream: str, group: str, entry_id: str) -> bool:
+        """See `EventBus.has_finished`."""
+        with self._translated():
+            info = next((info for info in self._group_infos(stream) if info["name"] == group.encode()), None)
+            if info is None:
+                return False
+            at, finished = self._position(stream, info)
+        return _order(entry_id) <= _order(at) if finished else _order(entry_id) < _order(at)
+
     def dead_letter(self, stream: str, group: str, entry: BusEntry, reason: str) -> None:
         """See `EventBus.dead_letter`."""
         with self._translated(), self._redis.pipeline(transaction=True) as steps:
@@ -194,7 +203,7 @@ class RedisStreamBus:
             infos = {info["name"].decode(): info for info in self._group_infos(stream)}
             if not set(GROUPS[stream]) <= set(infos):
                 return 0
-            first_needed = min((self._finished_up_to(stream, info) for info in infos.values()), key=_order)
+            first_needed = min((self._position(stream, info)[0] for info in infos.values()), key=_order)
             return int(self._redis.xtrim(self._key(stream), minid=first_needed, approximate=False))
 
     def close(self) -> None:
@@ -278,16 +287,19 @@ class RedisStreamBus:
         # Redis cannot tell once entries were deleted from the middle: count them.
         return len(self._redis.xrange(self._key(stream), min=f"({info['last-delivered-id'].decode()}"))
 
-    def _finished_up_to(self, stream: str, info: dict[str, Any]) -> str:
-        """The oldest entry that the group may still need: its oldest pending one, else the last one it was given."""
-        if info["pending"]:
-            return str(self._redis.xpending(self._key(stream), info["name"])["min"].decode())
-        return str(info["last-delivered-id"].decode())
+    def _position(self, stream: str, info: dict[str, Any]) -> tuple[str, bool]:
+        """The group's oldest pending entry and False; with none pending, the last entry it was given, which it finished, and True.
+
+        `info` is from before: what was delivered by then and is not pending now is finished.
+        """
+        oldest = self._redis.xpending(self._key(stream), info["name"])["min"]
+        return (info["last-delivered-id"].decode(), True) if oldest is None else (oldest.decode(), False)
 
     def _oldest_unfinished(self, stream: str, info: dict[str, Any]) -> str | None:
-        if info["pending"]:
-            return self._finished_up_to(stream, info)
-        following = self._redis.xrange(self._key(stream), min=f"({info['last-delivered-id'].decode()}", count=1)
+        at, finished = self._position(stream, info)
+        if not finished:
+            return at
+        following = self._redis.xrange(self._key(stream), min=f"({at}", count=1)
         return str(following[0][0].decode()) if following else None
 
     @contextmanager

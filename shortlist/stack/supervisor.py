@@ -181,7 +181,7 @@ class Supervisor:
         }
         worker = Child(
             "worker",
-            "drains the event bus into the activity store and the exposure log",
+            "drains the event bus into the activity store, the online features and the exposure log",
             [sys.executable, "-m", "shortlist.stack.worker", *(f"{key}={value}" for key, value in settings.items())],
             self.home / "logs" / "worker.log",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -203,3 +204,37 @@ def test_what_was_published_survives_a_killed_server(own_redis: Any, dataset: st
     rest = read(bus, STORE_GROUP, count=1000)
     assert [int(payload) for payload in rest] == list(range(100, 500))
     assert bus.publish(EVENTS, [b"again"], ["id-7"]) == [None]
+
+
+def test_what_a_group_finished_is_known_while_it_works(bus: RedisStreamBus) -> None:
+    first, second, third = (str(one) for one in bus.publish(EVENTS, [b"a", b"b", b"c"]))
+    assert not bus.has_finished(EVENTS, STORE_GROUP, first)
+    bus.read_group(EVENTS, STORE_GROUP, "one", 2, 1)
+    bus.ack(EVENTS, STORE_GROUP, [second])
+    assert [bus.has_finished(EVENTS, STORE_GROUP, one) for one in (first, second, third)] == [False, False, False]
+    bus.ack(EVENTS, STORE_GROUP, [first])
+    assert [bus.has_finished(EVENTS, STORE_GROUP, one) for one in (first, second, third)] == [True, True, False]
+    assert not bus.has_finished(EXPOSURES, STORE_GROUP, first)
+
+
+def test_looking_at_a_group_that_works_never_fails(bus: RedisStreamBus) -> None:
+    """Positions change between the commands of one look."""
+    stop = threading.Event()
+
+    def work() -> None:
+        own = RedisStreamBus(bus._url, bus._prefix.split(":")[2].rstrip("}"))
+        while not stop.is_set():
+            own.publish(EVENTS, [b"x"] * 3)
+            for group in (STORE_GROUP, FEATURES_GROUP):
+                own.ack(EVENTS, group, [entry.id for entry in own.read_group(EVENTS, group, "one", 10, 1)])
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for _ in range(300):
+            bus.lag(EVENTS)
+            bus.trim(EVENTS)
+            bus.has_finished(EVENTS, STORE_GROUP, "1-1")
+    finally:
+        stop.set()
+        worker.join()

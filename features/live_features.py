@@ -1,0 +1,184 @@
+"""The group `features`: users' online features after each of their events, by the definition that the batch uses.
+
+A state is never added to: it is computed anew from the user's whole history with `features.aggregates`. So an event that comes
+twice or late changes nothing that it should not, a crash at any point is mended by doing the batch again, and live and batch
+values are equal. Histories come from the activity store, which has every event before it is used here, and stay in memory for a
+while.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.activity_log import activity_log, positive_events
+from features.activity_store import ActivityStore
+from features.aggregates import ItemCategories, UserStates
+from features.bus import BusEntry
+from features.consumer import BatchResult
+from features.errors import StoreError
+from features.event_codec import event_table
+from features.ingest import KnownItems, decode_events, flag_unknown_items
+
+MAX_CACHED_EVENTS = 500_000
+"""Events of recently active users kept in memory: about 100 MB."""
+
+HISTORY_SECONDS = 600.0
+"""A kept history is read from the store again after this long, so that imports show in it too."""
+
+_COLUMNS = ("event_id", "user_id", "item_id", "action", "timestamp", "value", "flag")
+
+
+class UserFeatureSink(Protocol):
+    """Where states go: `features.store.Features`."""
+
+    def push_users(self, states: pa.Table) -> None:
+        """Replace the online row of each user."""
+
+
+@dataclass
+class _History:
+    """Positive events of one user, in order of arrival; `known` holds hashes of their ids."""
+
+    read_at: float
+    known: set[int] = field(default_factory=set)
+    item_ids: list[str] = field(default_factory=list)
+    times_us: list[int] = field(default_factory=list)
+    values: list[float | None] = field(default_factory=list)
+
+
+class UserHistories:
+    """Histories of the users that were active lately.
+
+    Args:
+        store: where histories are read.
+        max_events: events kept in memory; users that were touched longest ago go first.
+        seconds: how long a history is kept before it is read again.
+    """
+
+    def __init__(self, store: ActivityStore, *, max_events: int = MAX_CACHED_EVENTS, seconds: float = HISTORY_SECONDS) -> None:
+        self._store, self._max_events, self._seconds = store, max_events, seconds
+        self._kept: OrderedDict[str, _History] = OrderedDict()
+        self._events = 0
+
+    def with_events(self, events: pa.Table) -> pa.Table:
+        """All positive events of the users of `events` (stored ones and these): `user_id, item_id, timestamp, value`.
+
+        Args:
+            events: rows of EVENT_SCHEMA that the store has already.
+        """
+        events = _counted(events)
+        users = events["user_id"].unique().to_pylist()
+        self._load(users)
+        self._add(events)
+        columns: dict[str, list[object]] = {"user_id": [], "item_id": [], "timestamp": [], "value": []}
+        for user in users:
+            history = self._kept[user]
+            self._kept.move_to_end(user)
+            columns["user_id"] += [user] * len(history.item_ids)
+            columns["item_id"] += history.item_ids
+            columns["timestamp"] += history.times_us
+            columns["value"] += history.values
+        self._forget(len(users))
+        types = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.timestamp("us", tz="UTC"), "value": pa.float64()}
+        return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
+
+    def _load(self, users: Collection[str]) -> None:
+        now = time.monotonic()
+        wanted = []
+        for user in users:
+            kept = self._kept.get(user)
+            if kept is None or now - kept.read_at > self._seconds:
+                wanted.append(user)
+                self._events -= len(kept.item_ids) if kept else 0
+                self._kept[user] = _History(now)
+        if wanted:
+            self._add(_counted(self._store.read(_COLUMNS, user_ids=wanted)))
+
+    def _add(self, events: pa.Table) -> None:
+        names = ("event_id", "user_id", "item_id", "value")
+        times_us = pc.cast(events["timestamp"], pa.int64()).to_pylist()
+        for event_id, user, item, value, at in zip(*(events[name].to_pylist() for name in names), times_us, strict=True):
+            history, key = self._kept[user], hash(event_id)
+            if key not in history.known:
+                history.known.add(key)
+                history.item_ids.append(item)
+                history.times_us.append(at)
+                history.values.append(value)
+                self._events += 1
+
+    def _forget(self, in_use: int) -> None:
+        while self._events > self._max_events and len(self._kept) > in_use:
+            self._events -= len(self._kept.popitem(last=False)[1].item_ids)
+
+
+class UpdateUserFeatures:
+    """`process` of the group `features`.
+
+    Args:
+        histories: of users.
+        sink: the online feature store, or None as long as nothing was applied to it: events then wait for nobody, the first
+            `features build` and `materialize` take them from the store.
+        categories: item_id -> categories now.
+        known_items: as the group `store` flags them; None flags none.
+        is_stored: whether the store has the bus entry of that id, and all before it.
+        has_times: False for a dataset whose times are only an order.
+        patience_s: how long to wait for the store within one batch.
+    """
+
+    def __init__(
+        self,
+        histories: UserHistories,
+        sink: Callable[[], UserFeatureSink | None],
+        categories: Callable[[], ItemCategories],
+        known_items: KnownItems | None,
+        is_stored: Callable[[str], bool],
+        *,
+        has_times: bool = True,
+        patience_s: float = 5.0,
+    ) -> None:
+        self._histories, self._sink, self._categories = histories, sink, categories
+        self._known_items, self._is_stored, self._has_times, self._patience_s = known_items, is_stored, has_times, patience_s
+
+    def __call__(self, entries: Sequence[BusEntry]) -> BatchResult:
+        """Push the states of all users of a batch.
+
+        Raises:
+            StoreError: the store is behind.
+            FeatureStoreError: the online store cannot be reached.
+        """
+        sink = self._sink()
+        if sink is None:
+            return BatchResult()
+        rows, good, _ = decode_events(entries)  # what is not an event is the group `store`'s dead letter
+        if not rows:
+            return BatchResult()
+        self._wait_for_store(good[-1].id)
+        flag_unknown_items(rows, self._known_items)
+        history = self._histories.with_events(event_table(rows))
+        if not history.num_rows:
+            return BatchResult()
+        log = activity_log(history, "user", has_times=self._has_times)
+        states = UserStates(log, self._categories())
+        for block in states.after(np.arange(len(log.ids)), log.indptr[1:]):
+            sink.push_users(block)
+        return BatchResult(added=len(log.ids))
+
+    def _wait_for_store(self, entry_id: str) -> None:
+        deadline = time.monotonic() + self._patience_s
+        while not self._is_stored(entry_id):
+            if time.monotonic() > deadline:
+                raise StoreError(f"live features wait for the activity store, which has not stored bus entry {entry_id} yet")
+            time.sleep(0.01)
+
+
+def _counted(events: pa.Table) -> pa.Table:
+    """The rows that user features count."""
+    return positive_events(events.filter(pc.is_valid(events["user_id"])))

@@ -1,0 +1,77 @@
+"""The worker as the stack runs it: a process of its own between a real Redis, the store, Feast and the exposure log."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from experiments.exposure import EXPOSURE_SCHEMA, Exposure
+from features.activity_store import ActivityStore
+from features.bus import EVENTS, EXPOSURES
+from features.catalogue import Catalogue
+from features.control_store import ControlStore
+from features.daily_log import DailyLog
+from features.event_codec import encode_event
+from features.events import UNKNOWN_ITEM, Event
+from features.paths import DatasetPaths
+from features.redis_bus import RedisStreamBus
+from features.store import Features
+from shortlist.settings import load_settings
+from shortlist.stack.errors import StackError
+from shortlist.stack.worker import consumers
+
+pytestmark = pytest.mark.integration
+
+
+def eventually(done: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+
+
+def test_the_worker_moves_everything_and_ends_when_told(redis_server: str, tmp_path: Path) -> None:
+    paths = DatasetPaths(tmp_path, f"worker-{uuid.uuid4().hex[:8]}")
+    control_url = f"sqlite:///{tmp_path}/control.db"
+    catalogue = Catalogue(ControlStore(control_url).create(), paths.dataset)
+    catalogue.upsert_items(pa.table({"item_id": ["i1", "i2"]}))
+    features = Features(paths, catalogue.schema(), redis_server)
+    features.apply()
+    bus = RedisStreamBus(redis_server, paths.dataset)
+    now = datetime.now(UTC)
+    events = [Event(f"e{number}", f"i{number % 3}", "click", now, f"u{number % 4}") for number in range(40)]
+    bus.publish(EVENTS, [encode_event(event, received_at=now) for event in events])
+    bus.publish(EXPOSURES, [Exposure("r1", "demo", "control", "user_id", "u1", now, "cache", ["i1"]).encode(), b"?"])
+    settings = [f"home={tmp_path}", f"serve.dataset={paths.dataset}", f"control.url={control_url}"]
+    settings += [f"redis.bus_url={redis_server}", f"redis.features_url={redis_server}"]
+    with (tmp_path / "worker.log").open("w") as log:
+        worker = subprocess.Popen([sys.executable, "-m", "shortlist.stack.worker", *settings], stdout=log, stderr=log)
+    try:
+        eventually(
+            lambda: bool(bus.lag(EXPOSURES).groups) and all(not g.entries for s in (EVENTS, EXPOSURES) for g in bus.lag(s).groups)
+        )
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(15) == 0, (tmp_path / "worker.log").read_text()
+    stored = ActivityStore(paths.activity).read(["event_id", "item_id", "flag"])
+    assert stored.num_rows == 40
+    flags = {(row["item_id"], row["flag"]) for row in stored.to_pylist()}
+    assert flags == {("i0", UNKNOWN_ITEM), ("i1", None), ("i2", None)}
+    assert sum(features.online_users([f"u{number}" for number in range(4)])["user_events"]) == sum(n % 3 != 0 for n in range(40))
+    log_of_exposures = DailyLog(paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at")
+    assert log_of_exposures.read()["exposure_id"].to_pylist() == ["r1:demo"]
+    assert [letter.payload for letter in bus.dead(EXPOSURES, 10)] == [b"?"]
+
+
+def test_the_worker_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match=r"needs serve\.dataset, redis\.bus_url and redis\.features_url"):
+        consumers(load_settings((f"home={tmp_path}",), environ={}, folder=tmp_path))
