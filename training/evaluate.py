@@ -18,7 +18,8 @@ import pandas as pd
 
 from training.bootstrap import PairedComparison, ci95, paired_difference
 from training.candidates import RankedLists, Retrieved
-from training.interactions import BoolArray, FloatArray, IntArray
+from training.interactions import BoolArray, FloatArray, IdArray, IntArray
+from training.list_metrics import ListMetrics
 from training.metrics import METRICS, pessimistic_hits
 from training.models.base import Retriever
 from training.queries import QueryBatch
@@ -77,7 +78,9 @@ def retriever_recommend(model: Retriever, fold: Fold) -> Recommend:
     return recommend
 
 
-def evaluate(recommend: Recommend, fold: Fold, *, ks: Sequence[int] = KS, seed: int = 0) -> Evaluation:
+def evaluate(
+    recommend: Recommend, fold: Fold, *, ks: Sequence[int] = KS, categories: IdArray | None = None, seed: int = 0
+) -> Evaluation:
     """Ask for every user of the fold and measure.
 
     Items of the history that are not targets are dropped from the lists whoever put them there; where the fold does not exclude the
@@ -86,12 +89,14 @@ def evaluate(recommend: Recommend, fold: Fold, *, ks: Sequence[int] = KS, seed: 
     Args:
         recommend: what is measured.
         fold: from `training.splits`.
-        ks: cutoffs.
+        ks: cutoffs of the accuracy metrics; coverage and the other figures of lists are taken at 10.
+        categories: (N,) lists of category names, for the diversity of lists.
         seed: of the bootstrap.
     """
     started = time.perf_counter()
     num_items, longest = fold.fit.num_items, max(ks) + 1
     block = max(1, min(4096, BLOCK_CELLS // max(num_items, 1)))
+    lists_at_10 = ListMetrics(fold.fit, 10, categories)
     tables = []
     for start, queries in fold.queries.blocks(block):
         width = longest + (0 if fold.exclude_history else int(np.diff(queries.indptr).max(initial=0)))
@@ -103,10 +108,10 @@ def evaluate(recommend: Recommend, fold: Fold, *, ks: Sequence[int] = KS, seed: 
         item_idx, score = _without_history(lists.item_idx, lists.score, queries, indptr, targets, num_items)
         item_idx, score = item_idx[:, :longest], score[:, :longest]
         hits = pessimistic_hits(item_idx, score, indptr, targets, num_items, complete=complete)
-        tables.append(_block_metrics(hits, np.diff(indptr), ks))
+        tables.append({**_block_metrics(hits, np.diff(indptr), ks), **lists_at_10.add(item_idx, queries)})
     columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-    values = np.column_stack(list(columns.values()))
-    intervals = ci95(values, seed=seed)
+    means, intervals = _means_and_intervals(columns, seed)
+    num_allowed = num_items if fold.allowed is None else int(fold.allowed.sum())
     per_user = pd.DataFrame(
         {
             "user_idx": fold.queries.user_idx,
@@ -120,8 +125,8 @@ def evaluate(recommend: Recommend, fold: Fold, *, ks: Sequence[int] = KS, seed: 
         stage=fold.stage,
         refit=fold.refit,
         per_user=per_user,
-        metrics={name: float(column.mean()) for name, column in columns.items()},
-        ci95={name: (float(low), float(high)) for name, (low, high) in zip(columns, intervals, strict=True)},
+        metrics={**means, **lists_at_10.totals(num_allowed)},
+        ci95=intervals,
         seconds=time.perf_counter() - started,
         not_evaluated=fold.not_evaluated,
     )
@@ -138,6 +143,24 @@ def paired_bootstrap(a: Evaluation, b: Evaluation, metric: str) -> PairedCompari
     if metric not in a.per_user or metric not in b.per_user:
         raise ValueError(f"no per-user metric {metric!r}; there are: {', '.join(a.per_user.columns[3:])}")
     return paired_difference(metric, a.per_user[metric].to_numpy(), b.per_user[metric].to_numpy())
+
+
+def _means_and_intervals(
+    columns: Mapping[str, np.ndarray[Any, Any]], seed: int
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """Means and intervals of the columns, over the users who have a value; a metric that nobody has is left out."""
+    means: dict[str, float] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    whole = [name for name, column in columns.items() if not np.isnan(column).any()]
+    groups = [whole] + [[name] for name in columns if name not in whole]
+    for names in groups:
+        values = np.column_stack([columns[name] for name in names]) if names else np.empty((0, 0))
+        values = values[~np.isnan(values).any(axis=1)]
+        if len(values) == 0:
+            continue
+        for name, mean, (low, high) in zip(names, values.mean(axis=0), ci95(values, seed=seed), strict=True):
+            means[name], intervals[name] = float(mean), (float(low), float(high))
+    return means, intervals
 
 
 def _block_metrics(hits: BoolArray, num_targets: np.ndarray[Any, Any], ks: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
