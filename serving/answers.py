@@ -23,6 +23,7 @@ from experiments.assignment import Assignment
 from serving.cache import ABSENT, CacheRead, ListCache, session_unit, user_unit
 from serving.cached_list import CachedList, decode_list
 from serving.config import ServingConfig
+from serving.errors import RequestError
 from serving.item_table import ItemTable
 from serving.live_state import LiveVersion, Snapshot
 from serving.messages import ComputeRequest
@@ -105,11 +106,15 @@ class Answerer:
 
         Raises:
             FilterError: the filter is wrong, or does not fit the items' attributes.
+            RequestError: `model_version` is not loaded.
         """
         started = time.perf_counter()
         snapshot = self._snapshot()
-        assignments = snapshot.plan.assign(request.user_id, request.session_id, request.context)
-        live = _version_for(snapshot, assignments)
+        if request.model_version is None:
+            assignments = snapshot.plan.assign(request.user_id, request.session_id, request.context)
+            live = _version_for(snapshot, assignments)
+        else:
+            assignments, live = [], _previewed(snapshot, request.model_version)
         mask = (live.items if live is not None else snapshot.items).mask(request.selection)
         found = await self._from_version(live, request, mask) if live is not None else None
         if found is None:
@@ -239,6 +244,16 @@ def popularity_scores(items: ItemTable, rows: IntArray) -> list[float]:
     """Scores of popular items: 1 for the most popular of all, falling linearly with the rank to 0."""
     rank = items.popularity_rank[rows]
     return [float(score) for score in 1.0 - rank / max(len(items), 1)]
+
+
+def _previewed(snapshot: Snapshot, version: str) -> LiveVersion:
+    live = snapshot.versions.get(version)
+    if live is None:
+        loaded = ", ".join(sorted(snapshot.versions)) or "none"
+        raise RequestError(
+            f"model_version {version!r} is not loaded; loaded: {loaded}", code="not_found", status=404, field="model_version"
+        )
+    return live
 
 
 def _version_for(snapshot: Snapshot, assignments: Sequence[Assignment]) -> LiveVersion | None:

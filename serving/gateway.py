@@ -106,7 +106,10 @@ class GatewayApp:
                 route = "recommendations"
                 _only(scope, "POST")
                 authorize(self.config, scope, "read")
-                await self._recommend(send, parse_body(await read_json(scope, receive)), request_id)
+                request = parse_body(await read_json(scope, receive))
+                if request.model_version is not None:
+                    authorize(self.config, scope, "admin")
+                await self._recommend(send, request, request_id)
             elif path == "/v1/events":
                 route, status = "events", 202
                 _only(scope, "POST")

@@ -22,7 +22,15 @@ ServedFrom = Literal["cache", "online", "stale", "segment", "popular"]
 
 _TRUE, _FALSE = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
 _SHARED_PARAMETERS = frozenset({"top_k", "category", "region", "language", "filter", "exclude_seen", "fields"})
-_BODY_PARAMETERS = _SHARED_PARAMETERS | {"user_id", "session_id", "recent_items", "exclude", "candidates", "context"}
+_BODY_PARAMETERS = _SHARED_PARAMETERS | {
+    "user_id",
+    "session_id",
+    "recent_items",
+    "exclude",
+    "candidates",
+    "context",
+    "model_version",
+}
 _QUERY_PARAMETERS = _SHARED_PARAMETERS | {"session_id"}
 
 
@@ -44,7 +52,10 @@ NO_SELECTION = Selection()
 
 @dataclass(frozen=True, slots=True)
 class RecommendationRequest:
-    """A valid request. `recent_items` are oldest first; `candidates` restricts the answer to a caller's own items."""
+    """A valid request. `recent_items` are oldest first; `candidates` restricts the answer to a caller's own items.
+
+    `model_version` asks one loaded version, past experiments and aliases: a preview, for admins.
+    """
 
     user_id: str | None = None
     session_id: str | None = None
@@ -56,6 +67,7 @@ class RecommendationRequest:
     exclude: tuple[str, ...] = ()
     candidates: tuple[str, ...] | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
+    model_version: str | None = None
 
     @property
     def cacheable(self) -> bool:
@@ -126,6 +138,7 @@ def parse_body(body: object) -> RecommendationRequest:
         exclude=_ids(body.get("exclude"), "exclude", MAX_CANDIDATES),
         candidates=None if candidates is None else _ids(candidates, "candidates", MAX_CANDIDATES),
         context=context,
+        model_version=_optional_id(body, "model_version"),
     )
 
 

@@ -87,6 +87,7 @@ def hot_paths() -> dict[str, Any]:
                         "exclude": {"type": "array", "items": {"type": "string"}},
                         "candidates": {"type": "array", "items": {"type": "string"}, "description": "rank these alone"},
                         "context": {"type": "object"},
+                        "model_version": {"type": "string", "description": "preview of one loaded version (admin)"},
                         "exclude_seen": {"type": "boolean", "default": True},
                         **body,
                     },

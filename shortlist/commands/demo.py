@@ -7,7 +7,6 @@ import threading
 from typing import Annotated
 
 import typer
-from rich.panel import Panel
 from rich.table import Table
 
 from shortlist.client import Client
@@ -47,7 +46,7 @@ def demo(
             _check(result)
         else:
             console.finish(summary(result), _titles(result))
-            console.log.print(_addresses(result))
+            console.log.print(_addresses(result), highlight=False, soft_wrap=True)
             _stay()
         finished = True
     finally:
@@ -72,7 +71,8 @@ def _titles(result: DemoResult) -> Table:
     table = Table(title=f"{result.dataset}: recommended to user {SHOWN_USER}")
     columns = []
     with Client(result.state.base_url, token=result.admin_token) as client:
-        for alias, version in result.versions.items():
+        for alias in ("champion", "challenger"):
+            version = result.versions[alias]
             answer = client.recommend(user_id=SHOWN_USER, top_k=10, fields=["title"], model_version=version)
             table.add_column(f"{alias} (version {version})")
             columns.append([item.get("title") or item["item_id"] for item in answer["recommended_items"]])
@@ -81,26 +81,28 @@ def _titles(result: DemoResult) -> Table:
     return table
 
 
-def _addresses(result: DemoResult) -> Panel:
+def _addresses(result: DemoResult) -> str:
+    """Where everything is, a line each; never wrapped, so that lines can be copied."""
     state = result.state
     sharing = "share a replica" if state.graph == "fused" else "are separate deployments"
-    lines = (
-        f"recommendations  curl {state.base_url}/v1/recommendations/{SHOWN_USER}?top_k=5",
-        f"API docs         {state.base_url}/docs",
-        f"MLflow           {state.mlflow_uri}   (move the alias 'champion' in the UI: serving follows)",
-        f"admin token      {result.admin_token}",
-        f"A/B report       shortlist experiment report demo   (traffic so far: {dict(result.traffic.variants)})",
-        f"graph            {state.graph} (retriever and ranker of a version {sharing})",
-        "stop             Ctrl-C here, or: shortlist down",
+    return "\n".join(
+        (
+            "",
+            "[bold]Shortlist is up[/]",
+            f"  recommendations  curl '{state.base_url}/v1/recommendations/{SHOWN_USER}?top_k=5'",
+            f"  API docs         {state.base_url}/docs",
+            f"  MLflow           {state.mlflow_uri}  (move the alias 'champion' in its UI: serving follows)",
+            f"  admin token      {result.admin_token}",
+            f"  A/B test         shortlist experiment report demo  (answers so far: {dict(result.traffic.variants)})",
+            f"  graph            {state.graph}: retriever and ranker of a version {sharing}",
+            "  stop             Ctrl-C here, or: shortlist down",
+        )
     )
-    return Panel("\n".join(lines), title="Shortlist is up")
 
 
 def _stay() -> None:
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        while not stop.wait(1):
-            pass
-    except KeyboardInterrupt:
-        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.wait(1):
+        pass

@@ -91,3 +91,16 @@ def test_a_promotion_moves_only_traffic_outside_the_experiment(demo: DemoResult,
     finally:
         admin.rollback(f"shortlist-{demo.dataset}")
     wait_for_version(http, first)
+
+
+def test_admins_preview_any_loaded_version_and_nobody_else_does(demo: DemoResult, admin: Client, http: httpx.Client) -> None:
+    for version in demo.versions.values():
+        answer = admin.recommend(user_id="42", top_k=10, model_version=version)
+        assert (answer["model_version"], answer["assignments"]) == (version, [])
+    assert http.post("/v1/recommendations", json={"user_id": "42", "model_version": "1"}).status_code == 401
+    missing = http.post(
+        "/v1/recommendations",
+        json={"user_id": "42", "model_version": "999"},
+        headers={"Authorization": f"Bearer {demo.admin_token}"},
+    )
+    assert (missing.status_code, missing.json()["error"]["field"]) == (404, "model_version")
