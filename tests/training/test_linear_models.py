@@ -1,0 +1,109 @@
+"""EASE and iALS against their equations solved directly, popularity against a sum by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from training.dataset import from_frame
+from training.errors import NotTrainableError
+from training.models import ease
+from training.models.base import TrainingData
+from training.models.ease import Ease, EaseConfig, gram_inverse
+from training.models.ials import Ials, IalsConfig
+from training.models.item_item import PRIOR
+from training.models.popularity import Popularity, PopularityConfig
+from training.queries import queries_from_histories
+from training.testing import small_world
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_ease_is_its_closed_form(monkeypatch: pytest.MonkeyPatch, double: bool) -> None:
+    monkeypatch.setattr(ease, "DOUBLE_UP_TO", 1000 if double else 0)
+    monkeypatch.setattr(ease, "ROWS_AT_ONCE", 7)
+    data = small_world()
+    taken = data.interactions.to_csr().toarray() > 0
+    active = taken.any(axis=0)
+    gram = taken[:, active].T.astype(float) @ taken[:, active]
+    precision = np.linalg.inv(gram + 3.0 * np.eye(len(gram)))
+    expected = -precision / np.diag(precision)
+    np.fill_diagonal(expected, 0.0)
+    model = Ease(EaseConfig(l2=3.0)).fit(data)
+    found = model.weights.toarray()[np.ix_(active, active)]
+    np.testing.assert_allclose(found, expected, atol=1e-9 if double else 1e-5)
+
+    history = [4, 9, 2]
+    scores = model.score(queries_from_histories([history]))[0, active]
+    places = np.flatnonzero(active)
+    decayed = sum(0.8 ** (2 - n) * expected[np.flatnonzero(places == item)[0]] for n, item in enumerate(history))
+    np.testing.assert_allclose(scores, decayed + PRIOR * model.popularity[active], atol=1e-5)
+
+
+def test_ease_keeps_the_strongest_neighbours() -> None:
+    data = small_world()
+    full = Ease(EaseConfig(l2=3.0)).fit(data).weights.toarray()
+    few = Ease(EaseConfig(l2=3.0, neighbours=4)).fit(data).weights
+    assert np.diff(few.indptr).max() == 4
+    for row in np.flatnonzero(np.diff(few.indptr)):
+        strongest = np.sort(np.abs(full[row]))[-4:]
+        np.testing.assert_allclose(np.sort(np.abs(few[row].data)), strongest, rtol=1e-5)
+
+
+def test_ease_refuses_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = small_world().interactions.to_csr()
+    monkeypatch.setattr(ease, "MAX_ITEMS", 20)
+    with pytest.raises(NotTrainableError, match=r"32 x 32 items, about .* GB; the limit is 20 items: leave ease out"):
+        gram_inverse(matrix, 1.0)
+
+
+def test_ials_folds_in_by_its_equation() -> None:
+    data = small_world()
+    # Two histories are solved by entries, the long one by factors.
+    histories = [[1, 2, 3], [7, 8], [n % 30 for n in range(40)]]
+    for config in (IalsConfig(factors=8, iterations=2, history_decay=0.7, alpha=4.0), IalsConfig(factors=64, iterations=2)):
+        model = Ials(config).fit(data)
+        found = model.fold_in(queries_from_histories(histories))
+        items = model.item_factors.astype(np.float64)
+        for row, history in enumerate(histories):
+            left = items.T @ items + config.l2 * np.eye(items.shape[1])
+            right = np.zeros(items.shape[1])
+            for age, item in enumerate(reversed(history)):
+                share = config.history_decay**age
+                left += config.alpha * share * np.outer(items[item], items[item])
+                right += (1 + config.alpha) * share * items[item]
+            expected = np.linalg.solve(left, right)
+            np.testing.assert_allclose(found[row], expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_ials_without_decay_is_the_library_s_own_answer() -> None:
+    from implicit.cpu.als import AlternatingLeastSquares
+
+    data = small_world()
+    model = Ials(IalsConfig(factors=8, iterations=3, history_decay=1.0)).fit(data)
+    library = AlternatingLeastSquares(factors=8, regularization=model.config.l2, use_cg=False)
+    library.item_factors = model.item_factors
+    taken = [3, 4, 5, 6]
+    row = np.zeros((1, data.interactions.num_items), dtype=np.float32)
+    row[0, taken] = 1.0 + model.config.alpha
+    library.user_factors = np.zeros((1, 8), dtype=np.float32)
+    expected = library.recalculate_user(0, sp.csr_matrix(row))
+    np.testing.assert_allclose(model.fold_in(queries_from_histories([taken]))[0], np.ravel(expected), rtol=1e-3, atol=1e-5)
+
+
+def test_popularity_halves_after_a_half_life() -> None:
+    frame = pd.DataFrame({"user_id": list("abcd"), "item_id": ["old", "old", "old", "new"]})
+    frame["timestamp"] = pd.to_datetime(["2026-01-01", "2026-01-11", "2026-01-11", "2026-01-21"], utc=True)
+    data = TrainingData(from_frame(frame))
+    scores = Popularity(PopularityConfig(half_life_days=10.0)).fit(data).score(queries_from_histories([[]]))[0]
+    new, old = scores  # ids in text order
+    assert (new, old) == pytest.approx((1.0 / 1.25, 1.0))
+    plain = Popularity().fit(data).score(queries_from_histories([[]]))[0]
+    assert plain.tolist() == pytest.approx([1 / 3, 1.0])
+
+
+def test_popularity_without_times_counts() -> None:
+    data = TrainingData(from_frame(pd.DataFrame({"user_id": list("abc"), "item_id": list("xxy")})))
+    scores = Popularity(PopularityConfig(half_life_days=1.0)).fit(data).score(queries_from_histories([[]]))[0]
+    assert scores.tolist() == [1.0, 0.5]
