@@ -273,6 +273,7 @@ class ActivityStore:
                 self._rebuild()
             if self._scratch.is_dir():
                 shutil.rmtree(self._scratch)
+            self._index.sweep()
             self._opened = True
 
     def _rebuild(self) -> None:
@@ -320,14 +321,13 @@ def _conform(events: pa.Table) -> pa.Table:
     extra = set(events.column_names) - set(EVENT_SCHEMA.names)
     if extra:
         raise StoreError(f"events have the unknown column {sorted(extra)[0]!r}; allowed: {', '.join(EVENT_SCHEMA.names)}")
+    for field, column in zip(EVENT_SCHEMA, columns, strict=True):
+        if not field.nullable and column.null_count:
+            raise StoreError(f"events have no value in {column.null_count} rows of {field.name!r}")
     try:
-        table = pa.table(columns, names=EVENT_SCHEMA.names).cast(EVENT_SCHEMA)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        return pa.table(columns, names=EVENT_SCHEMA.names).cast(EVENT_SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise StoreError(f"events do not fit the schema: {error}") from error
-    for field in EVENT_SCHEMA:
-        if not field.nullable and table[field.name].null_count:
-            raise StoreError(f"events have no value in {table[field.name].null_count} rows of {field.name!r}")
-    return table
 
 
 def _by_date(events: pa.Table) -> list[tuple[str, pa.Table]]:

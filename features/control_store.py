@@ -37,10 +37,13 @@ class ControlStore:
     def __init__(self, url: str) -> None:
         try:
             parsed = make_url(url)
+        except ArgumentError:
+            raise StoreError("control.url is no SQLAlchemy URL; it looks like sqlite:////folder/control.db") from None
+        self.url = parsed.render_as_string(hide_password=True)
+        try:
             self.engine: Engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
         except (ArgumentError, ImportError) as error:
-            raise StoreError(f"control store URL {url!r} cannot be used ({error}); set control.url to a SQLAlchemy URL") from None
-        self.url = parsed.render_as_string(hide_password=True)
+            raise StoreError(f"control store {self.url} cannot be used: {error}; install its driver") from None
         if self.is_sqlite:
             event.listen(self.engine, "connect", _prepare_sqlite)
 

