@@ -9,6 +9,7 @@ Legend: `B` asked entities.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -109,8 +110,12 @@ class Features:
             for found in [*self._store.list_feature_services(), *self._store.list_feature_views()]
             if found.name not in declared
         ]
-        with self._reported():
-            self._store.apply(objects, objects_to_delete=stale, partial=False)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "On demand feature view is an experimental feature", RuntimeWarning)
+                self._store.apply(objects, objects_to_delete=stale, partial=False)
+        except RedisError as error:
+            raise FeatureStoreError(f"removing {[found.name for found in stale]} from the online store failed: {error}") from error
         return {
             "entities": [self._repository.user.name, self._repository.item.name],
             "views": [view.name for view in [*self._repository.user_views, *self._repository.item_views, self._repository.request]],
@@ -258,6 +263,9 @@ class Features:
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
+        if not self.paths.feast_registry.exists():  # Feast would make an empty one
+            name = self.paths.dataset
+            raise FeatureStoreError(f"the features of {name!r} are not registered: run `shortlist features apply --dataset {name}`")
         try:
             yield
         except RedisError as error:
@@ -323,7 +331,10 @@ def point_in_time_join(
     # Events lie in the years 1900 to 2200, so a later ask means the same as the bound, which pandas' nanoseconds can hold.
     as_of = pd.to_datetime(np.minimum(before_us, LATEST_US) - 1, unit="us", utc=True)
     asks = pd.DataFrame({key: ids, EVENT_TIMESTAMP: as_of, _ROW: np.arange(len(ids), dtype=np.int64)})
-    joined: pa.Table = store.get_historical_features(entity_df=asks, features=references).to_arrow()
+    with warnings.catch_warnings():
+        # ibis calls an older name of DuckDB's; Feast's import turns such warnings on for everybody.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        joined: pa.Table = store.get_historical_features(entity_df=asks, features=references).to_arrow()
     rows = joined.column(_ROW).to_numpy()
     if len(rows) != len(ids) or len(np.unique(rows)) != len(ids):
         raise FeatureJoinError(

@@ -24,7 +24,7 @@ EPILOG = (
     "(repeatable; overrides shortlist.toml and SHORTLIST_* variables). SHORTLIST_DEBUG=1 shows tracebacks."
 )
 
-GROUPS: tuple[str, ...] = ("data", "models", "experiment", "events")
+GROUPS: tuple[str, ...] = ("data", "features", "models", "experiment", "events")
 """Modules in this folder with a Typer `app`, one command group each."""
 
 COMMANDS: tuple[str, ...] = ("demo", "quickstart", "stack", "tune", "precompute")
