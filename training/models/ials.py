@@ -58,6 +58,8 @@ class Ials(Retriever):
     config: IalsConfig
     item_factors: FloatArray
     popularity: FloatArray
+    gram: FloatArray
+    gram_inverse: FloatArray
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
         """See `Retriever.fit`."""
@@ -65,12 +67,12 @@ class Ials(Retriever):
         from implicit.cpu.als import AlternatingLeastSquares
 
         interactions, config = data.interactions, self.config
-        self.popularity = popularity_share(interactions)
+        popularity = popularity_share(interactions)
         confidence = interactions.to_csr()
         confidence.data = 1.0 + np.float32(config.alpha) * (1.0 + np.log(confidence.data))
 
         def after_epoch(epoch: int, _seconds: float, *_loss: float) -> None:
-            self._set_factors(library.item_factors)
+            self.set_factors(library.item_factors, popularity)
             if on_epoch is not None and on_epoch(epoch, self):
                 raise _StopTraining
 
@@ -98,8 +100,6 @@ class Ials(Retriever):
         """
         factors, config = self.item_factors, self.config
         width = factors.shape[1]
-        base = factors.T @ factors + np.float32(config.l2) * np.eye(width, dtype=np.float32)
-        inverse = np.linalg.inv(base.astype(np.float64)).astype(np.float32)
         users = np.zeros((len(queries), width), dtype=np.float32)
         share = (config.history_decay ** queries.age.astype(np.float64)).astype(np.float32)
         # Many small systems: threads of BLAS would only wait for one another.
@@ -108,9 +108,9 @@ class Ials(Retriever):
                 gathered = factors[queries.item_idx[entries]]
                 counted = np.where(valid, share[entries], 0.0).astype(np.float32)
                 if counted.shape[1] < width:
-                    users[rows] = _solve_by_entries(gathered, counted, config.alpha, inverse)
+                    users[rows] = _solve_by_entries(gathered, counted, config.alpha, self.gram_inverse)
                 else:
-                    users[rows] = _solve_by_factors(gathered, counted, config.alpha, base)
+                    users[rows] = _solve_by_factors(gathered, counted, config.alpha, self.gram)
         return users
 
     def save(self, folder: Path) -> None:
@@ -122,12 +122,19 @@ class Ials(Retriever):
         """See `Retriever.load`."""
         tensors = load_file(folder / "ials.safetensors")
         model = cls(config)
-        model.item_factors, model.popularity = tensors["item_factors"], tensors["popularity"]
+        model.set_factors(tensors["item_factors"], tensors["popularity"])
         return model
 
-    def _set_factors(self, factors: FloatArray) -> None:
-        """Keep the library's factors; items without activity have no evidence, so theirs are zero."""
-        self.item_factors = np.where(self.popularity[:, None] > 0, factors, 0.0).astype(np.float32)
+    def set_factors(self, factors: FloatArray, popularity: FloatArray) -> None:
+        """Install the fitted state: (N, D) factors and the (N,) popularity share in [0, 1].
+
+        Items without activity have no evidence, so their factors become zero.
+        """
+        self.popularity = popularity
+        self.item_factors = np.where(popularity[:, None] > 0, factors, 0.0).astype(np.float32)
+        doubles = self.item_factors.astype(np.float64)
+        gram = doubles.T @ doubles + self.config.l2 * np.eye(doubles.shape[1])
+        self.gram, self.gram_inverse = gram.astype(np.float32), np.linalg.inv(gram).astype(np.float32)
 
 
 class _StopTraining(Exception):
