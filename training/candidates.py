@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.interactions import BoolArray, FloatArray, IntArray
+from training.interactions import BoolArray, FloatArray, IntArray, LongArray
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,20 @@ class CandidateSet:
     def valid(self) -> BoolArray:
         """(B, K) bool: True where there is a candidate."""
         return self.item_idx >= 0
+
+    @property
+    def sourced(self) -> BoolArray:
+        """(B, K) bool: True for candidates that some source returned; False for padding and items that only fill a list."""
+        return np.asarray(~np.isnan(self.rank).all(axis=2), dtype=bool)
+
+    def columns(self, columns: LongArray) -> CandidateSet:
+        """Of query b the candidates `columns[b]`, (B, K') int64, in that order."""
+        rows = np.arange(len(self.item_idx))[:, None]
+        return CandidateSet(self.sources, self.item_idx[rows, columns], self.score[rows, columns], self.rank[rows, columns])
+
+    def take(self, rows: LongArray) -> CandidateSet:
+        """The queries `rows`, in that order."""
+        return CandidateSet(self.sources, self.item_idx[rows], self.score[rows], self.rank[rows])
 
 
 @dataclass(frozen=True)

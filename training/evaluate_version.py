@@ -164,14 +164,14 @@ def _evaluate_chosen(study: Study, place: Place, protocol: str, *, refit: bool, 
     notify(f"reading dataset {place.dataset}")
     found = load_study_data(place, study.model_copy(update={"protocol": protocol}))
     test = test_fold(protocol, found.data.interactions, refit=refit)
-    ranker = study.funnel.rankers[0] if study.funnel.rankers else RankerConfig()
+    rankers = study.funnel.rankers or (RankerConfig(),)
     configs = {source.source: dict(source.fixed) for source in study.sources}
-    notify(f"fitting the funnel for {protocol}")
-    fitted = fit_funnel(study.funnel_config(configs, ranker), found.data, found.fold, dataset=place.dataset, seed=study.seed)
+    funnel = study.funnel_config(configs, rankers[0])
+    fitted = fit_funnel(funnel, found.data, found.fold, dataset=place.dataset, seed=study.seed, rankers=rankers, progress=notify)
     pipeline = fitted.pipeline
     if refit:
         notify("fitting the sources on the validation rows too")
-        pipeline = fit_again(pipeline, replace(found.data, interactions=test.fit), seed=study.seed)
+        pipeline = fit_again(pipeline, replace(found.data, interactions=test.fit), seed=study.seed, progress=notify)
     notify(f"asking for {len(test.queries):,} users")
     return evaluate_on(pipeline, test, seed=study.seed)
 

@@ -10,22 +10,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from training.blend import Blend
-from training.blend_search import BlendSearch, label_candidates, search_blend
-from training.candidates import CandidateSet
+from training.blend import Blend, equal_blend
+from training.blend_search import label_candidates
+from training.bootstrap import PairedComparison
+from training.candidates import CandidateSet, RankedLists
+from training.cross_fit import Progress, ValidationCandidates, cross_fit
+from training.evaluate import Evaluation, Recommend, evaluate
+from training.feature_joins import fit_ranking_features
 from training.funnel_config import BlendConfig, FunnelConfig, RankerConfig, SourceBlend, SourceConfig
 from training.histories import Histories
-from training.interactions import IntArray, Interactions
+from training.interactions import FloatArray, IntArray, Interactions
+from training.item_timeline import ItemTimeline
 from training.models.base import TrainingData
 from training.models.registry import build_model
 from training.pipeline import Pipeline, Source, item_table
 from training.queries import QueryBatch
+from training.rankers.registry import ranker_settings
+from training.ranking_stage import RankingStage
 from training.splits import Fold
+from training.union import fill
 
 __all__ = ["BlendConfig", "FunnelConfig", "FunnelReport", "RankerConfig", "SourceBlend", "SourceConfig", "fit_funnel", "refit"]
 
@@ -35,76 +43,143 @@ BLOCK_CELLS = 16_000_000
 
 @dataclass
 class FunnelReport:
-    """What fitting found out, all of it on validation.
+    """What fitting found out, all of it on validation and on users that blend and ranker were not fitted on.
 
     Args:
-        ndcg10: `blend` and each source alone, NDCG@10 over the candidates of the fold's queries.
-        recall: share of targets among the union's candidates, and among each source's.
+        ndcg10: each source alone, `blend`, and each ranker that was tried: NDCG@10 over the candidates, a missed target counting 0.
+        recall: share of the targets among the union's candidates (`union`), and among each source's.
+        shipped: `blend`, or the kind of the ranker that ships.
+        comparisons: ranker's kind -> its NDCG@10 less the blend's, with interval and p.
+        importance: feature -> share in the ranker that ships.
         seconds: stage -> wall time.
     """
 
     ndcg10: dict[str, float] = field(default_factory=dict)
     recall: dict[str, float] = field(default_factory=dict)
+    shipped: str = "blend"
+    comparisons: dict[str, PairedComparison] = field(default_factory=dict)
+    importance: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {"ndcg10": self.ndcg10, "recall": self.recall, "seconds": self.seconds}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class FittedFunnel:
-    """A funnel whose first stages saw the fold's fit part only, and the report."""
+    """A fitted funnel.
+
+    Args:
+        pipeline: first stages fitted on the fold's fit part, blend and ranker on its targets. Not to be measured on that fold.
+        evaluation: of the whole funnel on the fold, every user scored by a blend and a ranker that were not fitted on that user.
+        singles: the same for each source alone.
+        report: everything else that was found out.
+    """
 
     pipeline: Pipeline
+    evaluation: Evaluation
+    singles: dict[str, Evaluation]
     report: FunnelReport
 
 
-def fit_sources(configs: Sequence[SourceConfig], data: TrainingData, *, seed: int) -> tuple[Source, ...]:
+def fit_sources(
+    configs: Sequence[SourceConfig], data: TrainingData, *, seed: int, progress: Progress = lambda _: None
+) -> tuple[Source, ...]:
     """Fit every retriever on `data`.
 
     Raises:
         StudyError: an unknown model or parameter.
     """
     built = [build_model(config.model, config.config) for config in configs]  # all configurations are checked before any work
-    return tuple(
-        Source(config.source, model.fit(data, seed=seed), config.quota) for config, model in zip(configs, built, strict=True)
-    )
+    fitted = []
+    for config, model in zip(configs, built, strict=True):
+        progress(f"fitting source {config.source}")
+        fitted.append(Source(config.source, model.fit(data, seed=seed), config.quota))
+    return tuple(fitted)
 
 
-def fit_funnel(config: FunnelConfig, data: TrainingData, fold: Fold, *, dataset: str, seed: int = 0) -> FittedFunnel:
-    """Fit a funnel on a fold: first stages on `fold.fit`, blend on the targets that they have not seen.
+def fit_funnel(
+    config: FunnelConfig,
+    data: TrainingData,
+    fold: Fold,
+    *,
+    dataset: str,
+    seed: int = 0,
+    rankers: Sequence[RankerConfig] | None = None,
+    progress: Progress = lambda _: None,
+) -> FittedFunnel:
+    """Fit a funnel on a fold: first stages on `fold.fit`, blend and ranker on targets that the first stages have not seen.
 
     Args:
         config: sources, blend, ranker.
         data: attributes of users and items; its interactions are replaced by the fold's.
-        fold: at stage validation; for a protocol's test stage, the validation fold inside its fit part.
+        fold: of stage validation; for a protocol's test stage, the validation fold inside its fit part.
         dataset: the dataset's name.
         seed: of every random choice.
+        rankers: several to compare instead of `config.ranker`; the pipeline's config names the one that ships.
+        progress: told what is being done.
 
     Raises:
-        StudyError: an unknown model or parameter.
+        StudyError: an unknown model, ranker or parameter.
         NotTrainableError: the fold has nothing to learn from.
     """
     report = FunnelReport()
     clock = _Clock(report.seconds)
-    sources = fit_sources(config.sources, replace(data, interactions=fold.fit), seed=seed)
+    wanted = [config.ranker] if rankers is None else list(rankers)
+    for ranker in wanted:
+        if ranker.kind != "blend":
+            ranker_settings(ranker.kind, ranker.config)  # before any work
+    sources = fit_sources(config.sources, replace(data, interactions=fold.fit), seed=seed, progress=progress)
     clock.lap("sources")
     draft = assemble(config, sources, None, data, fold.fit, dataset)
-    candidates = retrieve_by_blocks(draft, fold)
-    labels = label_candidates(candidates, fold.target_indptr, fold.target_idx)
-    num_targets = np.diff(fold.target_indptr)
+    sample = _sample(fold, config.validation_users, seed)
+    progress("retrieving candidates of the validation users")
+    candidates = retrieve_by_blocks(draft, sample)
+    labels = label_candidates(candidates, sample.target_indptr, sample.target_idx)
+    found = ValidationCandidates(sample.queries, candidates, labels, np.diff(sample.target_indptr))
     clock.lap("candidates")
-    found = search_blend(candidates, labels, num_targets, config.blend, seed=seed)
-    clock.lap("blend")
-    _report_retrieval(report, candidates, labels, int(num_targets.sum()), found)
-    return FittedFunnel(replace(draft, blend=found.blend), report)
+    features = timeline = None
+    if any(ranker.kind != "blend" for ranker in wanted):
+        features = fit_ranking_features(fold.fit, draft.items, candidates.sources, seed=seed)
+        timeline = ItemTimeline.of(fold.fit.item_idx, fold.fit.time_us) if fold.fit.has_times else None
+    clock.lap("features")
+    crossed = cross_fit(found, config.blend, wanted, features, timeline, seed=seed, progress=progress)
+    clock.lap("blend_and_ranker")
+    stage = RankingStage(features, crossed.ranker) if features is not None and crossed.ranker is not None else None
+    shipped = config.model_copy(update={"ranker": crossed.config})
+    pipeline = replace(draft, config=shipped, blend=crossed.blend.blend, stage=stage)
+    progress("measuring on the validation users")
+    evaluation = evaluate(_looked_up(pipeline, found, crossed.scores, sample), sample, seed=seed)
+    singles = {
+        name: evaluate(_looked_up(pipeline, found, _alone(candidates, s), sample), sample, seed=seed)
+        for s, name in enumerate(candidates.sources)
+    }
+    clock.lap("evaluation")
+    report.shipped = crossed.config.kind
+    report.comparisons = crossed.comparisons
+    report.importance = {} if crossed.ranker is None else crossed.ranker.importance()
+    report.ndcg10 = {name: round(value, 6) for name, value in {**crossed.blend.singles, **crossed.ndcg}.items()}
+    hit = labels[:, :, None] & ~np.isnan(candidates.rank)
+    targets = max(len(sample.target_idx), 1)
+    report.recall = {"union": round(float(labels.sum()) / targets, 6)}
+    report.recall |= {name: round(float(hit[:, :, s].sum()) / targets, 6) for s, name in enumerate(candidates.sources)}
+    return FittedFunnel(pipeline, evaluation, singles, report)
 
 
-def refit(pipeline: Pipeline, data: TrainingData, *, seed: int = 0) -> Pipeline:
-    """The same funnel with its first stages fitted anew on all of `data`, for serving; blend and ranker stay as they are."""
-    sources = fit_sources(pipeline.config.sources, data, seed=seed)
-    return assemble(pipeline.config, sources, pipeline.blend, data, data.interactions, pipeline.dataset)
+def refit(pipeline: Pipeline, data: TrainingData, *, seed: int = 0, progress: Progress = lambda _: None) -> Pipeline:
+    """The same funnel with everything of items and users fitted anew on all of `data`, for serving.
+
+    Blend and ranker stay as they are: fitted on targets that their first stages had not seen, which no longer exist here.
+    """
+    sources = fit_sources(pipeline.config.sources, data, seed=seed, progress=progress)
+    served = assemble(pipeline.config, sources, pipeline.blend, data, data.interactions, pipeline.dataset)
+    if pipeline.stage is None:
+        return served
+    names = tuple(pipeline.stage.features.item_columns)
+    features = fit_ranking_features(data.interactions, served.items, pipeline.stage.features.sources, seed=seed, item_columns=names)
+    # Item vectors have no fixed axes, but features see their cosines only.
+    return replace(served, stage=RankingStage(features, pipeline.stage.ranker))
 
 
 def assemble(
@@ -123,16 +198,16 @@ def assemble(
         dataset=dataset,
         config=config,
         sources=sources,
-        blend=blend or Blend(names, tuple(SourceBlend() for _ in names)),
+        blend=blend or equal_blend(names),
         items=item_table(interactions.item_ids, data.item_attributes),
         histories=Histories.of(interactions),
         by_popularity=by_popularity,
     )
 
 
-def retrieve_by_blocks(pipeline: Pipeline, fold: Fold, queries: QueryBatch | None = None) -> CandidateSet:
+def retrieve_by_blocks(pipeline: Pipeline, fold: Fold) -> CandidateSet:
     """Candidates of all of a fold's queries, in blocks so that memory does not grow with users times items."""
-    queries = fold.queries if queries is None else queries
+    queries = fold.queries
     block = max(1, min(4096, BLOCK_CELLS // max(pipeline.num_items, 1)))
     parts = [pipeline.retrieve(part, fold.allowed, exclude_history=fold.exclude_history) for _, part in queries.blocks(block)]
     return concatenate(parts)
@@ -172,11 +247,33 @@ class _Clock:
         self.seconds[stage], self.started = round(now - self.started, 3), now
 
 
-def _report_retrieval(
-    report: FunnelReport, candidates: CandidateSet, labels: np.ndarray[Any, np.dtype[np.bool_]], targets: int, found: BlendSearch
-) -> None:
-    report.ndcg10.update({**{name: round(value, 6) for name, value in found.singles.items()}, "blend": round(found.ndcg, 6)})
-    hit = labels[:, :, None] & ~np.isnan(candidates.rank)
-    report.recall["union"] = round(float(labels.sum() / max(targets, 1)), 6)
-    for s, name in enumerate(candidates.sources):
-        report.recall[name] = round(float(hit[:, :, s].sum() / max(targets, 1)), 6)
+def _sample(fold: Fold, users: int, seed: int) -> Fold:
+    """The fold with at most `users` of its queries, drawn by the seed."""
+    if len(fold.queries) <= users:
+        return fold
+    rows = np.sort(np.random.default_rng(seed).choice(len(fold.queries), users, replace=False)).astype(np.int64)
+    starts, lengths = fold.target_indptr[rows], np.diff(fold.target_indptr)[rows]
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    entries = np.repeat(starts - indptr[:-1], lengths) + np.arange(int(indptr[-1]))
+    return replace(fold, queries=fold.queries.take(rows), target_indptr=indptr, target_idx=fold.target_idx[entries])
+
+
+def _alone(candidates: CandidateSet, source: int) -> FloatArray:
+    """(B, K) float32: the source's own order, -inf for what it did not return."""
+    rank = candidates.rank[:, :, source]
+    return np.where(np.isnan(rank), -np.inf, -rank).astype(np.float32)
+
+
+def _looked_up(pipeline: Pipeline, found: ValidationCandidates, scores: FloatArray, fold: Fold) -> Recommend:
+    """A recommender that answers the fold's queries from scores that are already there, asked in the fold's order by blocks."""
+    row_of_user = {int(user): row for row, user in enumerate(found.queries.user_idx)}
+
+    def recommend(queries: QueryBatch, k: int) -> RankedLists:
+        rows = np.array([row_of_user[int(user)] for user in queries.user_idx], dtype=np.int64)
+        candidates = found.candidates.take(rows)
+        filled = fill(candidates, k, pipeline.by_popularity, queries, fold.allowed, fold.exclude_history)
+        grown = filled.item_idx.shape[1] - scores.shape[1]
+        known = np.pad(scores[rows], ((0, 0), (0, grown)), constant_values=-np.inf)
+        return pipeline.ranked_lists(filled, pipeline.completed(known, filled), k)
+
+    return recommend

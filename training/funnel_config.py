@@ -67,7 +67,7 @@ class RankerConfig(BaseModel):
     folds: int = Field(default=4, ge=2, le=20)
     """Folds over users: out-of-fold predictions decide whether the ranker ships."""
     max_users: int = Field(default=20_000, ge=1)
-    """Validation users that the ranker is trained on, drawn by the seed."""
+    """Validation users with a target among their candidates that the ranker is trained on at most, drawn by the seed."""
     confidence: float = Field(default=0.9, gt=0.0, lt=1.0)
     """The ranker ships when this share of bootstrap resamples of users has it above the blend."""
 
@@ -82,6 +82,8 @@ class FunnelConfig(BaseModel):
     ranker: RankerConfig = RankerConfig()
     k_candidates: int = Field(default=500, ge=10, le=5_000)
     """Candidates that reach the ranker: the union of the sources, cut by blend score."""
+    validation_users: int = Field(default=40_000, ge=10)
+    """Queries of the validation fold that blend and ranker are fitted on at most, drawn by the seed: bounds memory."""
     feature_service: str = "ranking_v1"
     """Feast feature service that gives the user columns at request time."""
 

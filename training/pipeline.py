@@ -24,13 +24,16 @@ from training.arrays import map_arrays, save_arrays
 from training.blend import Blend
 from training.bundle import BundleManifest, DataFingerprint, feature_hash, open_bundle, seal_bundle
 from training.candidates import CandidateSet, RankedLists
-from training.errors import BundleError
+from training.errors import BundleError, StudyError
 from training.funnel_config import FunnelConfig, SourceConfig
 from training.histories import Histories
 from training.interactions import BoolArray, FloatArray, IdArray, IntArray, LongArray
+from training.item_timeline import ItemTimeline
 from training.models.base import Retriever, top_k
 from training.models.registry import MODELS
 from training.queries import QueryBatch, queries_from_histories
+from training.ranking_features import USER_FEATURES
+from training.ranking_stage import RankingStage
 from training.union import fill, unite
 from training.vocabulary import Vocabulary
 
@@ -62,6 +65,7 @@ class Pipeline:
         items: (N,) rows in the order of item_idx: `item_id` and the attributes of training.
         histories: users and what they did as of training.
         by_popularity: (N,) int32 every item, most interacted with first.
+        stage: the ranker and its features; None where the blend ranks.
         manifest: of the bundle that it was loaded from.
     """
 
@@ -72,6 +76,7 @@ class Pipeline:
     items: pa.Table
     histories: Histories
     by_popularity: IntArray
+    stage: RankingStage | None = None
     manifest: BundleManifest | None = field(default=None, compare=False)
 
     @cached_property
@@ -93,6 +98,18 @@ class Pipeline:
     def source_names(self) -> tuple[str, ...]:
         """Sources of `RankedLists.source`: the retrievers' names, then `popular` for what fills a list."""
         return (*(source.name for source in self.sources), POPULARITY_FILL)
+
+    @property
+    def user_feature_names(self) -> tuple[str, ...]:
+        """Columns of the feature service that belong into `QueryBatch.user_features`; without them they come from the history."""
+        return USER_FEATURES if self.stage is not None else ()
+
+    @cached_property
+    def timeline(self) -> ItemTimeline | None:
+        """When items were taken, for queries that lie in the past; None where no ranker or no clock needs it."""
+        if self.stage is None or not self.stage.features.has_times:
+            return None
+        return ItemTimeline.of(self.histories.item_idx, self.histories.time_us)
 
     @cached_property
     def _popularity_rank(self) -> FloatArray:
@@ -149,7 +166,7 @@ class Pipeline:
     def retrieve(
         self, queries: QueryBatch, allowed: BoolArray | None = None, k: int | None = None, *, exclude_history: bool = True
     ) -> CandidateSet:
-        """The union of the sources' best items, filled from popular items to `k` where it is smaller.
+        """The union of the sources' best items, each source's quota, filled from popular items to `k` where it is smaller.
 
         Args:
             queries: B queries.
@@ -158,8 +175,7 @@ class Pipeline:
             exclude_history: leave out the items of the query's history.
         """
         lists = [
-            source.retriever.retrieve(queries, max(source.quota, k or 0), allowed, exclude_history=exclude_history)
-            for source in self.sources
+            source.retriever.retrieve(queries, source.quota, allowed, exclude_history=exclude_history) for source in self.sources
         ]
         candidates = unite([source.name for source in self.sources], lists)
         return candidates if k is None else fill(candidates, k, self.by_popularity, queries, allowed, exclude_history)
@@ -169,19 +185,41 @@ class Pipeline:
 
         Items that only fill the list come after all others, by popularity.
         """
-        sourced = ~np.isnan(candidates.rank).all(axis=2)
-        scores = self.blend.score(candidates)
+        if self.stage is None:
+            return self.completed(self.blend.score(candidates), candidates)
+        width = candidates.item_idx.shape[1]
+        if width <= self.config.k_candidates:
+            return self.completed(self.stage.score(queries, candidates, self.blend, self.timeline), candidates)
+        # The best by blend reach the ranker; the others keep their order behind them.
+        blended = self.completed(self.blend.score(candidates), candidates)
+        order = np.argsort(-blended, axis=1, kind="stable")
+        best = np.sort(order[:, : self.config.k_candidates], axis=1)
+        ranked = self.stage.score(queries, candidates.columns(best), self.blend, self.timeline)
+        top = np.full(blended.shape, -np.inf, dtype=np.float32)
+        np.put_along_axis(top, best, self.completed(ranked, candidates.columns(best)), axis=1)
+        chosen = ~np.isneginf(top)
+        floor = np.where(chosen, top, np.inf).min(axis=1, keepdims=True, initial=0.0) - 1.0
+        rest = floor - (np.where(candidates.valid, blended, 0.0).max(axis=1, keepdims=True, initial=0.0) - blended)
+        return np.where(chosen, top, np.where(candidates.valid, rest, -np.inf)).astype(np.float32)
+
+    def completed(self, scores: FloatArray, candidates: CandidateSet) -> FloatArray:
+        """Scores of sourced candidates made ready for sorting: what fills the list comes behind, by popularity; padding is -inf."""
+        sourced = candidates.sourced
         floor = np.where(sourced, scores, np.inf).min(axis=1, keepdims=True, initial=0.0) - 1.0
         scores = np.where(sourced, scores, floor - self._popularity_rank[candidates.item_idx])
         return np.where(candidates.valid, scores, -np.inf).astype(np.float32)
 
     def rank(self, queries: QueryBatch, candidates: CandidateSet, k: int) -> RankedLists:
         """The `k` best candidates of each query, best first, equal scores in the order of the candidates."""
+        return self.ranked_lists(candidates, self.score(queries, candidates), k)
+
+    def ranked_lists(self, candidates: CandidateSet, scores: FloatArray, k: int) -> RankedLists:
+        """The `k` best candidates of each query by `scores` (B, K), of which -inf is padding."""
         if candidates.item_idx.shape[1] == 0:
-            shape = (len(queries), k)
+            shape = (len(candidates.item_idx), k)
             empty = np.full(shape, -1, dtype=np.int32), np.full(shape, -np.inf, dtype=np.float32), np.full(shape, -1, dtype=np.int8)
             return RankedLists(self.source_names, *empty)
-        best = top_k(self.score(queries, candidates), k)
+        best = top_k(scores, k)
         column = np.maximum(best.item_idx, 0)
         there = best.item_idx >= 0
         item = np.where(there, np.take_along_axis(candidates.item_idx, column, axis=1), -1).astype(np.int32)
@@ -221,6 +259,9 @@ class Pipeline:
         pq.write_table(self.items, folder / ITEMS_FILE, compression="zstd")
         save_arrays(folder / POPULARITY_FILE, {"by_popularity": self.by_popularity})
         self.histories.save(folder)
+        if self.stage is not None:
+            self.stage.save(folder)
+        names = self.stage.features.names if self.stage is not None else ()
         state = {"config": self.config.model_dump(mode="json"), "blend": self.blend.to_json()}
         (folder / FUNNEL_FILE).write_text(json.dumps(state, indent=2) + "\n")
         manifest = BundleManifest(
@@ -228,8 +269,10 @@ class Pipeline:
             git_commit=git_commit,
             seed=seed,
             sources={source.source: source.model_dump(mode="json") for source in self.config.sources},
-            ranker="blend",
-            feature_hash=feature_hash(()),
+            ranker=self.config.ranker.kind,
+            feature_services=(self.config.feature_service,) if self.stage is not None else (),
+            feature_names=names,
+            feature_hash=feature_hash(names),
             fingerprint=fingerprint,
             metrics=dict(metrics or {}),
             ci95=dict(ci95 or {}),
@@ -254,9 +297,12 @@ class Pipeline:
             blend = Blend.from_json(state["blend"])
             sources = tuple(_load_source(source, folder) for source in config.sources)
             items = pq.read_table(folder / ITEMS_FILE)
-        except (ValidationError, json.JSONDecodeError, KeyError, pa.ArrowInvalid, OSError) as error:
+            stage = RankingStage.load(folder, config.ranker, items) if config.ranker.kind != "blend" else None
+        except (ValidationError, StudyError, json.JSONDecodeError, KeyError, pa.ArrowInvalid, OSError) as error:
             reason = str(error).splitlines()[0]
             raise BundleError(f"bundle {folder.name} cannot be read: {type(error).__name__}: {reason}") from error
+        if stage is not None and feature_hash(stage.features.names) != manifest.feature_hash:
+            raise BundleError(f"the features of bundle {folder.name} differ from those in its manifest; build it again")
         return cls(
             dataset=manifest.dataset,
             config=config,
@@ -265,6 +311,7 @@ class Pipeline:
             items=items,
             histories=Histories.load(folder),
             by_popularity=map_arrays(folder / POPULARITY_FILE)["by_popularity"].astype(np.int32, copy=False),
+            stage=stage,
             manifest=manifest,
         )
 

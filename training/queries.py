@@ -70,6 +70,20 @@ class QueryBatch:
             user_features={name: column[start:stop] for name, column in self.user_features.items()},
         )
 
+    def take(self, rows: IntArray | LongArray) -> QueryBatch:
+        """The queries `rows`, in that order."""
+        starts, lengths = self.indptr[rows], np.diff(self.indptr)[rows]
+        indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        entries = np.repeat(starts - indptr[:-1], lengths) + np.arange(int(indptr[-1]))
+        return QueryBatch(
+            indptr=indptr,
+            item_idx=self.item_idx[entries],
+            time_us=self.time_us[entries],
+            request_time_us=self.request_time_us[rows],
+            user_idx=self.user_idx[rows],
+            user_features={name: column[rows] for name, column in self.user_features.items()},
+        )
+
     def blocks(self, size: int) -> Iterator[tuple[int, QueryBatch]]:
         """Consecutive blocks of at most `size` queries, each with the number of its first query."""
         for start in range(0, len(self), size):

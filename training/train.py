@@ -216,10 +216,18 @@ def finish_study(
         records: trials, for the pictures and the count.
         notify: told what is being done.
     """
-    ranker, fitted = best_funnel(study, configs, place.dataset, found, notify)
-    notify("measuring the funnel on validation")
-    evaluation = evaluate_on(fitted.pipeline, found.fold, seed=study.seed)
-    chosen = study.with_configs(dict(configs), ranker)
+    rankers = study.funnel.rankers or (RankerConfig(),)
+    fitted = fit_funnel(
+        study.funnel_config(dict(configs), rankers[0]),
+        found.data,
+        found.fold,
+        dataset=place.dataset,
+        seed=study.seed,
+        rankers=rankers,
+        progress=notify,
+    )
+    evaluation = fitted.evaluation  # of users that blend and ranker were not fitted on
+    chosen = study.with_configs(dict(configs), fitted.pipeline.config.ranker)
     _log_outcome(run, chosen, fitted, evaluation, found, records, study)
     (folder := place.study_folder(study.name)).mkdir(parents=True, exist_ok=True)
     (folder / OUTCOME_FILE).write_text(chosen.model_dump_json(indent=2) + "\n")
@@ -260,21 +268,6 @@ def finish_study(
     run.set_tags({"shortlist.model_version": version, GATE_TAG: decision.verdict})
     run.end()
     return Outcome(study.name, run.run_id, version, dict(evaluation.metrics), len(records), decision, evaluation)
-
-
-def best_funnel(
-    study: Study, configs: Mapping[str, dict[str, Any]], dataset: str, found: StudyData, notify: Notify
-) -> tuple[RankerConfig, FittedFunnel]:
-    """Fit the funnel once with each ranker of the study; the best on validation wins."""
-    best: tuple[float, RankerConfig, FittedFunnel] | None = None
-    for ranker in study.funnel.rankers or (RankerConfig(),):
-        notify(f"fitting the funnel with ranker {ranker.kind}")
-        fitted = fit_funnel(study.funnel_config(dict(configs), ranker), found.data, found.fold, dataset=dataset, seed=study.seed)
-        value = fitted.report.ndcg10["blend"]
-        if best is None or value > best[0]:
-            best = value, ranker, fitted
-    assert best is not None
-    return best[1], best[2]
 
 
 def evaluate_on(pipeline: Pipeline, fold: Fold, *, seed: int) -> Evaluation:

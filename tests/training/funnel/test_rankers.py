@@ -1,0 +1,178 @@
+"""What every ranker promises, on planted lists: a signal that the blend lacks is found, noise leaves the blend as it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.blend_search import candidate_ndcg
+from training.errors import BundleError, StudyError
+from training.interactions import BoolArray
+from training.rankers.base import Ranker, RankingBatch, draw_candidates, hold_out, standardised
+from training.rankers.lambdamart import LambdaMart, LambdaMartConfig
+from training.rankers.listwise import Listwise, ListwiseConfig
+from training.rankers.registry import RANKER_KINDS, ranker_class, ranker_settings
+
+SMALL: dict[str, Ranker] = {
+    "lambdamart": LambdaMart(LambdaMartConfig(max_trees=60, min_data_in_leaf=20, num_leaves=8)),
+    "listwise": Listwise(ListwiseConfig(max_epochs=8, hidden=(16,), cross_layers=1, batch_queries=32)),
+}
+
+
+def fresh(kind: str) -> Ranker:
+    return ranker_class(kind)(SMALL[kind].config)
+
+
+def planted(
+    rng: np.random.Generator, queries: int = 300, width: int = 40, *, signal: float = 1.0
+) -> tuple[RankingBatch, BoolArray]:
+    """Lists whose target depends on the blend and, by `signal`, on feature `hidden`; `noise` is noise, `holes` is half unknown."""
+    features = rng.normal(size=(queries, width, 4)).astype(np.float32)
+    valid = np.arange(width) < rng.integers(20, width + 1, queries)[:, None]
+    base = standardised(features[:, :, 0], valid)
+    taste = base + signal * features[:, :, 1] + 0.5 * rng.gumbel(size=(queries, width))
+    labels = np.zeros((queries, width), dtype=bool)
+    labels[np.arange(queries), np.where(valid, taste, -np.inf).argmax(axis=1)] = True
+    features[:, :, 3][rng.random((queries, width)) < 0.5] = np.nan
+    features[~valid] = np.nan
+    return RankingBatch(("blend_z", "hidden", "noise", "holes"), features, valid, base), labels
+
+
+def ndcg(scores: np.ndarray, batch: RankingBatch, labels: BoolArray) -> float:
+    return float(candidate_ndcg(scores, labels, batch.valid, labels.sum(axis=1)).mean())
+
+
+@pytest.mark.parametrize("kind", RANKER_KINDS)
+def test_a_hidden_signal_is_found(kind: str, rng: np.random.Generator) -> None:
+    train, labels = planted(rng)
+    other, other_labels = planted(rng)
+    ranker = fresh(kind).fit(train, labels, seed=1)
+    assert ndcg(ranker.score(other), other, other_labels) > ndcg(other.base, other, other_labels) + 0.1
+    assert next(iter(ranker.importance())) in {"hidden", "blend_z"}
+    assert sum(ranker.importance().values()) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", RANKER_KINDS)
+def test_without_a_signal_the_blend_stays(kind: str, rng: np.random.Generator) -> None:
+    train, labels = planted(rng, signal=0.0)
+    other, other_labels = planted(rng, signal=0.0)
+    ranker = fresh(kind).fit(train, labels, seed=1)
+    assert ndcg(ranker.score(other), other, other_labels) > ndcg(other.base, other, other_labels) - 0.04
+
+
+@pytest.mark.parametrize("kind", RANKER_KINDS)
+def test_saved_and_loaded_scores_are_equal(kind: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    batch, labels = planted(rng, 100)
+    ranker = fresh(kind).fit(batch, labels, seed=1, rounds=3)
+    ranker.save(tmp_path)
+    loaded = ranker_class(kind).load(tmp_path, ranker.config, batch.names)
+    np.testing.assert_array_equal(loaded.score(batch), ranker.score(batch))
+    assert loaded.importance() == pytest.approx(ranker.importance())
+
+
+@pytest.mark.parametrize("kind", RANKER_KINDS)
+def test_equal_seeds_give_equal_rankers(kind: str, rng: np.random.Generator) -> None:
+    batch, labels = planted(rng, 100)
+    scores = [fresh(kind).fit(batch, labels, seed=seed).score(batch) for seed in (5, 5)]
+    np.testing.assert_array_equal(scores[0], scores[1])
+
+
+@pytest.mark.parametrize("kind", RANKER_KINDS)
+def test_one_query_scores_as_in_the_batch(kind: str, rng: np.random.Generator) -> None:
+    batch, labels = planted(rng, 60)
+    ranker = fresh(kind).fit(batch, labels, seed=1, rounds=2)
+    alone = np.concatenate([ranker.score(batch.rows(np.array([b]))) for b in range(60)])
+    np.testing.assert_allclose(alone[batch.valid], ranker.score(batch)[batch.valid], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", RANKER_KINDS)
+def test_unknown_features_leave_finite_scores(kind: str, rng: np.random.Generator) -> None:
+    batch, labels = planted(rng, 60)
+    ranker = fresh(kind).fit(batch, labels, seed=1, rounds=2)
+    empty = replace(batch, features=np.full_like(batch.features, np.nan))
+    assert np.isfinite(ranker.score(empty)[batch.valid]).all()
+    none = batch.rows(np.arange(0))
+    assert ranker.score(none).shape == (0, batch.base.shape[1])
+
+
+@pytest.mark.parametrize("kind", RANKER_KINDS)
+def test_rounds_are_obeyed(kind: str, rng: np.random.Generator) -> None:
+    batch, labels = planted(rng, 60)
+    assert fresh(kind).fit(batch, labels, seed=1, rounds=4).rounds == 4
+
+
+def test_the_listwise_network_starts_as_the_blend(rng: np.random.Generator) -> None:
+    batch, labels = planted(rng, 40)
+    ranker = fresh("listwise").fit(batch, labels, seed=1, rounds=1)
+    for layer in (ranker.network.head,):  # type: ignore[attr-defined]
+        layer.weight.data.zero_()
+        layer.bias.data.zero_()
+    order = np.argsort(-np.where(batch.valid, ranker.score(batch), -np.inf), axis=1, kind="stable")
+    np.testing.assert_array_equal(order, np.argsort(-np.where(batch.valid, batch.base, -np.inf), axis=1, kind="stable"))
+
+
+def test_a_model_of_other_features_is_refused(rng: np.random.Generator, tmp_path: Path) -> None:
+    batch, labels = planted(rng, 60)
+    for kind in RANKER_KINDS:
+        (folder := tmp_path / kind).mkdir()
+        ranker = fresh(kind).fit(batch, labels, seed=1, rounds=2)
+        ranker.save(folder)
+        with pytest.raises(BundleError):
+            ranker_class(kind).load(folder, ranker.config, (*batch.names, "more"))
+        with pytest.raises(BundleError, match="cannot be read"):
+            ranker_class(kind).load(tmp_path, ranker.config, batch.names)
+
+
+def test_trees_that_are_not_finite_are_refused(rng: np.random.Generator, tmp_path: Path) -> None:
+    batch, labels = planted(rng, 60)
+    ranker = fresh("lambdamart").fit(batch, labels, seed=1, rounds=2)
+    ranker.save(tmp_path)
+    path = tmp_path / "lambdamart.txt"
+    lines = path.read_text().splitlines()
+    at = next(n for n, line in enumerate(lines) if line.startswith("leaf_value="))
+    for poison, message in (("nan", "NaN or infinite"), ("inf", "NaN or infinite"), ("x", "cannot be read")):
+        lines[at] = "leaf_value=" + " ".join([poison] * len(lines[at].split()))
+        path.write_text("\n".join(lines))
+        with pytest.raises(BundleError, match=message):
+            LambdaMart.load(tmp_path, ranker.config, batch.names)
+
+
+def test_settings_name_what_is_wrong() -> None:
+    with pytest.raises(StudyError, match="unknown ranker 'xgboost'; known: blend, lambdamart, listwise"):
+        ranker_settings("xgboost", {})
+    with pytest.raises(StudyError, match="parameter 'leaves'"):
+        ranker_settings("lambdamart", {"leaves": 3})
+    with pytest.raises(StudyError, match="parameter 'dropout'"):
+        ranker_settings("listwise", {"dropout": 2})
+
+
+def test_drawn_candidates_keep_targets_and_the_best_of_the_blend(rng: np.random.Generator) -> None:
+    batch, labels = planted(rng, 50)
+    columns, there = draw_candidates(batch, labels, 12, rng)
+    assert columns.shape == (50, 12)
+    assert np.take_along_axis(labels, columns, axis=1).any(axis=1).all()
+    best = np.argsort(-np.where(batch.valid, batch.base, -np.inf), axis=1)[:, :6]
+    for b in range(50):
+        assert len(set(columns[b].tolist())) == 12
+        assert set(best[b].tolist()) <= set(columns[b].tolist())
+    assert there.all(), "no padding where there are candidates enough"
+
+
+def test_standardised_has_mean_zero_and_spread_one(rng: np.random.Generator) -> None:
+    valid = rng.random((20, 30)) < 0.7
+    z = standardised(rng.normal(5, 3, (20, 30)).astype(np.float32), valid)
+    assert (z[~valid] == 0).all()
+    for b in range(20):
+        assert z[b][valid[b]].mean() == pytest.approx(0, abs=1e-5)
+        assert z[b][valid[b]].std() == pytest.approx(1, abs=1e-4)
+    assert (standardised(np.full((1, 5), 2.0, dtype=np.float32), np.ones((1, 5), dtype=bool)) == 0).all()
+
+
+def test_hold_out_splits_all_rows() -> None:
+    learn, held = hold_out(50, 0.2, seed=3)
+    assert sorted([*learn.tolist(), *held.tolist()]) == list(range(50))
+    assert len(held) == 10
+    assert [len(part) for part in hold_out(1, 0.2, seed=0)] == [1, 0]

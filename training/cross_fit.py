@@ -1,0 +1,174 @@
+"""Blend and rankers fitted on validation and judged on validation, never on the same users.
+
+Users are split into folds. For each fold, blend and rankers are fitted on the other folds and score this one: the out-of-fold
+scores give the honest figures, and decide whether a ranker ships and which. What ships is then fitted on all users.
+
+Legend: `B` queries, `K` candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from training.blend_search import BlendSearch, candidate_ndcg, search_blend
+from training.bootstrap import PairedComparison, paired_difference
+from training.candidates import CandidateSet
+from training.feature_joins import with_user_features
+from training.funnel_config import BlendConfig, RankerConfig
+from training.interactions import BoolArray, FloatArray, LongArray
+from training.item_timeline import ItemTimeline
+from training.queries import QueryBatch
+from training.rankers.base import Ranker, RankingBatch
+from training.rankers.registry import ranker_class, ranker_settings
+from training.ranking_features import RankingFeatures
+
+FEATURE_BYTES = 1_000_000_000
+"""Bound on the features held at once; fewer users are trained on where it is reached."""
+
+Progress = Callable[[str], None]
+"""Told in a few words what is being done."""
+
+
+@dataclass(frozen=True)
+class ValidationCandidates:
+    """What blend and rankers are fitted on: candidates of first stages that have not seen the targets.
+
+    Shapes: queries B; candidates (B, K); labels (B, K) bool, True for targets; num_targets (B,) of each query, those included that
+    are no candidates.
+    """
+
+    queries: QueryBatch
+    candidates: CandidateSet
+    labels: BoolArray
+    num_targets: LongArray
+
+    def take(self, rows: npt.NDArray[np.int64]) -> ValidationCandidates:
+        """The queries `rows`."""
+        return ValidationCandidates(self.queries.take(rows), self.candidates.take(rows), self.labels[rows], self.num_targets[rows])
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """Outcome.
+
+    Args:
+        blend: searched on all queries.
+        scores: (B, K) out-of-fold scores of what ships.
+        config: of what ships; kind `blend` where no ranker does.
+        ranker: what ships, fitted on all queries; None where the blend does.
+        ndcg: `blend` and each ranker's kind -> NDCG@10 out of fold.
+        comparisons: ranker's kind -> comparison with the blend, out of fold.
+    """
+
+    blend: BlendSearch
+    scores: FloatArray
+    config: RankerConfig
+    ranker: Ranker | None
+    ndcg: dict[str, float] = field(default_factory=dict)
+    comparisons: dict[str, PairedComparison] = field(default_factory=dict)
+
+
+def cross_fit(
+    found: ValidationCandidates,
+    blend_config: BlendConfig,
+    rankers: Sequence[RankerConfig],
+    features: RankingFeatures | None,
+    timeline: ItemTimeline | None = None,
+    *,
+    seed: int,
+    progress: Progress = lambda _: None,
+) -> CrossFit:
+    """Fit the blend and the rankers, and choose.
+
+    Args:
+        found: validation candidates.
+        blend_config: how the blend is searched.
+        rankers: those to compare; of those that beat the blend, the best out of fold ships. `blend` entries stand for none.
+        features: for rankers; None where none is asked for.
+        timeline: of the fold's activity.
+        seed: of folds, search and rankers.
+        progress: told what is being done.
+
+    Raises:
+        StudyError: an unknown ranker or parameter.
+    """
+    learned = [config for config in rankers if config.kind != "blend"]
+    for config in learned:
+        ranker_settings(config.kind, config.config)  # before any work
+    progress("searching the blend")
+    everyone = search_blend(found.candidates, found.labels, found.num_targets, blend_config, seed=seed)
+    queries = len(found.labels)
+    folds = min(max((config.folds for config in learned), default=RankerConfig().folds), queries // 2)
+    floor = RankerConfig()
+    if folds < 2 or not found.labels.any():
+        return CrossFit(everyone, everyone.blend.score(found.candidates), floor, None, {"blend": everyone.ndcg})
+    fold_of = np.random.default_rng(seed).permutation(np.arange(queries) % folds)
+    searches, blend_scores = [], np.zeros(found.labels.shape, dtype=np.float32)
+    for fold in range(folds):
+        progress(f"searching the blend, fold {fold + 1} of {folds}")
+        inside = found.take(np.flatnonzero(fold_of != fold))
+        searches.append(search_blend(inside.candidates, inside.labels, inside.num_targets, blend_config, seed=seed))
+        outside = np.flatnonzero(fold_of == fold)
+        blend_scores[outside] = searches[-1].blend.score(found.candidates.take(outside))
+    blend_ndcg = _ndcg(blend_scores, found)
+    best = CrossFit(everyone, blend_scores, floor, None, {"blend": float(blend_ndcg.mean())})
+    if not learned or features is None:
+        return best
+
+    chosen = _chosen(found.labels, features, max(config.max_users for config in learned), seed)
+    asked = found.take(chosen)
+    progress("joining features as of each request")
+    batch = features.batch(with_user_features(features, asked.queries), asked.candidates, everyone.blend, timeline)
+    scores = {config.kind: blend_scores.copy() for config in learned}
+    rounds: dict[str, list[int]] = {config.kind: [] for config in learned}
+    for fold in range(folds):
+        batch = features.reblended(batch, asked.candidates, searches[fold].blend)
+        inside_rows, outside_rows = np.flatnonzero(fold_of[chosen] != fold), np.flatnonzero(fold_of[chosen] == fold)
+        if not len(inside_rows) or not len(outside_rows):
+            continue
+        learn, held = batch.rows(inside_rows), batch.rows(outside_rows)
+        for config in learned:
+            progress(f"training ranker {config.kind}, fold {fold + 1} of {folds}")
+            ranker = _fit(config, learn, asked.labels[inside_rows], seed + fold, None)
+            rounds[config.kind].append(ranker.rounds)
+            scores[config.kind][chosen[outside_rows]] = ranker.score(held)
+    comparisons: dict[str, PairedComparison] = {}
+    for config in learned:
+        ndcg = _ndcg(scores[config.kind], found)
+        best.ndcg[config.kind] = float(ndcg.mean())
+        comparisons[config.kind] = paired_difference("ndcg@10", ndcg, blend_ndcg, seed=seed)
+    beating = [config for config in learned if beats(comparisons[config.kind], config.confidence)]
+    if not beating:
+        return CrossFit(everyone, blend_scores, floor, None, best.ndcg, comparisons)
+    winner = max(beating, key=lambda config: best.ndcg[config.kind])
+    progress(f"training ranker {winner.kind} on all validation users")
+    batch = features.reblended(batch, asked.candidates, everyone.blend)
+    final = _fit(winner, batch, asked.labels, seed, max(round(float(np.mean(rounds[winner.kind]))), 1))
+    return CrossFit(everyone, scores[winner.kind], winner, final, best.ndcg, comparisons)
+
+
+def beats(comparison: PairedComparison, confidence: float) -> bool:
+    """Whether the first is above the second in at least a share `confidence` of the bootstrap's resamples."""
+    return comparison.difference > 0 and 1.0 - comparison.p / 2 >= confidence
+
+
+def _fit(config: RankerConfig, batch: RankingBatch, labels: BoolArray, seed: int, rounds: int | None) -> Ranker:
+    ranker = ranker_class(config.kind)(ranker_settings(config.kind, config.config))
+    return ranker.fit(batch, labels, seed=seed, rounds=rounds)
+
+
+def _ndcg(scores: FloatArray, found: ValidationCandidates) -> npt.NDArray[np.float64]:
+    return candidate_ndcg(scores, found.labels, found.candidates.valid, found.num_targets)
+
+
+def _chosen(labels: BoolArray, features: RankingFeatures, max_users: int, seed: int) -> npt.NDArray[np.int64]:
+    """Queries with a target among their candidates, as many as the bounds allow: the others teach nothing and cannot be won."""
+    rows = np.flatnonzero(labels.any(axis=1))
+    limit = min(max_users, max(FEATURE_BYTES // (labels.shape[1] * len(features.names) * 4), 1))
+    if len(rows) > limit:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
+    return rows.astype(np.int64)

@@ -1,0 +1,66 @@
+"""What rankers learn from, joined by Feast: item columns as of a fold's end, user columns as of each request.
+
+Apart from `training.ranking_features` because Feast is needed for training only: serving loads the columns from the bundle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow as pa
+
+from features.aggregates import categories_of
+from features.request_features import ItemFeatureColumns
+from features.training_set import item_features_at, user_features_at
+from training.dataset import fold_events
+from training.interactions import Interactions
+from training.item_vectors import item_vectors
+from training.queries import QueryBatch
+from training.ranking_features import USER_FEATURES, RankingFeatures, item_scalars
+
+
+def fit_ranking_features(
+    interactions: Interactions,
+    items: pa.Table,
+    sources: tuple[str, ...],
+    *,
+    seed: int,
+    item_columns: tuple[str, ...] | None = None,
+) -> RankingFeatures:
+    """Item side of the features as of the end of `interactions`.
+
+    Args:
+        interactions: what the first stages were fitted on.
+        items: (N,) `item_id` and attributes.
+        sources: names of the funnel's sources.
+        seed: of the item vectors.
+        item_columns: names of the item columns that a fitted ranker reads; None takes those that vary.
+    """
+    cutoff_us = int(interactions.time_us.max(initial=0)) + 1
+    known = item_features_at(fold_events(interactions), items, interactions.item_ids, cutoff_us, has_times=interactions.has_times)
+    return RankingFeatures(
+        sources=sources,
+        item_columns=item_scalars(known, item_columns),
+        vectors=item_vectors(interactions, seed=seed),
+        request=ItemFeatureColumns.prepare(known),
+        item_ids=interactions.item_ids,
+        categories=categories_of(items),
+        has_times=interactions.has_times,
+    )
+
+
+def with_user_features(features: RankingFeatures, queries: QueryBatch) -> QueryBatch:
+    """The queries with the columns of `USER_FEATURES` as of each request.
+
+    Raises:
+        FeatureJoinError: the join lost rows.
+    """
+    events, ids = features.events(queries)
+    catalogue = pa.table(
+        {
+            "item_id": pa.array(list(features.categories), pa.string()),
+            "categories": pa.array(list(features.categories.values()), pa.list_(pa.string())),
+        }
+    )
+    known = user_features_at(events, catalogue, ids, queries.request_time_us, names=USER_FEATURES, has_times=features.has_times)
+    return replace(queries, user_features=known)

@@ -1,0 +1,173 @@
+"""LambdaMART by LightGBM: gradient-boosted trees on the blend's residual, saved as LightGBM text.
+
+The standardised blend, times `base_weight`, is the initial score that boosting starts from, and also a feature.
+
+Source: Burges 2010, "From RankNet to LambdaRank to LambdaMART". Legend: `B` queries, `K` candidates, `F` features.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from pydantic import Field
+
+from training.errors import BundleError
+from training.interactions import BoolArray, FloatArray
+from training.native import preload_openmp
+from training.rankers.base import Ranker, RankerSettings, RankingBatch, ReportRound, draw_candidates, hold_out
+
+MODEL_FILE = "lambdamart.txt"
+NUMBERS = ("leaf_value=", "threshold=")
+"""Lines of LightGBM's text that hold weights."""
+REPORT_EVERY = 10
+PARALLEL_ROWS = 200_000
+"""Below, a second thread costs more than it gives, far more where the cores are shared; above, all that OpenMP may use."""
+
+
+def load_lightgbm() -> Any:
+    """The lightgbm module, imported at first use: it needs OpenMP loaded before it and does not bring its own."""
+    preload_openmp()
+    return importlib.import_module("lightgbm")
+
+
+class LambdaMartConfig(RankerSettings):
+    """Parameters of the trees and of their training."""
+
+    num_leaves: int = Field(default=31, ge=2, le=1024)
+    learning_rate: float = Field(default=0.05, gt=0, le=1)
+    max_trees: int = Field(default=400, ge=1, le=5_000)
+    min_data_in_leaf: int = Field(default=100, ge=1)
+    """Candidates a leaf at least; lowered on small data to a hundredth of the rows."""
+    feature_fraction: float = Field(default=0.8, gt=0, le=1)
+    bagging_fraction: float = Field(default=0.8, gt=0, le=1)
+    lambda_l2: float = Field(default=1.0, ge=0)
+    truncation_level: int = Field(default=20, ge=1)
+    """Pairs are looked at where one of the two is among so many best."""
+    base_weight: float = Field(default=1.0, ge=0, le=20)
+    """Weight of the standardised blend in the initial score."""
+    train_candidates: int = Field(default=150, ge=10)
+    """Candidates a query that training looks at."""
+    patience: int = Field(default=40, ge=1)
+    """Trees without improvement after which training stops."""
+    held_out: float = Field(default=0.15, gt=0, lt=0.9)
+    """Share of the queries that decide where to stop."""
+
+
+class LambdaMart(Ranker):
+    """Trees over candidate features; see the module."""
+
+    kind: ClassVar[str] = "lambdamart"
+    Config: ClassVar[type[RankerSettings]] = LambdaMartConfig
+    config: LambdaMartConfig
+    booster: Any
+
+    def fit(
+        self, batch: RankingBatch, labels: BoolArray, *, seed: int, rounds: int | None = None, on_round: ReportRound | None = None
+    ) -> Self:
+        """See `Ranker.fit`."""
+        lgb = load_lightgbm()
+        config, rng = self.config, np.random.default_rng(seed)
+        if rounds is None:
+            learn, held = hold_out(len(batch), config.held_out, seed)
+            train = self._dataset(batch.rows(learn), labels[learn], rng)
+            valid_sets = [self._dataset(batch.rows(held), labels[held], rng, reference=train)] if len(held) else []
+        else:
+            train, valid_sets = self._dataset(batch, labels, rng), []
+        callbacks: list[Any] = []
+        if valid_sets:
+            callbacks.append(lgb.early_stopping(config.patience, verbose=False))
+            if on_round is not None:
+                callbacks.append(_progress(on_round))
+        rows = len(train.label)
+        params = {
+            "objective": "lambdarank",
+            "metric": "ndcg",
+            "eval_at": [10],
+            "lambdarank_truncation_level": config.truncation_level,
+            "num_leaves": config.num_leaves,
+            "learning_rate": config.learning_rate,
+            "min_data_in_leaf": min(config.min_data_in_leaf, max(rows // 100, 1)),
+            "feature_fraction": config.feature_fraction,
+            "bagging_fraction": config.bagging_fraction,
+            "bagging_freq": 1,
+            "lambda_l2": config.lambda_l2,
+            "seed": seed,
+            "num_threads": 1 if rows < PARALLEL_ROWS else 0,
+            "deterministic": True,
+            "force_row_wise": True,
+            "verbosity": -1,
+        }
+        booster = lgb.train(params, train, num_boost_round=rounds or config.max_trees, valid_sets=valid_sets, callbacks=callbacks)
+        self.rounds = booster.best_iteration if valid_sets else booster.num_trees()
+        # Through text and back: what is kept is what will be loaded, cut at the best number of trees.
+        self.booster = lgb.Booster(model_str=booster.model_to_string(num_iteration=self.rounds))
+        return self
+
+    def _dataset(self, batch: RankingBatch, labels: BoolArray, rng: np.random.Generator, reference: Any = None) -> Any:
+        columns, there = draw_candidates(batch, labels, self.config.train_candidates, rng)
+        rows = np.arange(len(batch))[:, None]
+        return load_lightgbm().Dataset(
+            batch.features[rows, columns][there],
+            label=np.take_along_axis(labels, columns, axis=1)[there].astype(np.float32),
+            group=there.sum(axis=1),
+            init_score=self.config.base_weight * batch.base[rows, columns][there].astype(np.float64),
+            feature_name=list(batch.names),
+            reference=reference,
+        )
+
+    def score(self, batch: RankingBatch) -> FloatArray:
+        """See `Ranker.score`."""
+        learned = np.zeros(batch.valid.shape, dtype=np.float32)
+        if batch.valid.any():
+            learned[batch.valid] = self.booster.predict(batch.features[batch.valid])
+        return learned + np.float32(self.config.base_weight) * batch.base
+
+    def importance(self) -> dict[str, float]:
+        """See `Ranker.importance`: share of the total gain."""
+        gain = self.booster.feature_importance("gain")
+        total = max(float(gain.sum()), 1e-12)
+        shares = {name: float(value) / total for name, value in zip(self.booster.feature_name(), gain, strict=True)}
+        return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+
+    def save(self, folder: Path) -> None:
+        """See `Ranker.save`: LightGBM's text format."""
+        (folder / MODEL_FILE).write_text(self.booster.model_to_string())
+
+    @classmethod
+    def load(cls, folder: Path, config: RankerSettings, names: tuple[str, ...]) -> Self:
+        """See `Ranker.load`."""
+        lgb = load_lightgbm()
+        try:
+            text = (folder / MODEL_FILE).read_text()
+            # Checked before LightGBM sees it: its parser ends the process on a number that it cannot read.
+            weights = [_numbers(line) for line in text.splitlines() if line.startswith(NUMBERS)]
+            if not weights or not all(np.isfinite(values).all() for values in weights):
+                raise BundleError(f"{MODEL_FILE} holds no trees, or NaN or infinite weights; train it again")
+            ranker = cls(config)
+            ranker.booster = lgb.Booster(model_str=text)
+        except (OSError, ValueError, lgb.basic.LightGBMError) as error:
+            reason = str(error).splitlines()[0]
+            raise BundleError(f"{MODEL_FILE} cannot be read ({reason}); fetch or build the bundle again") from error
+        if tuple(ranker.booster.feature_name()) != names:
+            raise BundleError(f"{MODEL_FILE} was trained on other features than the bundle lists; build it again")
+        ranker.rounds = ranker.booster.num_trees()
+        return ranker
+
+
+def _numbers(line: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array(line.split("=", 1)[1].split(), dtype=np.float64)
+
+
+def _progress(on_round: ReportRound) -> Any:
+    """A LightGBM callback that reports every `REPORT_EVERY` trees."""
+
+    def report(env: Any) -> None:
+        if (env.iteration + 1) % REPORT_EVERY == 0 and env.evaluation_result_list:
+            value = env.evaluation_result_list[0][2]
+            if on_round(env.iteration + 1, float(value)):
+                raise load_lightgbm().callback.EarlyStopException(env.iteration, env.evaluation_result_list)
+
+    return report

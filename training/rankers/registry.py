@@ -1,0 +1,46 @@
+"""Rankers by name: what `RankerConfig.kind` and bundles may ask for, the blend aside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from training.errors import StudyError
+from training.rankers.base import Ranker, RankerSettings
+
+RANKER_KINDS = ("lambdamart", "listwise")
+
+
+def ranker_class(kind: str) -> type[Ranker]:
+    """The ranker of that name. Its library is imported here: a replica that serves trees does not load PyTorch for them.
+
+    Raises:
+        StudyError: there is none.
+    """
+    if kind == "lambdamart":
+        from training.rankers.lambdamart import LambdaMart
+
+        return LambdaMart
+    if kind == "listwise":
+        from training.rankers.listwise import Listwise
+
+        return Listwise
+    raise StudyError(f"unknown ranker {kind!r}; known: blend, {', '.join(RANKER_KINDS)}")
+
+
+def ranker_settings(kind: str, config: Mapping[str, Any]) -> RankerSettings:
+    """The validated configuration of a ranker.
+
+    Raises:
+        StudyError: no such ranker, an unknown parameter, or a value out of range.
+    """
+    settings = ranker_class(kind).Config
+    try:
+        return settings.model_validate(dict(config))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        allowed = ", ".join(sorted(settings.model_fields))
+        raise StudyError(f"ranker {kind!r}, parameter {where!r}: {first['msg']}; parameters: {allowed}") from None
