@@ -42,6 +42,7 @@ LOCK_TIMEOUT_S = 120.0
 """How long a writer waits for another one."""
 
 _DAY_US = 86_400_000_000
+_REPEATING = [name for name in EVENT_SCHEMA.names if pa.types.is_string(EVENT_SCHEMA.field(name).type) and name != "event_id"]
 
 
 @dataclass(frozen=True)
@@ -344,9 +345,16 @@ def _by_date(events: pa.Table) -> list[tuple[str, pa.Table]]:
 
 
 def _write_part(rows: pa.Table, path: Path) -> None:
-    # Statistics and dictionaries of a part with few rows cost more than the rows.
+    # Statistics and dictionaries of a part with few rows cost more than the rows; ids never repeat.
     large = rows.num_rows >= 1000
-    pq.write_table(rows, path, compression="zstd", use_dictionary=large, write_statistics=large, store_schema=False)
+    pq.write_table(
+        rows,
+        path,
+        compression="zstd",
+        use_dictionary=_REPEATING if large else False,
+        write_statistics=["timestamp"] if large else False,
+        store_schema=False,
+    )
 
 
 def _aware(moment: datetime) -> datetime:

@@ -182,7 +182,14 @@ class _Counts:
 
 
 def _interaction_columns(raw: RawDataset, mapping: Mapping[str, str], source: str) -> dict[str, str]:
-    meant = raw.meanings | {name: column for name, column in mapping.items() if name in INTERACTION_ALIASES}
+    """The interactions' columns by canonical name. A mapped column may stand in the items or users file instead."""
+    elsewhere = {name for table in (raw.items, raw.users) if table is not None for name in table.table.column_names}
+    meant = dict(raw.meanings)
+    for canonical, column in mapping.items():
+        if column in raw.columns and canonical in INTERACTION_ALIASES:
+            meant[canonical] = column
+        elif column not in elsewhere:
+            meant[canonical] = column  # stands nowhere: refused below, with what there is
     return choose_columns(
         raw.columns,
         INTERACTION_ALIASES,

@@ -246,6 +246,17 @@ def test_mapping_names_any_column(home: Any, written: Written) -> None:
     assert home.events()[["user_id", "item_id", "value", "action"]].iloc[0].tolist() == ["1", "2", 3.0, "rating"]
 
 
+def test_mapping_reaches_the_items_and_users_files(home: Any, folder: Folder) -> None:
+    source = folder(
+        {"user_id": ["u"], "item_id": ["a"]}, items={"code": ["a"], "headline": ["A"]}, users={"login": ["u"], "age": [3]}
+    )
+    home.import_(source, mapping={"item_id": "code", "title": "headline", "user_id": "login"})
+    assert home.catalogue().item("a") == {"item_id": "a", "title": "A", "available": True}
+    assert home.catalogue().user("u") == {"user_id": "u", "age": 3}
+    with pytest.raises(ImportFormatError, match="no column 'head'"):
+        home.import_(source, mapping={"item_id": "code", "title": "head", "user_id": "login"})
+
+
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
