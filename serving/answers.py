@@ -13,7 +13,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -105,14 +105,14 @@ class Answerer:
         """The answer to a request.
 
         Raises:
-            FilterError: the filter is wrong, or does not fit the items' attributes.
-            RequestError: `model_version` is not loaded.
+            RequestError: the filter is wrong or does not fit the items' attributes, or the version asked for is not loaded.
         """
         started = time.perf_counter()
         snapshot = self._snapshot()
         if request.model_version is None:
             assignments = snapshot.plan.assign(request.user_id, request.session_id, request.context)
             live = _version_for(snapshot, assignments)
+            request = _with_params(request, assignments)
         else:
             assignments, live = [], _previewed(snapshot, request.model_version)
         mask = (live.items if live is not None else snapshot.items).mask(request.selection)
@@ -250,9 +250,8 @@ def _previewed(snapshot: Snapshot, version: str) -> LiveVersion:
     live = snapshot.versions.get(version)
     if live is None:
         loaded = ", ".join(sorted(snapshot.versions)) or "none"
-        raise RequestError(
-            f"model_version {version!r} is not loaded; loaded: {loaded}", code="not_found", status=404, field="model_version"
-        )
+        message = f"model_version {version!r} is not loaded; loaded: {loaded}"
+        raise RequestError(message, code="not_found", status=404, field="model_version")
     return live
 
 
@@ -264,6 +263,18 @@ def _version_for(snapshot: Snapshot, assignments: Sequence[Assignment]) -> LiveV
             if live is not None:
                 return live
     return snapshot.champion
+
+
+def _with_params(request: RecommendationRequest, assignments: Sequence[Assignment]) -> RecommendationRequest:
+    """The request as its variants' parameters (`live_state.VARIANT_PARAMS`) want it."""
+    for one in assignments:
+        if one.params:
+            selection = request.selection
+            if "filter" in one.params:
+                both = f"({selection.filter}) && ({one.params['filter']})" if selection.filter else one.params["filter"]
+                selection = selection._replace(filter=both)
+            request = replace(request, selection=selection, exclude_seen=one.params.get("exclude_seen", request.exclude_seen))
+    return request
 
 
 def _unit(request: RecommendationRequest) -> str | None:

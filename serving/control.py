@@ -50,7 +50,8 @@ AUDIT = Table(
     Column("after", Text),
 )
 
-Status = Literal["draft", "running", "paused", "stopped"]
+Status = Literal["draft", "starting", "running", "paused", "stopped"]
+"""`starting`: versions are pinned and being loaded; nobody is assigned before all of them are."""
 ROUTING = "routing"
 """Audit subject of `ServingState`."""
 
@@ -156,7 +157,9 @@ class ServingControl:
             return self._write(connection, changed, present, actor, "experiment.change")
 
     def start_experiment(self, name: str, pins: Mapping[str, str], *, actor: str) -> ExperimentRecord:
-        """Start a draft with its variants pinned to versions, or resume a paused one with the pins that it has.
+        """Pin a draft's variants to versions and let them be loaded, or resume a paused one with the pins that it has.
+
+        Without pins (variants with parameters) it runs at once.
 
         Raises:
             ControlStateError: no such experiment, or it is running or stopped.
@@ -168,18 +171,34 @@ class ServingControl:
                 return self._write(connection, resumed, present, actor, "experiment.resume")
             if present.status != "draft":
                 raise ControlStateError(f"experiment {name!r} is {present.status}: only a draft or paused one can be started")
-            started = ExperimentRecord(present.spec, "running", dict(pins), datetime.now(UTC))
+            status: Status = "starting" if pins else "running"
+            started = ExperimentRecord(present.spec, status, dict(pins), datetime.now(UTC))
             return self._write(connection, started, present, actor, "experiment.start")
+
+    def run_experiment(self, name: str, *, actor: str) -> ExperimentRecord:
+        """A starting experiment, all of whose versions are loaded, begins to assign.
+
+        Raises:
+            ControlStateError: no such experiment, or it is not starting.
+        """
+        with self.store.begin() as connection:
+            present = self._existing(connection, name)
+            if present.status == "running":
+                return present
+            if present.status != "starting":
+                raise ControlStateError(f"experiment {name!r} is {present.status}, not starting")
+            running = ExperimentRecord(present.spec, "running", present.pins, datetime.now(UTC))
+            return self._write(connection, running, present, actor, "experiment.run")
 
     def end_experiment(self, name: str, status: Literal["paused", "stopped"], *, actor: str) -> ExperimentRecord:
         """Pause or stop an experiment; its units go back to the champion.
 
         Raises:
-            ControlStateError: no such experiment, or it is not running (a paused one can be stopped).
+            ControlStateError: no such experiment, or it is not running (one that is starting or paused can be stopped).
         """
         with self.store.begin() as connection:
             present = self._existing(connection, name)
-            if present.status != "running" and (present.status, status) != ("paused", "stopped"):
+            if present.status != "running" and not (status == "stopped" and present.status in {"starting", "paused"}):
                 raise ControlStateError(f"experiment {name!r} is {present.status} and cannot be {status}")
             stopped_at = datetime.now(UTC) if status == "stopped" else None
             ended = ExperimentRecord(present.spec, status, present.pins, present.started_at, stopped_at)
@@ -191,6 +210,12 @@ class ServingControl:
         """Append a change made elsewhere (catalogue, aliases)."""
         with self.store.begin() as connection:
             self._record(connection, actor, action, subject, before, after)
+
+    def record_all(self, *, actor: str, action: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
+        """Append changes made elsewhere, subject -> (before, after), in one transaction."""
+        with self.store.begin() as connection:
+            for subject, (before, after) in changes.items():
+                self._record(connection, actor, action, subject, before, after)
 
     def last_change(self) -> int:
         """Number of the newest audit entry, 0 before the first."""

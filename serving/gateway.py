@@ -16,9 +16,10 @@ from ray import serve
 
 from features.errors import FeaturesError
 from features.redis_bus import RedisStreamBus
-from serving.admin.app import build_admin_app
 from serving.announce import listen
 from serving.answers import Answerer
+from serving.api.app import build_api
+from serving.api.context import ApiContext
 from serving.cache import ListCache
 from serving.config import ServingConfig
 from serving.errors import RequestError
@@ -76,9 +77,15 @@ class GatewayApp:
         self._bus = RedisStreamBus(config.bus_url, config.dataset, site=config.site)
         self._intake = EventIntake(config, self._bus, self.cache, self.metrics)
         self._exposures = ExposureLog(config, self._bus, self.metrics)
-        self._admin = build_admin_app(config)
         self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._api = build_api(ApiContext(config, self._refresh))
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _refresh(self) -> None:
+        """Look at the control store now; called from threads of the API."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._changed.set)
 
     def snapshot(self) -> Snapshot:
         """The present routing state."""
@@ -128,7 +135,8 @@ class GatewayApp:
             elif path == "/metrics":
                 await send_bytes(send, 200, self.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
             else:
-                await self._admin(scope, receive, send)
+                await self._other(scope, receive, send)
+                return
         except RequestError as error:
             status = error.status
             await send_json(send, status, error.to_json(), request_id=request_id, headers=error.headers)
@@ -138,6 +146,17 @@ class GatewayApp:
             body = {"error": {"code": "internal", "message": "the request failed; the gateway's log says why"}}
             await send_json(send, 500, body, request_id=request_id)
         self.metrics.request(route, status)
+
+    async def _other(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.metrics.request("api", message["status"])
+            await send(message)
+
+        try:
+            await self._api(scope, receive, counted)
+        except Exception:
+            _log.debug("already answered and logged by the API's own handler", exc_info=True)
 
     async def _recommend(self, send: Send, request: RecommendationRequest, request_id: bytes | None) -> None:
         answer = await self.answerer.recommend(request)
@@ -176,6 +195,7 @@ class GatewayApp:
                 return
 
     async def _start(self) -> None:
+        self._loop = asyncio.get_running_loop()
         await self.cache.start()
         self._exposures.start()
         self._tasks = [

@@ -11,17 +11,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from sqlalchemy import select
 
-from experiments.assignment import AssignmentPlan
-from experiments.errors import ExperimentError
+from experiments.assignment import AssignmentPlan, Targeting
+from experiments.errors import ExperimentError, SpecError
+from experiments.spec import ExperimentSpec
 from features.activity_store import ActivityStore
 from features.catalogue import ITEMS, Catalogue
 from features.control_store import ControlStore
+from serving.columns import column_from_arrow
 from serving.config import ServingConfig
 from serving.control import ExperimentRecord, ServingControl
+from serving.errors import FilterError
+from serving.filters import compile_filter
 from serving.item_table import ItemTable
 from training.bundle import MANIFEST_FILE, BundleManifest
 from training.pipeline import POPULARITY_FILL
@@ -30,6 +36,8 @@ _log = logging.getLogger("shortlist.serving")
 
 ITEM_SUBJECT = "item:"
 """Prefix of audit subjects that are catalogue items."""
+VARIANT_PARAMS: dict[str, type] = {"exclude_seen": bool, "filter": str}
+"""Parameters of a request that a variant may set."""
 OVERLAP = 50
 """Audit entries read again at each look: concurrent writers of a SQL server may commit out of the order of their numbers."""
 
@@ -133,7 +141,7 @@ class SnapshotLoader:
     def _experiments(self) -> tuple[AssignmentPlan, Mapping[str, Mapping[str, str]]]:
         running = [record for record in self._control.experiments() if record.status == "running"]
         try:
-            return AssignmentPlan([record.spec for record in running]), _pins(running)
+            return AssignmentPlan([record.spec for record in running], compile_targeting), _pins(running)
         except ExperimentError as error:
             # Checked when an experiment starts; should it happen all the same, everybody gets the champion.
             _log.error("experiments are not applied: %s", error)
@@ -176,6 +184,49 @@ def set_availability(items: ItemTable, store: ControlStore, dataset: str) -> Non
     if rows:
         available = {row[0] for row in rows if row[1] is not False}
         items.set_all_available(np.fromiter((item in available for item in items.item_ids), dtype=bool, count=len(items)))
+
+
+def compile_targeting(expression: str) -> Targeting:
+    """A targeting expression (the filter language over a request's context) as a predicate.
+
+    Raises:
+        SpecError: the expression is wrong.
+    """
+    try:
+        compiled = compile_filter(expression)
+    except FilterError as error:
+        raise SpecError(f"targeting: {error}", "targeting") from None
+
+    def applies(context: Mapping[str, Any]) -> bool:
+        columns = {name: column_from_arrow(pa.array([value])) for name, value in context.items() if not isinstance(value, dict)}
+        try:
+            return bool(compiled.mask({name: column for name, column in columns.items() if column is not None}, 1)[0])
+        except (FilterError, pa.ArrowException):
+            return False  # a context of other types than the expression expects is not in the target
+
+    return applies
+
+
+def check_variants(spec: ExperimentSpec) -> None:
+    """Refuse what serving could not carry out: unknown parameters of variants, a wrong targeting expression.
+
+    Raises:
+        SpecError: names the variant and the parameters that there are.
+    """
+    if spec.targeting is not None:
+        compile_targeting(spec.targeting)
+    for variant in spec.variants:
+        unknown = set(variant.params or {}) - VARIANT_PARAMS.keys()
+        if unknown:
+            raise SpecError(
+                f"variant {variant.name!r}: unknown parameter {sorted(unknown)[0]!r}; known: {', '.join(sorted(VARIANT_PARAMS))}",
+                "variants",
+            )
+        for name, value in (variant.params or {}).items():
+            if not isinstance(value, VARIANT_PARAMS[name]):
+                raise SpecError(f"variant {variant.name!r}: {name} must be {VARIANT_PARAMS[name].__name__}", "variants")
+        if variant.params and "filter" in variant.params:
+            compile_targeting(variant.params["filter"])
 
 
 def _pins(running: Sequence[ExperimentRecord]) -> dict[str, Mapping[str, str]]:

@@ -1,6 +1,6 @@
 """The reconciler: makes what is served equal to what the registry's aliases and the running experiments want.
 
-    wanted = versions of all aliases + versions pinned by running and paused experiments
+    wanted = versions of all aliases + versions pinned by experiments that are starting, running or paused
     actual = version applications of Ray Serve
 
 A missing version is loaded beside the old ones, asked real questions, and only then routed to; one that nothing wants any more is
@@ -128,6 +128,7 @@ class Reconciler:
                 state = self._route(ServingState(champion, dict(folders)))
         keep = {version for version in (*wanted, champion) if version is not None}
         state = self._route(ServingState(champion, {version: folder for version, folder in folders.items() if version in keep}))
+        self._start_experiments(state)
         self._drop(state)
         return state
 
@@ -154,7 +155,14 @@ class Reconciler:
 
     def _pinned(self) -> set[str]:
         records = self._control.experiments()
-        return {version for one in records if one.status in {"running", "paused"} for version in one.pins.values()}
+        return {version for one in records if one.status in {"starting", "running", "paused"} for version in one.pins.values()}
+
+    def _start_experiments(self, state: ServingState) -> None:
+        """Experiments whose versions are all routed to begin to assign."""
+        for one in self._control.experiments():
+            if one.status == "starting" and set(one.pins.values()) <= state.versions.keys():
+                self._control.run_experiment(one.spec.name, actor=ACTOR)
+                announce(self._config)
 
     def _ensure(self, version: str, known_folder: str | None) -> Path | None:
         """The folder of a version that runs and has passed its check, None where it is refused."""

@@ -52,9 +52,10 @@ NO_SELECTION = Selection()
 
 @dataclass(frozen=True, slots=True)
 class RecommendationRequest:
-    """A valid request. `recent_items` are oldest first; `candidates` restricts the answer to a caller's own items.
+    """A valid request.
 
-    `model_version` asks one loaded version, past experiments and aliases: a preview, for admins.
+    `recent_items` are oldest first; `candidates` restricts the answer to a caller's own items; `model_version` asks one version
+    whatever aliases and experiments say.
     """
 
     user_id: str | None = None

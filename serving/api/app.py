@@ -1,0 +1,93 @@
+"""The FastAPI application below the gateway: routers, errors in the API's form, and the OpenAPI document of hot routes too."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from features.errors import FeaturesError
+from serving.api import experiments, items, models
+from serving.api.context import ApiContext
+from serving.api.openapi import HOT_PATHS, HOT_SCHEMAS
+from serving.errors import ControlStateError, RequestError
+from training.errors import RegistryError
+
+_log = logging.getLogger("shortlist.serving")
+DESCRIPTION = 'Recommendations, activity events, catalogue, models and experiments. Errors: {"error": {code, message, field?}}.'
+
+
+def build_api(context: ApiContext) -> FastAPI:
+    """The application of one replica."""
+    app = FastAPI(title="Shortlist", version="1", description=DESCRIPTION, redoc_url=None)
+    app.state.context = context
+    for module in (models, experiments, items):
+        app.include_router(module.router)
+    app.add_exception_handler(RequestError, _request_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ControlStateError, _state_error)
+    app.add_exception_handler(RegistryError, _unavailable)
+    app.add_exception_handler(FeaturesError, _unavailable)
+    app.add_exception_handler(Exception, _internal)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        document["paths"] = {**HOT_PATHS, **document["paths"]}
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {}).update(HOT_SCHEMAS)
+        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"bearer": []}]
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _request_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestError)
+    return JSONResponse(error.to_json(), error.status, headers=error.headers)
+
+
+def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _answer(400, "malformed_json", f"the body is not JSON: {first['ctx']['error']}")
+    where = [str(part) for part in first["loc"] if part not in {"body", "path", "query"}]
+    field = ".".join(where) or None
+    return _answer(422, "invalid", f"{field or 'the body'}: {first['msg']}", field)
+
+
+def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return _answer(404, "not_found", f"there is nothing at {request.url.path}")
+    if error.status_code == 405:
+        return _answer(405, "method_not_allowed", f"{request.method} is not allowed at {request.url.path}")
+    return _answer(error.status_code, "http_error", str(error.detail))
+
+
+def _state_error(request: Request, error: Exception) -> JSONResponse:
+    return _answer(409, "conflict", str(error))
+
+
+def _unavailable(request: Request, error: Exception) -> JSONResponse:
+    _log.error("%s %s: %s", request.method, request.url.path, error)
+    return _answer(503, "unavailable", str(error))
+
+
+def _internal(request: Request, error: Exception) -> JSONResponse:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _answer(500, "internal", "the request failed; the gateway's log says why")
+
+
+def _answer(status: int, code: str, message: str, field: str | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message} | ({"field": field} if field else {})}, status)

@@ -1,0 +1,122 @@
+"""What the routes work with, and who may call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from features.catalogue import Catalogue
+from features.control_store import ControlStore
+from serving.announce import announce
+from serving.config import Scope, ServingConfig
+from serving.control import ServingControl
+from serving.errors import RequestError
+from serving.http import authorize
+from training.errors import RegistryError
+from training.registry import GATE_REASON_TAG, Registry
+
+
+@dataclass(frozen=True)
+class ApiContext:
+    """Stores of one dataset.
+
+    Args:
+        config: of the stack.
+        refresh: makes this replica look at the control store at once; the others hear it announced.
+    """
+
+    config: ServingConfig
+    refresh: Callable[[], None]
+
+    @cached_property
+    def store(self) -> ControlStore:
+        """The control store."""
+        return ControlStore(self.config.control_url)
+
+    @cached_property
+    def control(self) -> ServingControl:
+        """Experiments, routing state and audit log."""
+        return ServingControl(self.store, self.config.dataset)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """Items and users."""
+        return Catalogue(self.store, self.config.dataset)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """Versions and aliases."""
+        return Registry(self.config.mlflow_uri, self.config.dataset, cache=self.config.home / "bundles")
+
+    def changed(self) -> None:
+        """Say that the control store has changed."""
+        self.refresh()
+        announce(self.config)
+
+    def aliases(self) -> dict[str, str]:
+        """Aliases now.
+
+        Raises:
+            RequestError: 503: a registry that cannot be reached is the server's trouble and not the caller's.
+        """
+        try:
+            return self.registry.aliases()
+        except RegistryError as error:
+            raise RequestError(str(error), code="registry_unavailable", status=503, headers={"Retry-After": "5"}) from None
+
+    def servable_version(self, name: str, field: str) -> str:
+        """The number of a version, by number or alias, that the gate lets through.
+
+        Raises:
+            RequestError: 404 there is none, 409 the gate failed it, 503 the registry cannot be reached.
+        """
+        self.aliases()
+        try:
+            version = self.registry.version(name)
+        except RegistryError as error:
+            raise RequestError(str(error), code="not_found", status=404, field=field) from None
+        if not version.servable:
+            reason = version.tags.get(GATE_REASON_TAG, "no reason was stored")
+            raise RequestError(
+                f"the gate failed version {version.version} ({reason}); its tag shortlist.gate_override=<reason> overrides that",
+                code="gate_failed",
+                status=409,
+                field=field,
+            )
+        return version.version
+
+    def check_model_id(self, model_id: str) -> None:
+        """Refuse any other model than the one that is served.
+
+        Raises:
+            RequestError: 404.
+        """
+        served = self.config.paths.registered_model
+        if model_id != served:
+            raise RequestError(
+                f"model {model_id!r} is not served here, {served!r} is", code="not_found", status=404, field="model_id"
+            )
+
+
+def context_of(request: Request) -> ApiContext:
+    """The context of the application that a request came to."""
+    context: ApiContext = request.app.state.context
+    return context
+
+
+def require(scope: Scope) -> Callable[[Request], str]:
+    """A dependency that lets through callers with a scope and gives their name for the audit log."""
+
+    def check(request: Request) -> str:
+        return f"http:{authorize(context_of(request).config, request.scope, scope)}"
+
+    return check
+
+
+Context = Annotated[ApiContext, Depends(context_of)]
+Admin = Annotated[str, Depends(require("admin"))]
+Reader = Annotated[str, Depends(require("read"))]

@@ -1,0 +1,167 @@
+"""`/v1/experiments`: create, start, ramp, pause, stop, report."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body
+
+from experiments.assignment import check_exclusive
+from experiments.errors import FrozenSpecError, OverlapError, SpecError
+from experiments.exposure import EXPOSURE_SCHEMA
+from experiments.spec import ExperimentSpec, parse_spec
+from features.activity_store import ActivityStore
+from features.daily_log import DailyLog
+from serving.api.context import Admin, ApiContext, Context
+from serving.control import ExperimentRecord, experiment_json
+from serving.errors import RequestError
+from serving.live_state import check_variants
+
+router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
+
+
+@router.get("")
+def list_experiments(context: Context, actor: Admin) -> dict[str, Any]:
+    """All experiments."""
+    return {"experiments": [_described(context, record) for record in context.control.experiments()]}
+
+
+@router.get("/{name}")
+def get_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any]:
+    """One experiment: its file, status and pinned versions."""
+    return _described(context, _existing(context, name))
+
+
+@router.put("/{name}")
+def put_experiment(name: str, spec: Annotated[dict[str, Any], Body()], context: Context, actor: Admin) -> dict[str, Any]:
+    """Create an experiment, or change it as far as its status allows: all of a draft, `traffic` and `ramp` of a started one."""
+    parsed = _parsed(name, spec)
+    try:
+        record = context.control.put_experiment(parsed, actor=actor)
+    except FrozenSpecError as error:
+        raise RequestError(str(error), code="experiment_started", status=409) from None
+    context.changed()
+    return _described(context, record)
+
+
+@router.post("/{name}/start")
+def start_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any]:
+    """Start: aliases become versions and stay so. Running as soon as all of them are loaded, `starting` until then."""
+    record = _existing(context, name)
+    if record.status in {"starting", "running"}:
+        return _described(context, record)
+    others = [one.spec for one in context.control.experiments() if one.status in {"starting", "running"}]
+    try:
+        check_exclusive([*others, record.spec])
+    except OverlapError as error:
+        raise RequestError(str(error), code="experiments_overlap", status=409) from None
+    pins = _pins(context, record) if record.status == "draft" else record.pins
+    record = context.control.start_experiment(name, pins, actor=actor)
+    if record.status == "starting" and not _missing(context, record):
+        record = context.control.run_experiment(name, actor=actor)
+    context.changed()
+    return _described(context, record)
+
+
+@router.post("/{name}/ramp")
+def ramp_experiment(
+    name: str, context: Context, actor: Admin, traffic: Annotated[float | None, Body(embed=True, ge=0, le=1)] = None
+) -> dict[str, Any]:
+    """Raise the share of units that take part: to `traffic`, or to the next step of the file's plan."""
+    record = _existing(context, name)
+    steps = record.spec.ramp.steps if record.spec.ramp is not None else ()
+    wanted = traffic if traffic is not None else next((step for step in steps if step > record.spec.traffic), None)
+    if wanted is None:
+        raise RequestError(
+            f"experiment {name!r} has traffic {record.spec.traffic:g} and no further ramp step: say how far with traffic",
+            field="traffic",
+        )
+    if wanted < record.spec.traffic:
+        raise RequestError(
+            f"traffic {wanted:g} is below the present {record.spec.traffic:g}: units would leave their variant; pause instead",
+            field="traffic",
+        )
+    changed = context.control.put_experiment(record.spec.model_copy(update={"traffic": wanted}), actor=actor)
+    context.changed()
+    return _described(context, changed)
+
+
+@router.post("/{name}/pause")
+def pause_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any]:
+    """Send its units to the champion for now."""
+    return _end(context, name, "paused", actor)
+
+
+@router.post("/{name}/stop")
+def stop_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any]:
+    """End it for good."""
+    return _end(context, name, "stopped", actor)
+
+
+@router.get("/{name}/report")
+def report(name: str, context: Context, actor: Admin) -> dict[str, Any]:
+    """Units, split, metrics with intervals, and the verdict by the file's rules."""
+    # Statistics libraries are only loaded by replicas that are asked for a report.
+    from experiments.outcomes import EVENT_COLUMNS
+    from experiments.report import build_report
+
+    record = _existing(context, name)
+    log = DailyLog(context.config.paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at")
+    exposures = log.read(equal={"experiment": name})
+    events = ActivityStore(context.config.paths.activity).read(EVENT_COLUMNS, since=record.started_at)
+    stopped = record.status == "stopped"
+    built = build_report(record.spec, exposures, events, now=datetime.now(UTC), started_at=record.started_at, stopped=stopped)
+    return built.to_dict()
+
+
+def _end(context: ApiContext, name: str, status: Any, actor: str) -> dict[str, Any]:
+    record = _existing(context, name)
+    if record.status != status:
+        record = context.control.end_experiment(name, status, actor=actor)
+        context.changed()
+    return _described(context, record)
+
+
+def _parsed(name: str, raw: dict[str, Any]) -> ExperimentSpec:
+    try:
+        spec = parse_spec(raw)
+        check_variants(spec)
+    except SpecError as error:
+        raise RequestError(str(error), code="invalid_experiment", field=error.field) from None
+    if spec.name != name:
+        raise RequestError(f"the path says {name!r}, the body says {spec.name!r}", field="name")
+    return spec
+
+
+def _pins(context: ApiContext, record: ExperimentRecord) -> dict[str, str]:
+    """Variant -> version of every variant that names a model."""
+    return {
+        variant.name: context.servable_version(variant.model, "variants")
+        for variant in record.spec.variants
+        if variant.model is not None
+    }
+
+
+def _existing(context: ApiContext, name: str) -> ExperimentRecord:
+    record = context.control.experiment(name)
+    if record is None:
+        known = ", ".join(one.spec.name for one in context.control.experiments()) or "none"
+        raise RequestError(f"there is no experiment {name!r}; there are: {known}", code="not_found", status=404, field="name")
+    return record
+
+
+def _missing(context: ApiContext, record: ExperimentRecord) -> list[str]:
+    """Pinned versions that are not served."""
+    return sorted(set(record.pins.values()) - set(context.control.state().versions))
+
+
+def _described(context: ApiContext, record: ExperimentRecord) -> dict[str, Any]:
+    """An experiment with the share of all units that each variant gets, and the versions that it waits for."""
+    spec = record.spec
+    reach = spec.traffic * (1 - spec.holdout) * (spec.layer_range[1] - spec.layer_range[0])
+    shares = {variant.name: reach * weight for variant, weight in zip(spec.variants, spec.weights, strict=True)}
+    described = {**experiment_json(record), "shares": shares}
+    if record.status in {"starting", "running"}:
+        described["waiting_for"] = _missing(context, record)
+    return described

@@ -1,0 +1,176 @@
+"""Catalogue, experiments and OpenAPI over HTTP, on the real stack."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+import redis
+
+from serving.announce import announce
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def no_experiment_is_left_running(stack) -> Iterator[None]:
+    yield
+    for one in stack.control.experiments():
+        if one.status == "running":
+            stack.admin.post(f"/v1/experiments/{one.spec.name}/stop")
+
+
+def spec(name: str, **changes: object) -> dict:
+    variants = [{"name": "control", "model": "1", "weight": 1}, {"name": "treatment", "model": "2", "weight": 1}]
+    return {"name": name, "salt": name, "traffic": 0.5, "variants": variants, "metrics": {"primary": "ctr"}} | changes
+
+
+def test_a_delisted_item_is_gone_within_a_second_from_cached_answers_too(stack) -> None:
+    def items() -> list[str]:
+        return [item["item_id"] for item in stack.http.get("/v1/recommendations/u30").json()["recommended_items"]]
+
+    first = items()[0]
+    assert items()[0] == first
+    assert stack.admin.patch(f"/v1/items/{first}", json={"available": False}).json()["available"] is False
+    assert stack.wait(lambda: first not in items(), 1.0) < 1.0
+    popular = stack.http.get("/v1/popular", params={"top_k": 500}).json()["items"]
+    assert first not in [item["item_id"] for item in popular]
+    stack.admin.patch(f"/v1/items/{first}", json={"available": True})
+    stack.wait(lambda: first in items(), 1.0)
+
+
+def test_items_are_created_read_and_deleted(stack) -> None:
+    path = "/v1/items/" + quote("a/b?c", safe="")
+    assert stack.http.get(path).json()["error"]["code"] == "not_found"
+    made = stack.admin.put(path, json={"title": "Odd", "categories": ["Comedy"], "year": 2001})
+    assert made.status_code == 200
+    assert stack.http.get(path).json() == made.json()
+    assert made.json() == {"item_id": "a/b?c", "title": "Odd", "categories": ["Comedy"], "year": 2001, "available": True}
+    assert stack.admin.post("/v1/items", json={"items": [{"item_id": "n1"}, {"item_id": "n2", "year": 1}]}).json() == {"stored": 2}
+    for item in ("n1", "n2"):
+        assert stack.admin.delete(f"/v1/items/{item}").status_code == 204
+    assert stack.admin.delete(path).status_code == 204
+    assert stack.http.get(path).status_code == 404
+    assert stack.http.get("/v1/users/no-one").json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [({"year": "x"}, "year"), ({"colour": 1}, "colour"), ({"available": 1}, "available"), ({"categories": "a"}, "categories")],
+)
+def test_wrong_attributes_are_refused(stack, body, field) -> None:
+    answer = stack.admin.patch("/v1/items/i001", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == field
+
+
+def test_admin_calls_need_the_admin_token(stack) -> None:
+    for method, path in [("GET", "/v1/models"), ("PATCH", "/v1/items/i001"), ("GET", "/v1/experiments"), ("POST", "/v1/items")]:
+        assert stack.http.request(method, path, json={}).status_code in {401, 422}
+        wrong = stack.http.request(method, path, json={"items": []}, headers={"Authorization": "Bearer guess"})
+        assert wrong.status_code == 401
+        assert wrong.json()["error"]["code"] == "unauthorized"
+    asked = {"user_id": "u1", "model_version": "2"}
+    assert stack.http.post("/v1/recommendations", json=asked).status_code == 401
+    assert stack.admin.post("/v1/recommendations", json=asked).json()["model_version"] == "2"
+    assert stack.admin.post("/v1/recommendations", json=asked | {"model_version": "9"}).status_code == 404
+
+
+def test_an_experiment_splits_sticks_and_exposes(stack) -> None:
+    created = stack.admin.put("/v1/experiments/split", json=spec("split"))
+    assert created.json()["status"] == "draft"
+    # The registry is not there in this stack: versions are pinned as an earlier start would have.
+    stack.control.start_experiment("split", {"control": "1", "treatment": "2"}, actor="test")
+    stack.control.run_experiment("split", actor="test")
+    announce(stack.config)
+    stack.wait(lambda: any(stack.http.get(f"/v1/recommendations/s{n}").json()["assignments"] for n in range(10)), 2.0)
+    seen: Counter[tuple[str | None, str]] = Counter()
+    for n in range(400):
+        answers = [stack.http.get(f"/v1/recommendations/x{n}").json() for _ in range(2 if n < 20 else 1)]
+        assigned = [answer["assignments"] for answer in answers]
+        assert all(one == assigned[0] for one in assigned)
+        variant = assigned[0][0]["variant"] if assigned[0] else None
+        version = answers[0]["model_version"]
+        assert version == ("2" if variant == "treatment" else "1")
+        seen[variant, version] += 1
+    assert 150 < seen[None, "1"] < 250
+    assert 65 < seen["control", "1"] < 135
+    assert 65 < seen["treatment", "2"] < 135
+
+    with redis.Redis.from_url(stack.config.bus_url) as client:
+        key = next(key for key in client.keys("*exposures") if client.type(key) == b"stream")
+        stack.wait(lambda: client.xlen(key) >= 400 - seen[None, "1"], 2.0)
+    refused = stack.admin.put("/v1/experiments/split", json=spec("split", salt="other"))
+    assert refused.status_code == 409
+    assert stack.admin.post("/v1/experiments/split/ramp", json={"traffic": 0.1}).status_code == 422
+    assert stack.admin.post("/v1/experiments/split/ramp", json={"traffic": 1.0}).json()["spec"]["traffic"] == 1.0
+    assert stack.admin.post("/v1/experiments/split/pause").json()["status"] == "paused"
+    assert stack.admin.post("/v1/experiments/split/stop").json()["status"] == "stopped"
+    stack.wait(lambda: not any(stack.http.get(f"/v1/recommendations/s{n}").json()["assignments"] for n in range(10)), 2.0)
+    assert stack.admin.post("/v1/experiments/split/start").json()["error"]["code"] == "conflict"
+    report = stack.admin.get("/v1/experiments/split/report")
+    assert report.status_code == 200
+    assert report.json()["experiment"] == "split"
+
+
+def test_params_variants_change_the_request(stack) -> None:
+    variants = [
+        {"name": "all", "params": {"exclude_seen": True}, "weight": 1},
+        {"name": "comedy", "params": {"filter": '"Comedy" in categories'}, "weight": 1},
+    ]
+    assert stack.admin.put("/v1/experiments/taste", json=spec("taste", traffic=1, variants=variants)).status_code == 200
+    assert stack.admin.post("/v1/experiments/taste/start").json()["status"] == "running"
+    stack.wait(lambda: bool(stack.http.get("/v1/recommendations/u1").json()["assignments"]), 2.0)
+    even: dict[str, list[bool]] = {"all": [], "comedy": []}
+    for n in range(40):
+        answer = stack.http.get(f"/v1/recommendations/u{n}").json()
+        items = [int(item["item_id"][1:]) for item in answer["recommended_items"]]
+        even[answer["assignments"][0]["variant"]].append(all(item % 2 == 0 for item in items))
+    assert all(even["comedy"])
+    assert not any(even["all"])
+    stack.admin.post("/v1/experiments/taste/stop")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"traffic": 2}, "traffic"),
+        ({"variants": [{"name": "a", "model": "1", "weight": 1}]}, "variants"),
+        ({"targeting": "region =="}, "targeting"),
+        ({"variants": [{"name": n, "params": {"colour": 1}, "weight": 1} for n in "ab"]}, "variants"),
+    ],
+)
+def test_wrong_experiments_are_refused(stack, changes, field) -> None:
+    answer = stack.admin.put("/v1/experiments/wrong", json=spec("wrong", **changes))
+    assert answer.status_code == 422
+    assert answer.json()["error"]["field"] == field
+    assert stack.admin.get("/v1/experiments/wrong").json()["error"]["code"] == "not_found"
+
+
+def test_models_say_that_the_registry_is_gone(stack) -> None:
+    assert stack.admin.get("/v1/models").status_code == 503
+    change = stack.admin.put("/v1/models/shortlist-planted", json={"version": "2", "mode": "canary", "traffic": 0.1})
+    assert change.json()["error"]["code"] == "not_available"
+    assert stack.admin.put("/v1/models/other", json={"version": "2"}).json()["error"]["code"] == "not_found"
+
+
+def test_openapi_describes_hot_and_other_routes(stack) -> None:
+    document = stack.http.get("/openapi.json").json()
+    expected = {"/v1/recommendations/{user_id}", "/v1/recommendations", "/v1/events", "/v1/popular", "/v1/models", "/healthz"}
+    assert expected <= document["paths"].keys()
+    schemas = document["components"]["schemas"]
+    referenced = {part.split('"')[0] for part in stack.http.get("/openapi.json").text.split("#/components/schemas/")[1:]}
+    assert referenced <= schemas.keys()
+    answer = stack.http.get("/v1/recommendations/u1").json()
+    assert answer.keys() == schemas["Recommendations"]["properties"].keys()
+    assert stack.http.get("/docs").status_code == 200
+
+
+def test_metrics_count(stack) -> None:
+    stack.http.get("/v1/recommendations/u2")
+    text = stack.http.get("/metrics").text
+    assert "shortlist_recommendation_seconds_count" in text
+    assert 'shortlist_http_requests_total{route="recommendations",status="200"}' in text
+    assert 'shortlist_cache_reads_total{outcome="hit"}' in text
