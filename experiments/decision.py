@@ -34,10 +34,15 @@ class TreatmentEvidence:
     guardrails: tuple[tuple[str, GuardrailState], ...]
 
 
-def guardrail_state(guardrail: Guardrail, relative: Estimate | NotEstimable) -> GuardrailState:
-    """Whether a treatment stays within the margin: `holds` and `violated` only when the whole interval is on that side."""
+def guardrail_state(
+    guardrail: Guardrail, relative: Estimate | NotEstimable, control_mean: float, treatment_mean: float
+) -> GuardrailState:
+    """Whether a treatment stays within the margin: `holds` and `violated` only when the whole interval is on that side.
+
+    What should stay rare and happened in neither variant holds, though it has no interval.
+    """
     if isinstance(relative, NotEstimable):
-        return "unclear"
+        return "holds" if guardrail.direction == "decrease" and control_mean == treatment_mean == 0 else "unclear"
     # Worsening is positive in what follows.
     worst, best = (-relative.low, -relative.high) if guardrail.direction == "increase" else (relative.high, relative.low)
     if worst <= guardrail.margin:

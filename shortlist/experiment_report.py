@@ -56,20 +56,15 @@ def render(report: dict[str, Any]) -> RenderableType:
             f"{variant['exposures']:,}",
         )
         units.add_row(*row)
-    metrics = Table(
-        "metric", "role", "variant", "mean", "difference", "relative", "p", "note", title=f"{report['intervals']} intervals"
-    )
+    metrics = Table("metric", "variant", "mean", "against control", "p", title=f"{report['intervals']} intervals")
     for metric in report["metrics"]:
-        first = next(iter(metric["means"]))
-        metrics.add_row(metric["name"], metric["role"], first, _number(metric["means"][first]), "", "", "", "")
+        control, *_ = metric["means"]
+        metrics.add_row(f"{metric['name']} ({metric['role']})", control, _number(metric["means"][control]), "", "")
         for one in metric["comparisons"]:
             p_value = one["adjusted_p_value"] if one["adjusted_p_value"] is not None else one["absolute"].get("p_value")
-            note = one["guardrail"] or ("Holm" if one["adjusted_p_value"] is not None else "")
-            shown = _number(p_value) if p_value is not None else ""
-            metrics.add_row(
-                "", "", one["variant"], _number(metric["means"][one["variant"]]), _interval(one["absolute"]),
-                _interval(one["relative"], percent=True), shown, note,
-            )  # fmt: skip
+            notes = [note for note in (one["guardrail"], "Holm" if one["adjusted_p_value"] is not None else None) if note]
+            shown = " ".join([_number(p_value), *(f"({note})" for note in notes)])
+            metrics.add_row("", one["variant"], _number(metric["means"][one["variant"]]), _difference(one), shown.strip())
     ratio, decision = report["ratio"], report["decision"]
     split = ratio["reason"] if "reason" in ratio else f"p = {ratio['p_value']:.3g}" + (" MISMATCH" if ratio["mismatch"] else "")
     style = VERDICT_STYLES.get(decision["verdict"], "bold yellow")
@@ -150,9 +145,11 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _interval(estimate: dict[str, Any], *, percent: bool = False) -> str:
-    if "reason" in estimate:
-        return f"not estimable: {estimate['reason']}"
-    form = "{:+.1%}" if percent else "{:+.4g}"
-    point, low, high = (form.format(estimate[name]) for name in ("point", "low", "high"))
-    return f"{point} [{low}, {high}]".replace("[", "\\[")
+def _difference(comparison: dict[str, Any]) -> str:
+    """The relative difference with its interval, the absolute one where there is none."""
+    for name, form in (("relative", "{:+.1%}"), ("absolute", "{:+.4g}")):
+        estimate = comparison[name]
+        if "reason" not in estimate:
+            point, low, high = (form.format(estimate[part]) for part in ("point", "low", "high"))
+            return f"{point} \\[{low}, {high}]"
+    return f"not estimable: {comparison['absolute']['reason']}"

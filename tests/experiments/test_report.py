@@ -260,3 +260,9 @@ def test_several_treatments_share_the_error_rate(rng: np.random.Generator) -> No
         assert isinstance(absolute, Estimate)
         widths.append((absolute.high - absolute.low) / absolute.standard_error)
     assert widths[1] > widths[0]
+
+
+def test_a_guardrail_on_what_never_happens_holds(rng: np.random.Generator) -> None:
+    found = report(make_spec(), *simulate(rng, 4000, (0.10, 0.15), (0.0, 0.0)))
+    assert found.metrics[-1].comparisons[0].guardrail == "holds"
+    assert found.decision.verdict == "ship"
