@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,8 +52,9 @@ class TrialTask:
 def run_trial(task: TrialTask, model: str, config: Mapping[str, Any], report: Report, *, threads: int | None = None) -> Evaluation:
     """Fit one configuration and measure it on the fold.
 
-    `report` is called after each epoch of models that have epochs, with the objective on a sample of users and `epoch`, and once
-    at the end with all metrics, the objective as `objective`, and `final` = 1.
+    Models with epochs are measured after the first and then whenever as much time went into training as the last measurement took,
+    so that half of the time at most goes into measuring: `report` gets the objective on a sample of users and `epoch`. It is called
+    once more at the end with all metrics, the objective as `objective`, and `final` = 1.
 
     Args:
         task: data, fold and objective.
@@ -67,17 +70,23 @@ def run_trial(task: TrialTask, model: str, config: Mapping[str, Any], report: Re
         StudyError: unknown model or parameter.
         TrialDivergedError: the model's scores, or its metrics, are not finite.
     """
+    reset_peak_memory()
     with threadpool_limits(limits=threads):
         retriever = build_model(model, dict(config))
         sample = _sample(task.fold)
         last_epoch: float | None = None
-        started = time.perf_counter()
+        started = resumed = time.perf_counter()
+        measuring = 0.0
 
         def on_epoch(epoch: int, fitted: Retriever) -> bool:
-            nonlocal last_epoch
+            nonlocal last_epoch, measuring, resumed
             last_epoch = float(epoch)
-            value = _measured(fitted, sample, task, model).metrics[task.metric]
-            report({"objective": value, task.metric: value, "epoch": last_epoch, "seconds": time.perf_counter() - started})
+            began = time.perf_counter()
+            if began - resumed >= measuring:
+                value = _measured(fitted, sample, task, model).metrics[task.metric]
+                report({"objective": value, task.metric: value, "epoch": last_epoch, "seconds": began - started})
+                resumed = time.perf_counter()
+                measuring = resumed - began
             return False
 
         retriever.fit(replace(task.data, interactions=task.fold.fit), seed=task.seed, on_epoch=on_epoch)
@@ -96,8 +105,17 @@ def run_trial(task: TrialTask, model: str, config: Mapping[str, Any], report: Re
     return evaluation
 
 
+def reset_peak_memory() -> None:
+    """Start `peak_memory_mb` anew, where the system can (Linux): a process may run several trials."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, in megabytes."""
+    """Largest resident size of this process since `reset_peak_memory`, in megabytes; since its start where that is unknown."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -21,6 +22,7 @@ from training.trial import TrialDivergedError, TrialTask, run_trial
 
 class LearnerConfig(ModelConfig):
     epochs: int = 4
+    seconds: float = 0.2
     diverges_at: int = 99
 
 
@@ -36,6 +38,7 @@ class Learner(Retriever):
         self.epoch = 0
         for epoch in range(1, self.config.epochs + 1):
             self.epoch = epoch
+            time.sleep(self.config.seconds)
             if on_epoch is not None and on_epoch(epoch, self):
                 break
         return self
@@ -85,6 +88,13 @@ def test_every_epoch_is_reported_and_the_last_again_in_full(task: TrialTask) -> 
     assert [r["objective"] for r in reports] == sorted(r["objective"] for r in reports)
     assert reports[-1]["objective"] == pytest.approx(1.0)
     assert [("final" in r) for r in reports] == [False] * 4 + [True]
+
+
+def test_measuring_takes_half_of_the_time_at_most(task: TrialTask) -> None:
+    reports = run(task, "learner", epochs=40, seconds=0.0)
+    assert reports[0]["epoch"] == 1
+    assert reports[-1]["epoch"] == 40
+    assert len(reports) < 20
 
 
 def test_scores_that_are_not_finite_end_the_trial(task: TrialTask) -> None:
