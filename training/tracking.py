@@ -224,12 +224,16 @@ class TrialRuns:
 
         self._guarded(end)
 
-    def end_abandoned(self) -> int:
-        """End the runs that an interrupted call left running and return how many there were."""
+    def end_abandoned(self, ended: Mapping[str, tuple[str, str | None]]) -> int:
+        """End the runs that an interrupted call left running and return how many there were.
+
+        Args:
+            ended: run id -> status and reason of trials that did end, though the call was cut off before it could say so.
+        """
         query = f"tags.`{PARENT_TAG}` = '{self._parent.run_id}' and attributes.status = 'RUNNING'"
         left = self._client.search_runs([self._experiment], filter_string=query, max_results=1000)
         for run in left:
-            self.end(run.info.run_id, "KILLED", "the study was interrupted")
+            self.end(run.info.run_id, *ended.get(run.info.run_id, ("KILLED", "the study was interrupted")))
         return len(left)
 
     def _guarded(self, action: Callable[[], Result]) -> Result | None:

@@ -47,6 +47,11 @@ class TrialRecord:
         """Name of the trial and of its run."""
         return f"{self.source}-{self.number:03d}"
 
+    @property
+    def run_status(self) -> str:
+        """MLflow's status of its run."""
+        return "FAILED" if self.status == "failed" else "FINISHED"
+
 
 class TrialLog:
     """A study's folder: `study.json` says which study on which data, `trials.jsonl` holds its trials.

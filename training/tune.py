@@ -309,7 +309,7 @@ class _Observer(_NotKept, tune.Callback):
         )
         self._log.append(record)
         self._records.append(record)
-        self._runs.end(running.run_id, "FAILED" if status == "failed" else "FINISHED", reason)
+        self._runs.end(running.run_id, record.run_status, reason)
         self._show(record)
 
     def _show(self, last: TrialRecord | None) -> None:

@@ -70,7 +70,7 @@ def tune_study(
     try:
         runs = TrialRuns(client, run, provenance(study, found), lambda reason: notify(f"MLflow is gone, trials go on: {reason}"))
         if resume:
-            runs.end_abandoned()
+            runs.end_abandoned({r.run_id: (r.run_status, r.reason) for r in log.records() if r.run_id})
         records = run_search(
             study,
             TrialTask(found.data, found.fold, study.metric, study.seed),

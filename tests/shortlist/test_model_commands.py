@@ -17,7 +17,7 @@ import pytest
 from shortlist.commands.app import run
 from training.registry import Registry
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 REPOSITORY = Path(__file__).parents[2]
 STUDY = """

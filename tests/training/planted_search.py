@@ -126,7 +126,7 @@ def main(folder: Path, uri: str, raw_study: dict[str, Any]) -> None:
         run = Run(client, head["run_id"])
         run.reopen()
     runs = TrialRuns(client, run, {"shortlist.seed": "0"}, lambda reason: sys.exit(reason))
-    runs.end_abandoned()
+    runs.end_abandoned({r.run_id: (r.run_status, r.reason) for r in log.records() if r.run_id})
     os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"})
     with tempfile.TemporaryDirectory(prefix="sl-", dir="/tmp", ignore_cleanup_errors=True) as scratch:
         ray.init(

@@ -17,7 +17,7 @@ import pytest
 from training.tracking import connect
 from training.trial_log import TrialLog, TrialRecord
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 PROGRAM = Path(__file__).with_name("planted_search.py")
 
