@@ -16,8 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
+from hypothesis import settings
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+# How long one example takes says more about what else the machine does than about the code.
+settings.register_profile("shortlist", deadline=None)
+settings.load_profile("shortlist")
 
 
 @pytest.fixture
