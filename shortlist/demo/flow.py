@@ -61,6 +61,7 @@ def run_demo(settings: Settings, overrides: tuple[str, ...]) -> DemoResult:
         if {"champion", "challenger"} <= set(aliases):
             console.log.print(f"  reusing versions {aliases['champion']} (champion) and {aliases['challenger']} (challenger)")
         else:
+            _features(runner, dataset)
             aliases = _versions(runner, dataset)
         _wait_served(client, aliases)
         for alias in ("champion", "challenger"):
@@ -80,6 +81,11 @@ def _data(runner: Runner) -> str:
         console.log.print(f"[yellow]MovieLens 100k cannot be had here ({error}); simulating a dataset of the same size instead[/]")
         runner.run("data", "simulate", "--dataset", SIMULATED, "--users", "943", "--items", "1682", "--events", "100000")
         return SIMULATED
+
+
+def _features(runner: Runner, dataset: str) -> None:
+    for verb in ("build", "apply", "materialize", "check"):
+        runner.run("features", verb, "--dataset", dataset)
 
 
 def _versions(runner: Runner, dataset: str) -> dict[str, str]:
