@@ -122,15 +122,16 @@ def stream(opener: Opener, name: str, form: TextForm) -> Iterator[RawBatch]:
             )
             for batch in reader:
                 table = pa.Table.from_batches([batch])
-                upto = next_row + table.num_rows + len(bad)
-                broken = np.array([row.number for row in bad], dtype=np.int64)
-                numbers = np.setdiff1d(np.arange(next_row, upto), broken)[: table.num_rows]
+                numbers = np.arange(next_row, next_row + table.num_rows + len(bad))
+                if bad:
+                    numbers = numbers[~np.isin(numbers, [row.number for row in bad])][: table.num_rows]
                 text, unreadable = _as_text(table, numbers)
                 next_row = int(numbers[-1]) + 1 if len(numbers) else next_row
                 due = [row for row in bad if row.number < next_row]
                 bad = [row for row in bad if row.number >= next_row]
-                keep = ~np.isin(numbers, [row.number for row in unreadable])
-                yield RawBatch(text, name, numbers[keep], (*due, *unreadable))
+                if unreadable:
+                    numbers = numbers[~np.isin(numbers, [row.number for row in unreadable])]
+                yield RawBatch(text, name, numbers, (*due, *unreadable))
         if bad:
             empty = pa.table({column: pa.array([], pa.string()) for column in form.columns})
             yield RawBatch(empty, name, np.empty(0, dtype=np.int64), tuple(bad))

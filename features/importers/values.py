@@ -22,6 +22,7 @@ _LATEST_US = int(pd.Timestamp("2201-01-01", tz="UTC").value // 1000)
 # is 1973: real activity falls clearly on one side.
 _SECONDS_BELOW, _MILLISECONDS_BELOW, _MICROSECONDS_BELOW = 1e11, 1e14, 1e17
 _NULL_TEXTS = pa.array(["", "NA", "N/A", "nan", "NaN", "null", "NULL", "None", "\\N"])
+_COMPACT_DAYS = (19_000_101, 21_991_232)
 # Text times beside ISO 8601 that can be read one way only.
 _TIME_FORMATS = ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y", "%b %d, %Y", "%a %b %d %H:%M:%S %z %Y")
 
@@ -73,8 +74,11 @@ def to_numbers(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, BoolArray]
     values = flat(column)
     wrong = np.zeros(len(values), dtype=bool)
     if pa.types.is_string(values.type):
-        text = pc.utf8_trim_whitespace(values)
-        text = pc.if_else(pc.is_in(text, value_set=_NULL_TEXTS), pa.scalar(None, pa.string()), text)
+        text = _without_nulls(values)
+        try:
+            return _finite(pc.fill_null(pc.cast(text, pa.float64()), np.nan).to_numpy(zero_copy_only=False), wrong)
+        except pa.ArrowInvalid:
+            pass  # some value is no number: find out which
         numbers = pd.to_numeric(pd.Series(text.to_numpy(zero_copy_only=False), dtype=object), errors="coerce").to_numpy(
             float, na_value=np.nan
         )
@@ -84,10 +88,7 @@ def to_numbers(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, BoolArray]
             numbers = pc.fill_null(pc.cast(values, pa.float64(), safe=False), np.nan).to_numpy(zero_copy_only=False)
         except pa.ArrowNotImplementedError:
             return pa.nulls(len(values), pa.float64()), _mask(pc.is_valid(values))
-    infinite = np.isinf(numbers)
-    wrong |= infinite
-    numbers = np.where(infinite, np.nan, numbers)
-    return pa.array(numbers, pa.float64(), from_pandas=True), wrong
+    return _finite(numbers, wrong)
 
 
 def to_whole_numbers(column: pa.ChunkedArray | pa.Array, *, limit: int) -> tuple[pa.Array, BoolArray]:
@@ -151,6 +152,16 @@ def to_lists(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     return pa.array(rows, pa.list_(pa.string()))
 
 
+def _finite(numbers: npt.NDArray[np.float64], wrong: BoolArray) -> tuple[pa.Array, BoolArray]:
+    infinite = np.isinf(numbers)
+    return pa.array(np.where(infinite, np.nan, numbers), pa.float64(), from_pandas=True), wrong | infinite
+
+
+def _without_nulls(text: pa.Array) -> pa.Array:
+    text = pc.utf8_trim_whitespace(text)
+    return pc.if_else(pc.is_in(text, value_set=_NULL_TEXTS), pa.scalar(None, pa.string()), text)
+
+
 def _epoch_times(column: pa.Array) -> tuple[pa.Array, BoolArray]:
     if pa.types.is_integer(column.type):  # exact: nanoseconds do not fit a float
         whole = pc.fill_null(pc.cast(column, pa.int64(), safe=False), 0).to_numpy(zero_copy_only=False)
@@ -175,8 +186,14 @@ def _scaled(numbers: npt.NDArray[np.float64]) -> pa.Array:
 
 
 def _text_times(column: pa.Array) -> tuple[pa.Array, BoolArray]:
-    text = pc.utf8_trim_whitespace(column)
-    text = pc.if_else(pc.is_in(text, value_set=_NULL_TEXTS), pa.scalar(None, pa.string()), text)
+    text = _without_nulls(column)
+    try:  # the common case, in one go: whole epoch numbers, none of which could be a day written together
+        whole = pc.cast(text, pa.int64())
+        low, high = _COMPACT_DAYS
+        if not _mask(pc.and_(pc.greater_equal(whole, low), pc.less(whole, high))).any():
+            return _epoch_times(whole)
+    except pa.ArrowInvalid:
+        pass
     encoded = text.dictionary_encode()
     distinct = pd.Series(encoded.dictionary.to_numpy(zero_copy_only=False), dtype=object)
     numbers = pd.to_numeric(distinct, errors="coerce").to_numpy(float, na_value=np.nan)
