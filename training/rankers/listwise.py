@@ -8,8 +8,10 @@ Sources: Cao et al. 2007 (ListNet, the softmax loss), Wang et al. 2021 (DCN V2).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -28,6 +30,8 @@ from training.rankers.base import Ranker, RankerSettings, RankingBatch, ReportRo
 MODEL_FILE = "listwise.safetensors"
 CLIP = 5.0
 """Standardised features are cut here: beyond, a value is an outlier of training or of another time."""
+PARALLEL_QUERIES = 2_000
+"""Below, training keeps to one thread: a second one costs more than it gives, far more where the cores are shared."""
 SCORE_ROWS = 200_000
 """Candidates scored at once."""
 
@@ -97,7 +101,7 @@ class Listwise(Ranker):
         """See `Ranker.fit`. Runs on the GPU where there is one."""
         config, rng = self.config, np.random.default_rng(seed)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _threads(1 if len(batch) < PARALLEL_QUERIES else torch.get_num_threads()):
             torch.manual_seed(seed)
             network = Network(len(batch.names), config).to(device)
             _set_scaling(network, batch)
@@ -189,6 +193,16 @@ class Listwise(Ranker):
         ranker.network.eval()
         ranker.names = names
         return ranker
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _set_scaling(network: Network, batch: RankingBatch) -> None:
