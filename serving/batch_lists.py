@@ -16,6 +16,7 @@ from serving.cached_list import CachedList
 from serving.config import ServingConfig
 from serving.item_table import ItemTable
 from serving.live_state import set_availability
+from serving.retriever import MAX_HISTORY
 from training.interactions import IntArray
 from training.pipeline import Pipeline
 
@@ -64,7 +65,7 @@ class BatchLists:
         queries = histories.queries(user_rows, asked_us)
         allowed = np.repeat(self._items.available[None, :], len(user_rows), axis=0)
         allowed[queries.row, queries.item_idx] = False
-        short = queries.truncated()
+        short = queries.truncated(MAX_HISTORY)
         ranked = self.pipeline.rank(short, self.pipeline.retrieve(short, allowed, self._k, exclude_history=False), self._k)
         lengths = (ranked.item_idx >= 0).sum(axis=1)
         return [

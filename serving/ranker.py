@@ -18,7 +18,7 @@ class RankerStage:
 
     def rank(self, queries: QueryBatch, candidates: CandidateSet, k: int) -> RankedLists:
         """The `k` best candidates of each query, best first."""
-        return self._pipeline.rank(queries.truncated(), candidates, k)
+        return self._pipeline.rank(queries, candidates, k)
 
 
 class Ranker:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,18 @@ from serving.control import ServingControl
 from serving.item_table import ItemTable
 from serving.live_state import ItemChanges, set_availability
 from serving.messages import ComputeRequest
+from serving.online_users import OnlineUser, OnlineUsers
 from serving.ranker import RankerStage
-from serving.recent_activity import RecentActivity, decode_activity
+from serving.recent_activity import RecentActivity, RecentEvent, decode_activity
 from training.candidates import CandidateSet, RankedLists
 from training.interactions import BoolArray, IntArray, LongArray
 from training.pipeline import Pipeline
 from training.queries import QueryBatch, queries_from_histories
 
+MAX_HISTORY = 5_000
+"""Newest entries of a history that models see: no user of real data reaches it, so that answers equal the evaluation's."""
+FIRST_REAL_TIME_US = 10**12
+"""Times below (the first days of 1970) are places in an order: the dataset has no times."""
 _log = logging.getLogger("shortlist.serving")
 
 
@@ -46,10 +53,13 @@ class RetrieverStage:
         self.pipeline = pipeline
         self.items = items
 
-    def query(self, request: ComputeRequest, activity: RecentActivity, now_us: int) -> tuple[QueryBatch, IntArray]:
+    def query(
+        self, request: ComputeRequest, activity: RecentActivity, now_us: int, online: OnlineUser | None = None
+    ) -> tuple[QueryBatch, IntArray]:
         """The user's history as of now, and the items that the user rejected.
 
-        History as of training, then the recent events that are not in it, then the caller's own items.
+        History as of training, then the recent events that are not in it (from the online store and from the gateway, which knows
+        those of a moment ago), then the caller's own items.
 
         Returns:
             One query, and (R,) int32 rows of rejected items.
@@ -57,7 +67,8 @@ class RetrieverStage:
         histories = self.pipeline.histories
         user = histories.users.rows([request.user_id])[0] if request.user_id is not None else np.int32(-1)
         known = slice(int(histories.indptr[user]), int(histories.indptr[user + 1])) if user >= 0 else slice(0, 0)
-        item_idx, time_us = self._with_recent(histories.item_idx[known], histories.time_us[known], activity)
+        events = (*(online.events if online is not None else ()), *activity.events)
+        item_idx, time_us = self._with_recent(histories.item_idx[known], histories.time_us[known], events)
         if request.recent_items:
             own = self.items.rows(request.recent_items)
             start = max(now_us, int(time_us[-1]) + 1 if len(time_us) else 0)
@@ -67,14 +78,16 @@ class RetrieverStage:
         query = queries_from_histories(
             [item_idx], times_us=[time_us], request_time_us=np.array([asked_us]), user_idx=np.array([user], dtype=np.int32)
         )
+        if online is not None and not request.recent_items and _is_current(online, activity, len(item_idx)):
+            names = self.pipeline.user_feature_names
+            query = replace(query, user_features={name: online.features[name] for name in names})
         rejected = self.items.rows([event.item_id for event in activity.events if not event.positive])
         return query, rejected
 
     def retrieve(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray) -> CandidateSet:
         """Candidates that the request's filters, availability, exclusions and rejections leave."""
         allowed = self._allowed(request, query, rejected)
-        # Seen items are out of `allowed` already, and by the whole history: models see its recent part alone.
-        return self.pipeline.retrieve(query.truncated(), allowed, request.k, exclude_history=False)
+        return self.pipeline.retrieve(query.truncated(MAX_HISTORY), allowed, request.k, exclude_history=False)
 
     def _allowed(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray) -> BoolArray:
         allowed = self.items.mask(request.selection).copy()
@@ -88,9 +101,9 @@ class RetrieverStage:
         allowed[self.items.rows(request.exclude)] = False
         return allowed
 
-    def _with_recent(self, item_idx: IntArray, time_us: LongArray, activity: RecentActivity) -> tuple[IntArray, LongArray]:
+    def _with_recent(self, item_idx: IntArray, time_us: LongArray, events: Sequence[RecentEvent]) -> tuple[IntArray, LongArray]:
         """A history with the recent positive events that it lacks, in the order of time. Unknown items are left out."""
-        recent = [(event.time_us, self.items.row(event.item_id)) for event in activity.events if event.positive]
+        recent = [(event.time_us, self.items.row(event.item_id)) for event in events if event.positive]
         fresh = sorted({one for one in recent if one[1] >= 0} - self._tail(item_idx, time_us, recent))
         if not fresh:
             return np.asarray(item_idx, dtype=np.int32), np.asarray(time_us, dtype=np.int64)
@@ -101,11 +114,20 @@ class RetrieverStage:
 
     @staticmethod
     def _tail(item_idx: IntArray, time_us: LongArray, recent: list[tuple[int, int]]) -> set[tuple[int, int]]:
-        """Entries of a history that are no older than the oldest recent event."""
+        """Entries of a history that recent events may repeat: those no older than the oldest of them."""
         if not recent:
             return set()
+        if len(time_us) and time_us[-1] < FIRST_REAL_TIME_US:  # an order and no times: told apart by item alone
+            known = set(item_idx.tolist())
+            return {one for one in recent if one[1] in known}
         start = int(np.searchsorted(time_us, min(one[0] for one in recent)))
         return set(zip(time_us[start:].tolist(), item_idx[start:].tolist(), strict=True))
+
+
+def _is_current(online: OnlineUser, activity: RecentActivity, num_history: int) -> bool:
+    """Whether online features say no less than the history: else the ranker takes them from the history."""
+    newest_us = max((event.time_us for event in activity.events if event.positive), default=0)
+    return online.num_events >= num_history and online.last_event_us >= newest_us
 
 
 def encode_answer(lists: RankedLists, activity: RecentActivity, now_us: int) -> bytes:
@@ -164,6 +186,8 @@ class Retriever:
         follow = threading.Thread(target=_follow_items, args=(changes, items, config.reread_s), name="items", daemon=True)
         follow.start()
         self._stage = RetrieverStage(pipeline, items)
+        self._online = OnlineUsers(config, with_ranking=bool(pipeline.user_feature_names))
+        self._online.start()
         self._remote_ranker = ranker
         self._local_ranker = RankerStage(pipeline) if ranker is None else None
 
@@ -171,10 +195,12 @@ class Retriever:
         """One list as bytes (`serving.cached_list`)."""
         now_us = time.time_ns() // 1000
         activity = decode_activity(request.activity)
-        query, rejected = self._stage.query(request, activity, now_us)
+        online = await self._online.read(request.user_id) if request.user_id is not None else None
+        query, rejected = self._stage.query(request, activity, now_us, online)
         if len(query.item_idx) == 0 and request.candidates is None:
             return anonymous_answer(activity, now_us)
         candidates = self._stage.retrieve(request, query, rejected)
+        query = query.truncated(MAX_HISTORY)
         if self._local_ranker is not None:
             lists = self._local_ranker.rank(query, candidates, request.k)
         else:

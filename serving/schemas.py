@@ -113,7 +113,7 @@ def parse_body(body: object) -> RecommendationRequest:
     unknown = sorted(set(body) - _BODY_PARAMETERS)
     if unknown:
         raise RequestError(f"unknown field {unknown[0]!r}; allowed: {', '.join(sorted(_BODY_PARAMETERS))}", field=unknown[0])
-    context = body.get("context") or {}
+    context = {} if body.get("context") is None else body["context"]
     if not isinstance(context, dict):
         raise RequestError("context must be a JSON object", field="context")
     exclude_seen = body.get("exclude_seen", True)

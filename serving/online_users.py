@@ -1,0 +1,129 @@
+"""What Feast's online store says of a user at the moment of asking: recent items, and the features that a ranker reads.
+
+Feast takes seconds and 0.3 GB to import, so it is loaded in the background: until then, and whenever it cannot be read in time, a
+request goes on with the history that it has, from which the same features follow. A reader that was slow once is left alone for a
+while, so that a store that is gone costs one short wait and not one a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.catalogue import Catalogue
+from features.control_store import ControlStore
+from serving.config import ServingConfig
+from serving.recent_activity import RecentEvent
+
+_log = logging.getLogger("shortlist.serving")
+
+TIMEOUT_S = 0.1
+PAUSE_S = 5.0
+"""How long the store is left alone after a failure."""
+
+Columns = Mapping[str, npt.NDArray[Any]]
+ReadUser = Callable[[str], Columns]
+OpenReader = Callable[[ServingConfig, bool], ReadUser]
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineUser:
+    """One user as the online store has it.
+
+    Args:
+        features: name -> (1,) arrays, as training sees them.
+        events: recent positive events, oldest first.
+        num_events: positive events of the user in all.
+        last_event_us: time of the newest, 0 where times are not known.
+    """
+
+    features: Columns
+    events: tuple[RecentEvent, ...]
+    num_events: int
+    last_event_us: int
+
+
+class OnlineUsers:
+    """Reads users for one replica.
+
+    Args:
+        config: of the stack.
+        open_reader: takes seconds; gives the function that reads one user. Feast by default.
+        with_ranking: read all that rankers need, not only the recent items.
+    """
+
+    def __init__(
+        self,
+        config: ServingConfig,
+        *,
+        with_ranking: bool = True,
+        open_reader: Callable[[ServingConfig, bool], ReadUser] | None = None,
+    ) -> None:
+        self._config, self._with_ranking = config, with_ranking
+        self._open = open_reader or feast_reader
+        self._read: ReadUser | None = None
+        self._not_before = 0.0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="feast")
+
+    def start(self) -> None:
+        """Load in the background; reads give None until it is done."""
+        threading.Thread(target=self._load, name="feast-load", daemon=True).start()
+
+    async def read(self, user_id: str) -> OnlineUser | None:
+        """The user, or None where the store cannot say in time or has never met the user."""
+        if self._read is None or time.monotonic() < self._not_before:
+            return None
+        try:
+            columns = await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(self._pool, self._read, user_id), TIMEOUT_S)
+        except Exception as error:  # features are an extra: nothing that ails them may cost the answer
+            self._not_before = time.monotonic() + PAUSE_S
+            _log.warning("online features left alone for %.0f s: %s: %s", PAUSE_S, type(error).__name__, error)
+            return None
+        return parse_user(columns)
+
+    def _load(self) -> None:
+        while self._read is None:
+            try:
+                self._read = self._open(self._config, self._with_ranking)
+            except Exception as error:  # not built yet, or not readable: tried again
+                _log.info("online features are not there yet: %s", error)
+                time.sleep(PAUSE_S)
+
+
+def feast_reader(config: ServingConfig, with_ranking: bool) -> ReadUser:
+    """A function that reads one user through Feast.
+
+    Raises:
+        FeaturesError: nothing was applied, or the store cannot be reached.
+    """
+    from feature_repo.services import RANKING_V1, RETRIEVAL_V1
+    from features.store import Features
+
+    schema = Catalogue(ControlStore(config.control_url), config.dataset).schema()
+    features = Features(config.paths, schema, config.features_url)
+    service = RANKING_V1 if with_ranking else RETRIEVAL_V1
+    features.online_users(["-"], service)  # refuses what was never applied
+    return lambda user_id: features.online_users([user_id], service)
+
+
+def parse_user(columns: Columns) -> OnlineUser | None:
+    """Columns of one user as `OnlineUser`, None for a user without events."""
+    num_events = int(columns["user_events"][0])
+    if num_events == 0:
+        return None
+    last_us = columns["user_last_event_us"][0]
+    known_time = bool(np.isfinite(last_us))
+    items, ages = columns["recent_items"][0], columns["recent_ages_us"][0]
+    events: tuple[RecentEvent, ...] = ()
+    if known_time and len(items) == len(ages):
+        events = tuple(RecentEvent(str(item), int(last_us) - int(age), True) for item, age in zip(items, ages, strict=True))
+    return OnlineUser(columns, events, num_events, int(last_us) if known_time else 0)

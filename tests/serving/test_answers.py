@@ -1,0 +1,264 @@
+"""The fallback ladder rung by rung, with a compute hop and a cache that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from experiments.assignment import AssignmentPlan
+from experiments.spec import parse_spec
+from serving.answers import Answer, Answerer
+from serving.cache import CacheRead
+from serving.cached_list import CachedList
+from serving.errors import FilterError, RequestError
+from serving.item_table import ItemTable
+from serving.live_state import LiveVersion, Snapshot, compile_targeting
+from serving.messages import ComputeRequest
+from serving.metrics import GatewayMetrics
+from serving.recent_activity import RecentEvent, encode_events
+from serving.schemas import RecommendationRequest, Selection, parse_body, parse_get
+
+TRAINED = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class StubCache:
+    """A cache that holds one value for everybody."""
+
+    def __init__(self) -> None:
+        self.held = CacheRead(None, b"", True)
+        self.written: list[tuple[str, str]] = []
+
+    async def read(self, version: str | None, unit: str) -> CacheRead:
+        return self.held
+
+    def write(self, version: str, unit: str, blob: bytes) -> None:
+        self.written.append((version, unit))
+
+
+def ranked(*rows: int, mark: int = 0, complete: bool = False, anonymous: bool = False) -> CachedList:
+    count = len(rows)
+    return CachedList(
+        np.array(rows, np.int32),
+        np.linspace(1, 0.5, count, dtype=np.float32),
+        np.zeros(count, np.uint8),
+        5,
+        mark,
+        complete,
+        anonymous,
+    )
+
+
+class Ladder:
+    """An answerer over a world of 60 items with whatever goes wrong."""
+
+    def __init__(self, config, bundle) -> None:
+        items = ItemTable.from_bundle(bundle)
+        self.live = {v: LiveVersion(v, items, ("knn", "popularity", "popular"), TRAINED) for v in ("1", "2")}
+        self.snapshot = Snapshot(self.live["1"], self.live, AssignmentPlan([]), {}, items, TRAINED)
+        self.cache, self.asked = StubCache(), list[tuple[str, ComputeRequest]]()
+        self.reply: Callable[[], bytes] | None = lambda: ranked(*range(30, 60)).encode()
+        self.answerer = Answerer(config, self.cache, self.compute, lambda: self.snapshot, GatewayMetrics())  # type: ignore[arg-type]
+
+    async def compute(self, version: str, request: ComputeRequest) -> bytes:
+        self.asked.append((version, request))
+        if self.reply is None:
+            await asyncio.sleep(60)
+            raise AssertionError("not cancelled")
+        return self.reply()
+
+    def ask(self, **changes: object) -> Answer:
+        return asyncio.run(self.answerer.recommend(RecommendationRequest(**({"user_id": "u", "top_k": 5} | changes))))
+
+
+@pytest.fixture
+def ladder(make_config, bundle) -> Ladder:
+    return Ladder(make_config(deadline_ms=50, precompute_k=30), bundle)
+
+
+def rows(ladder: Ladder, answer: Answer) -> list[int]:
+    return [ladder.live["1"].items.row(item["item_id"]) for item in answer.items]
+
+
+def fail() -> bytes:
+    raise RuntimeError("replica died")
+
+
+def test_a_fresh_list_is_answered_without_a_hop(ladder: Ladder) -> None:
+    ladder.cache.held = CacheRead(ranked(*range(20)), b"", True)
+    answer = ladder.ask()
+    assert (answer.served_from, answer.degraded, answer.model_version) == ("cache", False, "1")
+    assert rows(ladder, answer) == [0, 1, 2, 3, 4]
+    assert not ladder.asked
+
+
+@pytest.mark.parametrize(
+    ("cached", "activity", "request_changes"),
+    [
+        (None, b"", {}),
+        (ranked(*range(20), mark=6), b"%016d" % 7, {}),
+        (ranked(0, 1), b"", {}),
+        (ranked(*range(20)), b"", {"exclude_seen": False}),
+        (ranked(*range(20)), b"", {"selection": Selection(filter="year > 2010")}),
+        (ranked(*range(20)), b"", {"top_k": 21}),
+    ],
+)
+def test_misses_stale_lists_and_lists_that_are_too_short_are_computed(ladder: Ladder, cached, activity, request_changes) -> None:
+    ladder.cache.held = CacheRead(cached, activity, True)
+    answer = ladder.ask(**request_changes)
+    assert (answer.served_from, answer.degraded) == ("online", False)
+    assert len(ladder.asked) == 1
+    assert ladder.asked[0][1].activity == activity
+
+
+def test_only_lists_that_anybody_could_use_again_are_kept(ladder: Ladder) -> None:
+    ladder.ask()
+    ladder.ask(exclude_seen=False)
+    ladder.ask(selection=Selection(category=("Comedy",)))
+    ladder.ask(exclude=("i001",))
+    ladder.ask(candidates=("i001",))
+    ladder.ask(recent_items=("i001",))
+    assert ladder.cache.written == [("1", "u:u")]
+    ladder.cache.held = CacheRead(None, b"", False)
+    assert ladder.ask().served_from == "online"
+    assert len(ladder.cache.written) == 1
+
+
+def test_a_short_list_that_is_all_there_is_is_not_computed_again(ladder: Ladder) -> None:
+    ladder.cache.held = CacheRead(ranked(3, 4, complete=True), b"", True)
+    assert rows(ladder, ladder.ask()) == [3, 4]
+    assert not ladder.asked
+
+
+@pytest.mark.parametrize("trouble", ["slow", "dead", "unreadable"])
+def test_trouble_falls_to_the_stale_list_then_to_popular_items(ladder: Ladder, trouble: str) -> None:
+    ladder.reply = {"slow": None, "dead": fail, "unreadable": lambda: b"?"}[trouble]
+    activity = b"%016d" % 9 + encode_events([RecentEvent("i010", 1, True)])
+    ladder.cache.held = CacheRead(ranked(10, 11, 12), activity, True)
+    stale = ladder.ask()
+    assert (stale.served_from, stale.degraded) == ("stale", True)
+    assert rows(ladder, stale) == [11, 12]
+    ladder.cache.held = CacheRead(None, activity, True)
+    popular = ladder.ask()
+    assert (popular.served_from, popular.degraded) == ("popular", True)
+    assert len(popular.items) == 5
+    assert 10 not in rows(ladder, popular)
+    segment = ladder.ask(selection=Selection(region=("US",)))
+    assert (segment.served_from, segment.degraded) == ("segment", True)
+    assert all(row % 5 for row in rows(ladder, segment))
+
+
+def test_anonymous_lists_mean_popular_items_without_a_second_hop(ladder: Ladder) -> None:
+    ladder.reply = lambda: ranked(anonymous=True).encode()
+    first = ladder.ask()
+    assert (first.served_from, first.degraded, len(first.items)) == ("popular", False, 5)
+    ladder.cache.held = CacheRead(ranked(anonymous=True), b"", True)
+    assert ladder.ask().served_from == "popular"
+    assert len(ladder.asked) == 1
+
+
+def test_without_any_model_popular_items_are_the_answer(ladder: Ladder) -> None:
+    ladder.snapshot = Snapshot(None, {}, AssignmentPlan([]), {}, ladder.snapshot.items, TRAINED)
+    answer = ladder.ask(selection=Selection(category=("Comedy",)))
+    assert (answer.served_from, answer.degraded, answer.model_version) == ("popular", False, None)
+    assert all(row % 2 == 0 for row in rows(ladder, answer))
+
+
+def test_a_delisted_item_leaves_every_rung(ladder: Ladder) -> None:
+    items = ladder.live["1"].items
+    items.set_available("i030", False)
+    items.set_available("i000", False)
+    try:
+        assert 30 not in rows(ladder, ladder.ask())
+        ladder.cache.held = CacheRead(ranked(0, *range(31, 50)), b"", True)
+        assert 0 not in rows(ladder, ladder.ask())
+    finally:
+        items.set_available("i030", True)
+        items.set_available("i000", True)
+
+
+def experiment(**changes: object):
+    variants = [{"name": "a", "model": "champion", "weight": 0}, {"name": "b", "model": "challenger", "weight": 1}]
+    variants[0]["weight"] = 0.000001
+    variants.append({"name": "c", "model": "challenger", "weight": 0.000001})
+    raw = {"name": "e", "salt": "e", "variants": variants, "metrics": {"primary": "ctr"}}
+    return parse_spec(raw | changes)
+
+
+def test_an_experiment_chooses_the_pinned_version_and_a_missing_one_falls_to_the_champion(ladder: Ladder) -> None:
+    plan = AssignmentPlan([experiment()])
+    pins = {"e": {"a": "1", "b": "2", "c": "2"}}
+    ladder.snapshot = Snapshot(ladder.live["1"], ladder.live, plan, pins, ladder.snapshot.items, TRAINED)
+    answer = ladder.ask()
+    assert answer.model_version == "2"
+    assert answer.to_json()["assignments"] == [{"experiment": "e", "variant": "b"}]
+    assert ladder.asked[-1][0] == "2"
+    ladder.snapshot = Snapshot(ladder.live["1"], {"1": ladder.live["1"]}, plan, pins, ladder.snapshot.items, TRAINED)
+    assert ladder.ask().model_version == "1"
+    assert ladder.ask(model_version="1").assignments == []
+
+
+def test_targeting_reads_the_context() -> None:
+    applies = compile_targeting('region == "es" && age >= 18')
+    assert applies({"region": "es", "age": 20})
+    assert not applies({"region": "es", "age": 17})
+    assert not applies({"region": "fr", "age": 20})
+    assert not applies({})
+    assert not applies({"region": 5, "age": [1]})
+
+
+def test_a_filter_that_does_not_fit_is_refused_before_anything_is_asked(ladder: Ladder) -> None:
+    with pytest.raises(FilterError):
+        ladder.ask(selection=Selection(filter='year > "x"'))
+    assert not ladder.asked
+
+
+def test_a_filter_that_nothing_passes_is_an_empty_answer(ladder: Ladder) -> None:
+    ladder.reply = lambda: ranked(complete=True).encode()
+    answer = ladder.ask(selection=Selection(filter="year > 3000"))
+    assert answer.items == []
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ([], None),
+        ({"user": 1}, "user"),
+        ({"top_k": "5"}, "top_k"),
+        ({"top_k": True}, "top_k"),
+        ({"top_k": 0}, "top_k"),
+        ({"context": []}, "context"),
+        ({"exclude_seen": 1}, "exclude_seen"),
+        ({"recent_items": "a"}, "recent_items"),
+        ({"recent_items": [True]}, "recent_items"),
+        ({"recent_items": ["a"] * 201}, "recent_items"),
+        ({"candidates": ["a"] * 1001}, "candidates"),
+        ({"filter": ["a"]}, "filter"),
+        ({"category": [1]}, "category"),
+        ({"fields": [f"f{n}" for n in range(33)]}, "fields"),
+        ({"user_id": ""}, "user_id"),
+        ({"user_id": 1.5}, "user_id"),
+    ],
+)
+def test_bad_bodies_name_the_field(body: object, field: str | None) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_body(body)
+    assert caught.value.field == field
+
+
+def test_query_and_body_mean_the_same() -> None:
+    query = [("top_k", "7"), ("region", "de,fr"), ("category", "A, B"), ("fields", "title,year"), ("exclude_seen", "no")]
+    body = {
+        "user_id": "u",
+        "top_k": 7,
+        "region": ["de", "fr"],
+        "category": "A, B",
+        "fields": ["title", "year"],
+        "exclude_seen": False,
+    }
+    assert parse_get("u", query) == parse_body(body)
+    with pytest.raises(RequestError):
+        parse_get("u", [("top_k", "1"), ("top_k", "2")])

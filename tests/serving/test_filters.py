@@ -1,0 +1,184 @@
+"""CEL filters against a slow oracle that evaluates item by item, and errors that point at the place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.columns import column_from_arrow
+from serving.errors import FilterError
+from serving.filters import compile_filter
+
+ITEMS: list[dict[str, Any]] = [
+    {"year": 1990, "price": 9.5, "title": "Alpha", "categories": ["Comedy"], "regions": ["DE"], "available": True},
+    {"year": 2000, "price": None, "title": "Beta", "categories": ["A > B > C"], "regions": [], "available": None},
+    {"year": None, "price": 0.0, "title": None, "categories": None, "regions": None, "available": False},
+    {"year": 1990, "price": 20.0, "title": "Gamma ray", "categories": ["B", "Comedy"], "regions": ["FR", "DE"], "available": True},
+    {"year": 2024, "price": -1.0, "title": "", "categories": [], "regions": ["US"], "available": True},
+]
+for number, item in enumerate(ITEMS):
+    item["created_at"] = None if number == 2 else datetime(2020 + number, 1, 1, tzinfo=UTC)
+TYPES = {
+    "year": pa.int64(),
+    "price": pa.float64(),
+    "title": pa.string(),
+    "categories": pa.list_(pa.string()),
+    "regions": pa.list_(pa.string()),
+    "available": pa.bool_(),
+    "created_at": pa.timestamp("us", tz="UTC"),
+}
+COLUMNS = {name: column_from_arrow(pa.array([item[name] for item in ITEMS], kind)) for name, kind in TYPES.items()}
+
+
+def passing(expression: str) -> list[int]:
+    return np.flatnonzero(compile_filter(expression).mask(COLUMNS, len(ITEMS))).tolist()
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ('"Comedy" in categories', [0, 3]),
+        ('"Comedy" in categories && year >= 1990 && available', [0, 3]),
+        ('"B" in categories', [1, 3]),
+        ('"A > B" in categories', [1]),
+        ('"A > C" in categories', []),
+        ('"DE" in regions', [0, 1, 2, 3]),
+        ('"en" in languages', [0, 1, 2, 3, 4]),
+        ("available", [0, 1, 3, 4]),
+        ("!available", [2]),
+        ("available == false", [2]),
+        ("year == 1990", [0, 3]),
+        ("year == 1990.0", [0, 3]),
+        ("year != 1990", [1, 4]),
+        ("!(year == 1990)", [1, 2, 4]),
+        ("1990 < year", [1, 4]),
+        ("price < 10", [0, 2, 4]),
+        ("price >= -1.0 && price <= 0", [2, 4]),
+        ("price > 1e1", [3]),
+        ("year in [1990, 2024]", [0, 3, 4]),
+        ('title in ["Alpha", "Beta"]', [0, 1]),
+        ("year in []", []),
+        ('title.startsWith("Ga")', [3]),
+        ('title.contains("a r") || title.endsWith("eta")', [1, 3]),
+        ('title == "" ', [4]),
+        ("title == 'Alpha'", [0]),
+        ("size(categories) > 1", [3]),
+        ("categories.size() == 0", [2, 4]),
+        ("size(title) == 5", [0]),
+        ('created_at >= "2021-01-01"', [1, 3, 4]),
+        ("nothing == 1", []),
+        ("!(nothing == 1)", [0, 1, 2, 3, 4]),
+        ('"x" in nothing', []),
+        ('nothing.contains("x")', []),
+        ("true", [0, 1, 2, 3, 4]),
+        ("false || (true && !false)", [0, 1, 2, 3, 4]),
+        ('"a \\"quoted\\" word" in categories', []),
+    ],
+)
+def test_meaning(expression: str, expected: list[int]) -> None:
+    assert passing(expression) == expected
+
+
+def test_an_absent_available_reads_true() -> None:
+    assert compile_filter("available").mask({}, 2).tolist() == [True, True]
+    assert compile_filter("available == false").mask({}, 2).tolist() == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("expression", "position"),
+    [
+        ("", 0),
+        ("year >=", 7),
+        ("year >= 1990 &&", 15),
+        ("(year > 1", 9),
+        ("year > 1)", 8),
+        ("year = 1", 5),
+        ("year > 1 year", 9),
+        ('title == "open', 9),
+        ("5", 0),
+        ('"text"', 0),
+        ("size(year)", 0),
+        ("year.matches(1)", 5),
+        ('title.matches("x")', 6),
+        ("year > title", 5),
+        ("f(year)", 0),
+        ("null == year", 0),
+        ("$", 0),
+        ('year >= "x"', 0),
+        ("title > 3", 0),
+        ("available > true", 0),
+        ("categories == 1", 0),
+        ('"x" in year', 7),
+        ("created_at > 5", 0),
+        ('created_at > "never"', 0),
+        ("year in 5", 5),
+        ("year == 99999999999999999999", 8),
+        ("(" * 100 + "true" + ")" * 100, 64),
+        ("!" * 100 + "true", 63),
+        ("a" * 5000, 4096),
+    ],
+)
+def test_errors_point_at_the_place(expression: str, position: int) -> None:
+    with pytest.raises(FilterError) as caught:
+        passing(expression)
+    assert caught.value.position == position
+    assert caught.value.status == 422
+    assert caught.value.field == "filter"
+
+
+Oracle = Callable[[dict[str, Any]], bool]
+
+
+def _comparison(name: str, symbol: str, value: float) -> tuple[str, Oracle]:
+    compare = {"==": "__eq__", "!=": "__ne__", "<": "__lt__", "<=": "__le__", ">": "__gt__", ">=": "__ge__"}[symbol]
+    return (
+        f"{name} {symbol} {value}",
+        lambda item: item[name] is not None and bool(getattr(float(item[name]), compare)(float(value))),
+    )
+
+
+def _member(word: str) -> tuple[str, Oracle]:
+    return f'"{word}" in categories', lambda item: any(f" > {word} > " in f" > {one} > " for one in item["categories"] or [])
+
+
+leaves = st.one_of(
+    st.builds(
+        _comparison,
+        st.sampled_from(["year", "price"]),
+        st.sampled_from(["==", "!=", "<", "<=", ">", ">="]),
+        st.sampled_from([-1.0, 0.0, 9.5, 1990, 2000, 2024]),
+    ),
+    st.builds(_member, st.sampled_from(["Comedy", "A", "B", "C", "none"])),
+    st.just(("available", lambda item: item["available"] is not False)),
+)
+
+
+def _grow(children: st.SearchStrategy[tuple[str, Oracle]]) -> st.SearchStrategy[tuple[str, Oracle]]:
+    def both(symbol: str, one: tuple[str, Oracle], other: tuple[str, Oracle]) -> tuple[str, Oracle]:
+        join = all if symbol == "&&" else any
+        return f"({one[0]}) {symbol} ({other[0]})", lambda item: join((one[1](item), other[1](item)))
+
+    negated = children.map(lambda one: (f"!({one[0]})", lambda item: not one[1](item)))
+    return st.one_of(st.builds(both, st.sampled_from(["&&", "||"]), children, children), negated)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.recursive(leaves, _grow, max_leaves=8))
+def test_masks_equal_the_oracle(made: tuple[str, Oracle]) -> None:
+    expression, oracle = made
+    assert passing(expression) == [number for number, item in enumerate(ITEMS) if oracle(item)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="ye ar(&|!)[]\"'=<>.,0199-truein\\", max_size=30))
+def test_any_text_compiles_or_is_a_filter_error(expression: str) -> None:
+    with contextlib.suppress(FilterError):
+        assert len(compile_filter(expression).mask(COLUMNS, len(ITEMS))) == len(ITEMS)

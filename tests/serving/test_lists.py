@@ -1,0 +1,140 @@
+"""Binary lists, recent activity, item tables: what goes in comes out, and damage is never taken for data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.cached_list import CachedList, decode_list
+from serving.item_table import ItemTable
+from serving.recent_activity import (
+    APPEND_SCRIPT,
+    MARK_BYTES,
+    RecentEvent,
+    changes_answers,
+    decode_activity,
+    encode_events,
+    mark_of,
+)
+from serving.schemas import Selection
+from shortlist.stack.redis_server import start_redis
+
+scores = st.lists(st.floats(-1e6, 1e6, width=32), max_size=50).map(lambda values: sorted(values, reverse=True))
+
+
+@given(scores, st.booleans(), st.booleans(), st.integers(0, 2**53))
+def test_a_list_survives_its_bytes(values: list[float], complete: bool, anonymous: bool, at_us: int) -> None:
+    count = len(values)
+    items = np.arange(count, dtype=np.int32)[::-1]
+    one = CachedList(items, np.array(values, np.float32), np.arange(count).astype(np.uint8), at_us, at_us + 1, complete, anonymous)
+    blob = one.encode()
+    assert len(blob) <= 40 + 7 * count
+    back = decode_list(blob)
+    assert back is not None
+    assert back.item_idx.tolist() == items.tolist()
+    assert back.source.tolist() == one.source.tolist()
+    assert (back.computed_at_us, back.activity_at_us, back.complete, back.anonymous) == (at_us, at_us + 1, complete, anonymous)
+    step = (max(values) - min(values)) / 65_535 if values else 0
+    np.testing.assert_allclose(back.score, one.score, atol=step + 1e-3, rtol=1e-5)
+    assert np.all(np.diff(back.score) <= 0)
+
+
+@given(st.binary(max_size=80))
+def test_foreign_bytes_are_no_list(blob: bytes) -> None:
+    assert decode_list(blob) is None
+
+
+def test_a_damaged_list_is_no_list() -> None:
+    blob = CachedList(np.arange(3, dtype=np.int32), np.ones(3, np.float32), np.zeros(3, np.uint8), 1, 1).encode()
+    assert decode_list(blob[:-1]) is None
+    assert decode_list(b"SL\x02" + blob[3:]) is None
+    assert decode_list(blob + b"x") is None
+
+
+events = st.lists(
+    st.builds(RecentEvent, st.text(min_size=1, max_size=40), st.integers(-(2**40), 2**60), st.booleans()), max_size=20
+)
+
+
+@given(events, st.integers(0, 20))
+def test_activity_survives_its_bytes_and_cut_tails(wanted: list[RecentEvent], cut: int) -> None:
+    value = b"%016d" % 1234 + encode_events(wanted)
+    found = decode_activity(value)
+    assert found.mark_us == mark_of(value) == 1234
+    assert list(found.events) == wanted
+    shorter = decode_activity(value[: len(value) - cut]).events
+    assert list(shorter) == wanted[: len(shorter)]
+
+
+def test_no_value_is_no_activity() -> None:
+    for nothing in (None, b"", b"12"):
+        assert decode_activity(nothing).events == ()
+        assert mark_of(nothing) == 0
+
+
+def test_being_shown_changes_nothing() -> None:
+    assert changes_answers("click")
+    assert changes_answers("dislike")
+    assert not changes_answers("impression")
+    assert not changes_answers("unheard_of")
+
+
+@pytest.mark.integration
+def test_appending_keeps_the_newest_and_the_mark_rises_whatever_the_clock_says(tmp_path) -> None:
+    child, url = start_redis("test", "test", tmp_path, durable=False)
+    try:
+        with redis.Redis.from_url(url) as client:
+
+            def append(now_us: int, *new: RecentEvent) -> None:
+                assert client.eval(APPEND_SCRIPT, 1, "k", now_us, encode_events(new), 200, 60) == 1
+
+            append(1_700_000_000_000_000, RecentEvent("a", 1, True))
+            append(1_600_000_000_000_000, RecentEvent("b", 2, False), RecentEvent("ü", 3, True))
+            found = decode_activity(client.get("k"))
+            assert found.mark_us == 1_700_000_000_000_001
+            assert [event.item_id for event in found.events] == ["a", "b", "ü"]
+            for number in range(40):
+                append(1_700_000_000_000_100 + number, RecentEvent(f"item-{number:03d}", number, True))
+            value = client.get("k")
+            kept = decode_activity(value).events
+            assert MARK_BYTES < len(value) <= MARK_BYTES + 200
+            assert [event.item_id for event in kept] == [f"item-{number:03d}" for number in range(40)][-len(kept) :]
+            assert len(kept) >= 8
+            assert 0 < client.ttl("k") <= 60
+    finally:
+        child.stop()
+
+
+def test_popular_items_respect_mask_and_exclusion(rng: np.random.Generator) -> None:
+    count = 500
+    order = rng.permutation(count).astype(np.int32)
+    table = ItemTable.from_arrow(pa.table({"item_id": [f"i{n}" for n in range(count)]}), order)
+    for share in (0.5, 0.02, 0.0):
+        mask = rng.random(count) < share
+        exclude = rng.integers(0, count, 20).astype(np.int32)
+        expected = [row for row in order if mask[row] and row not in exclude][:10]
+        assert table.popular(10, mask, exclude).tolist() == expected
+
+
+def test_availability_reaches_masks_that_were_cached() -> None:
+    items = pa.table({"item_id": ["a", "b", "c"], "categories": [["x"], ["x"], []], "available": [True, None, False]})
+    table = ItemTable.from_arrow(items, np.arange(3, dtype=np.int32))
+    asked = Selection(category=("x",))
+    assert table.mask(asked).tolist() == [True, True, False]
+    table.set_available("a", False)
+    table.set_available("unknown", False)
+    assert table.mask(asked).tolist() == [False, True, False]
+    assert table.mask(Selection()).tolist() == [False, True, False]
+    table.set_all_available(np.array([True, False, True]))
+    assert table.mask(Selection(filter="available")).tolist() == [True, False, True]
+
+
+def test_popularity_of_activity_counts_items_that_the_catalogue_lacks() -> None:
+    items = pa.table({"item_id": ["a", "b"], "title": ["A", "B"]})
+    table = ItemTable.from_activity(items, pa.table({"item_id": ["b", "x", "b", "x", "x"]}))
+    assert [table.item_ids[row] for row in table.by_popularity] == ["x", "b", "a"]
+    assert table.fields(table.row("x"), ["title", "nothing"]) == {"title": None, "nothing": None}

@@ -1,0 +1,201 @@
+"""The reconciler on a real registry and control store; versions answer in this process instead of Ray's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from experiments.spec import parse_spec
+from features.control_store import ControlStore
+from serving.config import ServingConfig
+from serving.control import ServingControl
+from serving.item_table import ItemTable
+from serving.messages import ComputeRequest
+from serving.recent_activity import RecentActivity
+from serving.reconciler import Reconciler
+from serving.retriever import RetrieverStage, encode_answer
+from shortlist.stack.mlflow_server import start_mlflow
+from shortlist.stack.ports import free_port
+from training.pipeline import Pipeline
+from training.registry import GATE_OVERRIDE_TAG, GATE_TAG, SERVING_TAG, Registry
+
+pytestmark = pytest.mark.integration
+
+
+class LocalGraph:
+    """Versions in this process, with trouble on demand."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, RetrieverStage] = {}
+        self.deployments: list[str] = []
+        self.failures: dict[str, int] = {}
+        self.spoil: Callable[[bytes], bytes] | None = None
+
+    def deploy(self, version: str, folder: Path) -> None:
+        self.deployments.append(version)
+        if self.failures.get(version, 0) > 0:
+            self.failures[version] -= 1
+            raise RuntimeError("no memory\nin this machine")
+        self.stages[version] = RetrieverStage(Pipeline.load(folder), ItemTable.from_bundle(folder))
+
+    def ask(self, version: str, request: ComputeRequest) -> bytes:
+        stage = self.stages[version]
+        query, rejected = stage.query(request, RecentActivity(), 1)
+        lists = stage.pipeline.rank(query, stage.retrieve(request, query, rejected), request.k)
+        blob = encode_answer(lists, RecentActivity(), 1)
+        return self.spoil(blob) if self.spoil is not None else blob
+
+    def delete(self, version: str) -> None:
+        self.stages.pop(version, None)
+
+    def running(self) -> set[str]:
+        return set(self.stages)
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    child, uri = start_mlflow(tmp_path_factory.mktemp("mlflow"), free_port())
+    yield uri
+    child.stop()
+
+
+@pytest.fixture(scope="module")
+def registry(mlflow: str, bundle: Path, popular_bundle: Path) -> Registry:
+    """Versions 1 (passed the gate), 2 (passed) and 3 (failed)."""
+    registry = Registry(mlflow, "planted")
+    registry.register(bundle, tags={GATE_TAG: "first"})
+    registry.register(popular_bundle, tags={GATE_TAG: "pass"})
+    registry.register(popular_bundle, tags={GATE_TAG: "fail"})
+    return registry
+
+
+class World:
+    """A reconciler with its surroundings and a clock that is moved by hand."""
+
+    def __init__(self, config: ServingConfig, registry: Registry) -> None:
+        self.registry, self.graph, self.now = registry, LocalGraph(), 0.0
+        self.control = ServingControl(ControlStore(config.control_url).create(), config.dataset)
+        self.reconciler = Reconciler(config, self.graph, registry, clock=lambda: self.now, first_pause_s=0.001)
+
+    def step(self, **aliases: str) -> tuple[str | None, set[str]]:
+        for alias, version in aliases.items():
+            self.registry.set_alias(alias, version)
+        state = self.reconciler.step()
+        assert state == self.control.state()
+        return state.champion, set(state.versions)
+
+    def tag(self, version: str) -> str | None:
+        return self.registry.version(version).tags.get(SERVING_TAG)
+
+
+@pytest.fixture
+def planted(make_config, registry: Registry) -> World:
+    for alias in list(registry.aliases()):
+        registry.delete_alias(alias)
+    registry.set_tag("3", GATE_OVERRIDE_TAG, "")
+    return World(make_config(), registry)
+
+
+def test_aliases_are_loaded_switched_and_dropped_after_everybody_noticed(planted: World) -> None:
+    assert planted.step() == (None, set())
+    assert planted.step(champion="1") == ("1", {"1"})
+    assert planted.tag("1") == "live"
+    assert planted.step(challenger="2") == ("1", {"1", "2"})
+    assert planted.step(champion="2") == ("2", {"2"})
+    assert planted.graph.running() == {"1", "2"}
+    planted.now += 3
+    planted.step()
+    assert planted.graph.running() == {"1", "2"}
+    planted.now += 10
+    planted.step()
+    assert planted.graph.running() == {"2"}
+    assert planted.tag("1") == "unloaded"
+    assert planted.graph.deployments == ["1", "2"]
+    history = [entry.after["champion"] for entry in planted.control.audit() if entry.subject == "routing"]
+    assert history == ["1", "1", "2", "2"]
+    aliases = [(entry.subject, entry.after) for entry in planted.control.audit() if entry.action == "alias"]
+    assert aliases == [("alias:champion", "1"), ("alias:challenger", "2"), ("alias:champion", "2")]
+    assert planted.control.replay(datetime.now(UTC))["routing"]["champion"] == "2"
+
+
+def test_a_version_that_comes_back_before_it_was_dropped_is_used_again(planted: World) -> None:
+    planted.step(champion="1")
+    planted.step(champion="2")
+    planted.now += 3
+    assert planted.step(champion="1") == ("1", {"1"})
+    planted.now += 10
+    assert planted.step() == ("1", {"1"})
+    assert planted.graph.deployments == ["1", "2"]
+
+
+def test_the_gate_is_obeyed_until_it_is_overridden(planted: World) -> None:
+    planted.step(champion="1")
+    assert planted.step(champion="3") == ("1", {"1"})
+    assert planted.tag("3").startswith("refused: the gate failed it")
+    assert planted.step() == ("1", {"1"})
+    planted.registry.set_tag("3", GATE_OVERRIDE_TAG, "known to be fine")
+    assert planted.step() == ("3", {"3"})
+    assert planted.tag("3") == "live"
+
+
+def test_two_failures_are_survived_and_three_are_a_refusal(planted: World) -> None:
+    planted.graph.failures = {"1": 2, "2": 3}
+    assert planted.step(champion="1") == ("1", {"1"})
+    assert planted.step(champion="2") == ("1", {"1"})
+    assert planted.graph.deployments == ["1"] * 3 + ["2"] * 3
+    assert planted.tag("2") == "refused: RuntimeError: no memory"
+    planted.step()
+    assert planted.graph.deployments == ["1"] * 3 + ["2"] * 3
+    planted.step(champion="1")
+    assert planted.step(champion="2") == ("2", {"2"})
+
+
+def test_nonsense_is_refused_and_the_old_version_stays(planted: World) -> None:
+    planted.step(champion="1")
+    planted.graph.spoil = lambda blob: b"rubbish"
+    assert planted.step(champion="2") == ("1", {"1"})
+    assert "cannot be read" in planted.tag("2")
+    assert planted.graph.running() == {"1"}
+
+
+def test_a_damaged_bundle_is_refused_without_three_attempts(planted: World, make_bundle, tmp_path: Path) -> None:
+    planted.step(champion="1")
+    version = planted.registry.register(make_bundle("popularity"), tags={GATE_TAG: "pass"})
+    (planted.registry.download(version) / "items.parquet").write_bytes(b"x")
+    assert planted.step(champion=version) == ("1", {"1"})
+    assert planted.tag(version).startswith("refused: items.parquet of bundle")
+    assert planted.graph.deployments == ["1"]
+
+
+def test_pinned_versions_are_loaded_and_then_the_experiment_runs(planted: World) -> None:
+    planted.step(champion="1")
+    variants = [{"name": "a", "model": "1", "weight": 1}, {"name": "b", "model": "2", "weight": 1}]
+    spec = parse_spec({"name": "pins", "salt": "pins", "variants": variants, "metrics": {"primary": "ctr"}})
+    planted.control.put_experiment(spec, actor="test")
+    planted.control.start_experiment("pins", {"a": "1", "b": "2"}, actor="test")
+    assert planted.control.experiment("pins").status == "starting"
+    assert planted.step() == ("1", {"1", "2"})
+    assert planted.control.experiment("pins").status == "running"
+    planted.control.end_experiment("pins", "paused", actor="test")
+    assert planted.step() == ("1", {"1", "2"})
+    planted.control.end_experiment("pins", "stopped", actor="test")
+    assert planted.step() == ("1", {"1"})
+
+
+def test_without_mlflow_what_runs_stays_and_a_restart_brings_it_back(planted: World, make_config) -> None:
+    planted.step(champion="1")
+    gone = Registry("http://127.0.0.1:1", "planted", timeout_s=0.2)
+    restarted = LocalGraph()
+    reconciler = Reconciler(make_config(), restarted, gone, first_pause_s=0.001)
+    assert reconciler.step().champion == "1"
+    assert restarted.running() == {"1"}
+    assert planted.control.state().champion == "1"
+
+
+def test_a_deleted_champion_alias_leaves_the_champion(planted: World) -> None:
+    planted.step(champion="1")
+    planted.registry.delete_alias("champion")
+    assert planted.step() == ("1", {"1"})

@@ -1,0 +1,145 @@
+"""Histories as of now, filters as masks, and lists equal to those of the pipeline asked directly."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from serving.cached_list import CachedList, decode_list
+from serving.item_table import ItemTable
+from serving.messages import ComputeRequest
+from serving.online_users import OnlineUser, OnlineUsers, parse_user
+from serving.recent_activity import RecentActivity, RecentEvent
+from serving.retriever import RetrieverStage, encode_answer
+from serving.schemas import Selection
+
+DAY_US = 86_400_000_000
+NOW_US = 1_800_000_000_000_000
+
+
+@pytest.fixture(scope="module")
+def stage(pipeline, bundle) -> RetrieverStage:
+    return RetrieverStage(pipeline, ItemTable.from_bundle(bundle))
+
+
+def compute(stage: RetrieverStage, request: ComputeRequest, activity: RecentActivity = RecentActivity()) -> CachedList:
+    query, rejected = stage.query(request, activity, NOW_US)
+    lists = stage.pipeline.rank(query, stage.retrieve(request, query, rejected), request.k)
+    decoded = decode_list(encode_answer(lists, activity, NOW_US))
+    assert decoded is not None
+    return decoded
+
+
+def seen(stage: RetrieverStage, user: str) -> list[int]:
+    histories = stage.pipeline.histories
+    row = histories.users.rows([user])[0]
+    return histories.item_idx[histories.indptr[row] : histories.indptr[row + 1]].tolist()
+
+
+def test_a_list_equals_the_pipelines_own(stage) -> None:
+    for user in ("u0", "u17", "u49", "u123"):
+        own = stage.pipeline.recommend(stage.pipeline.queries_for([user]), 20)
+        got = compute(stage, ComputeRequest(user, 20))
+        assert got.item_idx.tolist() == own.item_idx[0].tolist()
+        np.testing.assert_allclose(got.score, own.score[0], rtol=1e-4, atol=1e-4)
+        assert got.source.tolist() == own.source[0].tolist()
+
+
+def test_recent_events_join_the_history_in_order_and_once(stage) -> None:
+    histories = stage.pipeline.histories
+    last = int(histories.time_us[histories.indptr[4] - 1])
+    row = stage.items.row
+    events = (
+        RecentEvent("i020", last + 2 * DAY_US, True),
+        RecentEvent("i019", last + DAY_US, True),
+        RecentEvent("no-such-item", last + DAY_US, True),
+        RecentEvent("i030", last + 3 * DAY_US, False),
+    )
+    user = str(histories.user_ids[3])
+    repeated = RecentEvent(str(stage.items.item_ids[histories.item_idx[histories.indptr[4] - 1]]), last, True)
+    query, rejected = stage.query(ComputeRequest(user, 5), RecentActivity(1, (repeated, *events, events[0])), NOW_US)
+    assert query.item_idx.tolist() == [*seen(stage, user), row("i019"), row("i020")]
+    assert np.all(np.diff(query.time_us) > 0)
+    assert query.request_time_us[0] == NOW_US
+    assert rejected.tolist() == [row("i030")]
+
+
+def test_the_callers_items_come_last(stage) -> None:
+    query, _ = stage.query(ComputeRequest("u2", 5, recent_items=("i044", "nothing", "i001")), RecentActivity(), NOW_US)
+    assert query.item_idx.tolist() == [*seen(stage, "u2"), stage.items.row("i044"), stage.items.row("i001")]
+    assert query.request_time_us[0] > query.time_us[-1]
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_exclusions(stage, exclude_seen: bool) -> None:
+    disliked = RecentActivity(1, (RecentEvent("i013", NOW_US - 1, False),))
+    request = ComputeRequest("u3", 60, exclude=("i014",), exclude_seen=exclude_seen)
+    got = set(compute(stage, request, disliked).item_idx.tolist())
+    assert stage.items.row("i013") not in got
+    assert stage.items.row("i014") not in got
+    assert got.isdisjoint(seen(stage, "u3")) == exclude_seen
+
+
+def test_candidates_and_filters_restrict(stage) -> None:
+    got = compute(stage, ComputeRequest("u3", 20, candidates=("i002", "i012", "x"), exclude_seen=False))
+    assert sorted(stage.items.item_ids[got.item_idx]) == ["i002", "i012"]
+    assert got.complete
+    got = compute(stage, ComputeRequest("u3", 20, selection=Selection(filter="year < 1984")))
+    assert set(stage.items.item_ids[got.item_idx]) == {"i000", "i001", "i002"}
+
+
+def test_delisted_items_are_no_candidates(pipeline, bundle) -> None:
+    stage = RetrieverStage(pipeline, ItemTable.from_bundle(bundle))
+    before = compute(stage, ComputeRequest("u5", 5)).item_idx
+    stage.items.set_available(str(stage.items.item_ids[before[0]]), False)
+    after = compute(stage, ComputeRequest("u5", 5)).item_idx
+    assert before[0] not in after
+    assert len(after) == 5
+
+
+def online(num_events: int, last_us: int, items: tuple[str, ...] = (), ages: tuple[int, ...] = ()) -> OnlineUser | None:
+    def one(value: object) -> np.ndarray:
+        column = np.empty(1, dtype=object)
+        column[0] = np.array(value)
+        return column
+
+    return parse_user(
+        {
+            "user_events": np.array([num_events]),
+            "user_last_event_us": np.array([float(last_us)]),
+            "recent_items": one(items),
+            "recent_ages_us": one(ages),
+        }
+    )
+
+
+def test_online_items_fill_the_gap_between_training_and_now(stage) -> None:
+    histories = stage.pipeline.histories
+    last = int(histories.time_us.max()) + DAY_US
+    known = online(10, last, ("i030", "i031"), (60_000_000, 0))
+    blob = RecentActivity(1, (RecentEvent("i031", last, True), RecentEvent("i032", last + 5, True)))
+    query, _ = stage.query(ComputeRequest("u2", 5), blob, NOW_US, known)
+    row = stage.items.row
+    assert query.item_idx.tolist() == [*seen(stage, "u2"), row("i030"), row("i031"), row("i032")]
+    assert online(0, 0) is None
+
+
+def test_a_slow_or_broken_store_costs_one_short_wait() -> None:
+    calls = []
+
+    def broken(user: str) -> dict:
+        calls.append(user)
+        raise ConnectionError("gone")
+
+    async def ask() -> None:
+        users = OnlineUsers(None, open_reader=lambda config, ranking: broken)  # type: ignore[arg-type]
+        assert await users.read("u") is None
+        users.start()
+        await asyncio.sleep(0.05)
+        assert await users.read("u") is None
+        assert await users.read("u") is None
+
+    asyncio.run(ask())
+    assert calls == ["u"]
