@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 
-from features.paths import DatasetPaths
 from shortlist.settings import Settings
 from shortlist.stack.errors import StackError
 from shortlist.stack.state import StackState, load_state, running_stack
@@ -24,13 +23,18 @@ def choose_dataset(settings: Settings, dataset: str | None = None) -> str:
     """The dataset to serve: the argument, the setting, or the only one in the home.
 
     Raises:
-        StackError: none or several.
+        StackError: none of that name, or none or several to choose from.
     """
-    chosen = dataset or settings.serve.dataset
-    if chosen is not None:
-        return DatasetPaths(settings.home, chosen).dataset
     folder = settings.home / "datasets"
     found = sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+    chosen = dataset or settings.serve.dataset
+    if chosen is not None:
+        if chosen not in found:
+            there = ", ".join(found) or "none"
+            raise StackError(
+                f"no dataset {chosen!r} in {settings.home} (there: {there}): import it first, see shortlist data import --help"
+            )
+        return chosen
     if len(found) == 1:
         return found[0]
     if not found:

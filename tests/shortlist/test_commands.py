@@ -41,6 +41,11 @@ def test_up_without_a_dataset_says_how_to_get_one(capsys):
     assert "shortlist data import" in capsys.readouterr().err
 
 
+def test_up_of_an_unknown_dataset_names_it(capsys):
+    assert run(["up", "--dataset", "nope"]) == 1
+    assert "no dataset 'nope'" in capsys.readouterr().err
+
+
 def test_json_is_the_last_line_of_stdout(capsys):
     assert run(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
