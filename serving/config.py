@@ -47,7 +47,7 @@ class ServingConfig(BaseModel):
     version_replicas: int = Field(default=1, ge=1, le=64)
     deadline_ms: int = Field(default=500, ge=10, le=10_000)
     """Time a computed answer may take before the next rung of the fallback ladder answers."""
-    cache_timeout_ms: int = Field(default=50, ge=1, le=5_000)
+    cache_timeout_ms: int = Field(default=200, ge=1, le=5_000)
     """Time the cache Redis may take; a slower one is treated as absent for a moment."""
     cache_ttl_s: int = Field(default=86_400, ge=1)
     """How long a cached list lives."""

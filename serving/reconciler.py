@@ -91,7 +91,7 @@ class Reconciler:
         self._seen_aliases: dict[str, str] = {}
         self._tags: dict[str, str] = {}
         self._unwanted_since: dict[str, float] = {}
-        self._draining: dict[str, str] = {}
+        self._known_folders: dict[str, str] = {}
         self._registry_down = False
 
     def run(self, stop: threading.Event) -> None:
@@ -120,14 +120,14 @@ class Reconciler:
         champion = before.champion
         state = before
         for version in wanted:
-            folder = self._ensure(version, folders.get(version) or self._draining.get(version))
+            folder = self._ensure(version, folders.get(version) or self._known_folders.get(version))
             if folder is not None:
                 folders[version] = str(folder)
                 if version == aliases.get(CHAMPION):
                     champion = version
                 # Routed to as soon as it is ready: a slow or broken challenger must not hold the champion back.
                 state = self._route(ServingState(champion, dict(folders)))
-        self._draining |= folders
+        self._known_folders |= folders
         keep = {version for version in (*wanted, champion) if version is not None}
         state = self._route(ServingState(champion, {version: folder for version, folder in folders.items() if version in keep}))
         self._start_experiments(state)
@@ -233,7 +233,7 @@ class Reconciler:
         for version, since in list(self._unwanted_since.items()):
             if now - since >= patience_s:
                 self._graph.delete(version)
-                self._draining.pop(version, None)
+                self._known_folders.pop(version, None)
                 del self._unwanted_since[version]
                 self._tag(version, "unloaded")
 

@@ -20,6 +20,7 @@ import hiredis
 from serving.errors import CacheDownError
 
 _log = logging.getLogger("shortlist.serving")
+GRACE_S = 0.01
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 
 Reply = Any
@@ -53,6 +54,7 @@ class RedisWire:
         self._keeper: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._lost = asyncio.Event()
+        self._overdue = 0.0
 
     @property
     def up(self) -> bool:
@@ -157,10 +159,14 @@ class RedisWire:
             return
         loop = asyncio.get_running_loop()
         oldest = self._waiting[0][0]
-        if oldest <= loop.time():
-            self._drop(CacheDownError(f"the cache Redis did not answer within {self._timeout_s * 1000:.0f} ms"))
-        else:
+        if oldest > loop.time():
             self._watch = loop.call_later(oldest - loop.time(), self._check)
+        elif oldest != self._overdue:
+            # This process may have been the slow one, with the reply waiting in the socket: let it be read first.
+            self._overdue = oldest
+            self._watch = loop.call_later(GRACE_S, self._check)
+        else:
+            self._drop(CacheDownError(f"the cache Redis did not answer within {self._timeout_s * 1000:.0f} ms"))
 
     def _drop(self, error: CacheDownError) -> None:
         transport, self._transport = self._transport, None

@@ -1,0 +1,88 @@
+"""Versions on the real stack: fused and separate graphs agree, switches lose nothing, a replica that cannot load is refused."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serving.errors import VersionRefusedError
+
+pytestmark = pytest.mark.integration
+
+
+def test_fused_and_separate_graphs_give_equal_lists(stack, bundle: Path, empty_cache) -> None:
+    from serving.graph import delete_version, deploy_version
+
+    separate = stack.config.model_copy(update={"fuse": "separate"})
+    deploy_version(separate, "9", bundle)
+    try:
+        stack.serve("1", v1=str(bundle), v2=str(bundle), v9=str(bundle))
+        for number in range(0, 200, 9):
+            asked = {"user_id": f"u{number}", "top_k": 25, "exclude_seen": number % 2 == 0, "filter": "year < 2030"}
+            fused, apart = (
+                stack.admin.post("/v1/recommendations", json=asked | {"model_version": version}).json() for version in ("1", "9")
+            )
+            assert (fused["served_from"], apart["served_from"]) == ("online", "online")
+            assert fused["recommended_items"] == apart["recommended_items"]
+    finally:
+        delete_version(stack.config, "9")
+
+
+def test_a_switch_under_load_fails_no_request(stack, bundle: Path, popular_bundle: Path) -> None:
+    stop, statuses, versions = threading.Event(), [], []
+
+    def ask() -> None:
+        with httpx.Client(base_url=str(stack.http.base_url), timeout=10) as client:
+            number = 0
+            while not stop.is_set():
+                number = (number + 1) % 200
+                answer = client.get(f"/v1/recommendations/u{number}")
+                statuses.append(answer.status_code)
+                versions.append(answer.json()["model_version"])
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        folders = {"v1": str(bundle), "v2": str(popular_bundle)}
+        for champion in ("2", "1", "2", "1"):
+            stack.serve(champion, **folders)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert set(statuses) == {200}
+    assert set(versions) == {"1", "2"}
+
+
+def test_before_any_model_there_are_popular_items(stack, bundle: Path, popular_bundle: Path) -> None:
+    try:
+        stack.serve(None)
+        answer = stack.http.get("/v1/recommendations/u1").json()
+        assert (answer["model_version"], answer["served_from"], answer["degraded"]) == (None, "popular", False)
+        assert len(answer["recommended_items"]) == 10
+    finally:
+        stack.serve("1", v1=str(bundle), v2=str(popular_bundle))
+
+
+def test_a_version_that_is_routed_to_and_not_there_falls_to_popular_items(stack, bundle: Path, popular_bundle: Path) -> None:
+    try:
+        stack.serve("8", v8=str(bundle))
+        answer = stack.http.get("/v1/recommendations/u77").json()
+        assert (answer["served_from"], answer["degraded"]) == ("popular", True)
+        assert len(answer["recommended_items"]) == 10
+    finally:
+        stack.serve("1", v1=str(bundle), v2=str(popular_bundle))
+
+
+def test_a_replica_that_cannot_load_is_refused_with_its_own_reason(stack, tmp_path: Path) -> None:
+    from serving.graph import delete_version, deploy_version
+
+    try:
+        with pytest.raises(VersionRefusedError, match="is not a bundle"):
+            deploy_version(stack.config, "7", tmp_path)
+    finally:
+        delete_version(stack.config, "7")
