@@ -6,32 +6,54 @@ can be measured on data that has grown since.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from training.bootstrap import PairedComparison
 from training.candidates import RankedLists
 from training.dataset import load_training_data
 from training.errors import ProtocolError, RegistryError, StudyError
-from training.evaluate import Evaluation, Recommend, evaluate
-from training.funnel import fit_funnel
+from training.evaluate import Evaluation, Recommend, evaluate, retriever_recommend
 from training.funnel import refit as fit_again
-from training.funnel_config import RankerConfig
 from training.interactions import IntArray, Interactions
 from training.pipeline import Pipeline
 from training.queries import QueryBatch
 from training.registry import Registry
-from training.splits import PROTOCOLS, Fold
+from training.splits import Fold
 from training.study import Study, load_study, parse_study
+from training.study_data import Place, fold_of, item_categories, load_study_data
+from training.study_run import OUTCOME_FILE, STUDY_TAG, against_sources
 from training.tracking import Run, connect
-from training.train import OUTCOME_FILE, STUDY_TAG, Notify, Place, evaluate_on, load_study_data
+from training.train import Notify, comparisons_json, fit_study
 from training.trial_log import TrialLog
+
+
+@dataclass(frozen=True)
+class StudyEvaluation:
+    """A study's funnel on the test rows.
+
+    Args:
+        evaluation: the funnel's.
+        shipped: `blend`, or the kind of its ranker.
+        against: source -> the funnel less that source alone, on the same users.
+    """
+
+    evaluation: Evaluation
+    shipped: str
+    against: Mapping[str, PairedComparison]
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `shortlist evaluate --json` prints (DESIGN 4.3), with what the funnel gains on its sources."""
+        return self.evaluation.to_json() | {"ranker": self.shipped, "against_sources": comparisons_json(self.against)}
 
 
 def evaluate_study(
     study: Study, place: Place, protocol: str, *, refit: bool = False, notify: Notify = lambda _: None
-) -> Evaluation:
+) -> StudyEvaluation:
     """Train a study's best configuration for a protocol and measure it on the test rows.
 
     What comes after the sources is fitted on the protocol's validation rows.
@@ -52,7 +74,7 @@ def evaluate_study(
 
 def evaluate_study_of(
     version: str, place: Place, protocol: str, *, refit: bool = False, notify: Notify = lambda _: None
-) -> Evaluation:
+) -> StudyEvaluation:
     """As `evaluate_study`, for the study behind a registered version (number or alias).
 
     Raises:
@@ -104,7 +126,7 @@ def evaluate_folder(
     notify("loading the bundle")
     pipeline = Pipeline.load(folder, expected_dataset=place.dataset)
     data = load_training_data(place.paths, place.control_url)
-    fold = test_fold(protocol, data.interactions, refit=False)
+    fold = fold_of(protocol, data.interactions, "test")
     seen = targets_seen(pipeline, data.interactions, fold)
     if seen:
         which = f"experiments/studies/{study}.toml" if study else "FILE of the study that made it"
@@ -114,7 +136,8 @@ def evaluate_folder(
         )
     notify(f"asking for {len(fold.queries):,} users")
     seed = pipeline.manifest.seed if pipeline.manifest else 0
-    return evaluate(_translated(pipeline, data.interactions, fold), fold, seed=seed)
+    recommend = _translated(pipeline, data.interactions, fold)
+    return evaluate(recommend, fold, categories=item_categories(data), seed=seed)
 
 
 def version_in(uri: str, registry: Registry) -> str:
@@ -135,17 +158,6 @@ def version_in(uri: str, registry: Registry) -> str:
     return alias
 
 
-def test_fold(protocol: str, interactions: Interactions, *, refit: bool) -> Fold:
-    """The protocol's test fold.
-
-    Raises:
-        ProtocolError: no such protocol, or it cannot be run on this data.
-    """
-    if protocol not in PROTOCOLS:
-        raise ProtocolError(f"protocol {protocol!r} is not available; there are: {', '.join(sorted(PROTOCOLS))}")
-    return PROTOCOLS[protocol](interactions, "test", refit=refit)
-
-
 def targets_seen(pipeline: Pipeline, interactions: Interactions, fold: Fold) -> int:
     """Targets of a fold that are in the histories which a pipeline was trained on."""
     owners = np.repeat(fold.queries.user_idx, np.diff(fold.target_indptr))
@@ -160,20 +172,23 @@ def targets_seen(pipeline: Pipeline, interactions: Interactions, fold: Fold) -> 
     return int(np.isin(inverse.astype(np.int64) * pipeline.num_items + items[known], pairs).sum())
 
 
-def _evaluate_chosen(study: Study, place: Place, protocol: str, *, refit: bool, notify: Notify) -> Evaluation:
+def _evaluate_chosen(study: Study, place: Place, protocol: str, *, refit: bool, notify: Notify) -> StudyEvaluation:
     notify(f"reading dataset {place.dataset}")
     found = load_study_data(place, study.model_copy(update={"protocol": protocol}))
-    test = test_fold(protocol, found.data.interactions, refit=refit)
-    rankers = study.funnel.rankers or (RankerConfig(),)
+    test = fold_of(protocol, found.data.interactions, "test", refit=refit)
     configs = {source.source: dict(source.fixed) for source in study.sources}
-    funnel = study.funnel_config(configs, rankers[0])
-    fitted = fit_funnel(funnel, found.data, found.fold, dataset=place.dataset, seed=study.seed, rankers=rankers, progress=notify)
-    pipeline = fitted.pipeline
+    pipeline = fit_study(study, configs, place.dataset, found, notify).pipeline
     if refit:
-        notify("fitting the sources on the validation rows too")
         pipeline = fit_again(pipeline, replace(found.data, interactions=test.fit), seed=study.seed, progress=notify)
     notify(f"asking for {len(test.queries):,} users")
-    return evaluate_on(pipeline, test, seed=study.seed)
+    categories = found.categories
+    evaluation = evaluate(_in_place(pipeline, test), test, categories=categories, seed=study.seed)
+    singles = {
+        source.name: evaluate(retriever_recommend(source.retriever, test), test, categories=categories, seed=study.seed)
+        for source in pipeline.sources
+    }
+    against = against_sources(evaluation, singles, study.metric)
+    return StudyEvaluation(evaluation, pipeline.config.ranker.kind, against)
 
 
 def _outcome_of(study: Study, place: Place) -> Study:
@@ -194,7 +209,7 @@ def _outcome_of(study: Study, place: Place) -> Study:
 def _translated(pipeline: Pipeline, interactions: Interactions, fold: Fold) -> Recommend:
     """The pipeline as a recommender in the item numbers of `interactions`."""
     if np.array_equal(pipeline.item_ids, interactions.item_ids):
-        return lambda queries, k: pipeline.recommend(queries, k, fold.allowed, exclude_history=fold.exclude_history)
+        return _in_place(pipeline, fold)
     inside: IntArray = pipeline.vocabulary.rows(interactions.item_ids.tolist())
     outside = np.full(pipeline.num_items + 1, -1, dtype=np.int32)  # the last entry is padding's
     outside[inside[inside >= 0]] = np.flatnonzero(inside >= 0)
@@ -218,3 +233,8 @@ def _translated(pipeline: Pipeline, interactions: Interactions, fold: Fold) -> R
         return replace(lists, item_idx=outside[lists.item_idx])
 
     return recommend
+
+
+def _in_place(pipeline: Pipeline, fold: Fold) -> Recommend:
+    """The pipeline as a recommender for a fold whose item numbers are its own."""
+    return lambda queries, k: pipeline.recommend(queries, k, fold.allowed, exclude_history=fold.exclude_history)

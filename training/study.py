@@ -101,9 +101,11 @@ class FunnelStage(_Part):
 
     k_candidates: int = Field(default=500, ge=10, le=5_000)
     """Candidates that reach the ranker: the union of the sources, cut by blend score."""
+    validation_users: int = Field(default=40_000, ge=10)
+    """Validation users that blend and rankers are fitted on at most, drawn by the seed: bounds memory."""
     blend: BlendConfig = BlendConfig()
     """How the blend of the sources is searched on validation, or its weights."""
-    rankers: tuple[RankerConfig, ...] = (RankerConfig(kind="lambdamart"),)
+    rankers: tuple[RankerConfig, ...] = (RankerConfig(kind="lambdamart"), RankerConfig(kind="listwise"))
     """Learned rankers to compare. One ships only where it beats the blend on validation; the best of those wins."""
 
 
@@ -192,6 +194,7 @@ class Study(_Part):
             blend=self.funnel.blend,
             ranker=ranker,
             k_candidates=self.funnel.k_candidates,
+            validation_users=self.funnel.validation_users,
         )
 
 

@@ -13,8 +13,10 @@ from typing import Any
 from training.errors import StudyError
 from training.search import Finished, StudySearch
 from training.study import Study
+from training.study_data import Place, StudyData, load_study_data
+from training.study_run import provenance, start_run
 from training.tracking import Run, TrialRuns, connect
-from training.train import Notify, Outcome, Place, StudyData, finish_study, load_study_data, provenance, start_run
+from training.train import Notify, Outcome, finish_study
 from training.trial import TrialTask
 from training.trial_log import TrialLog, TrialRecord
 from training.tune import best_trials, run_search

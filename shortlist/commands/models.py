@@ -15,7 +15,7 @@ from shortlist.stack.attach import mlflow_for_call
 from training.registry import CHAMPION, GATE_OVERRIDE_TAG, GATE_REASON_TAG, SERVING_TAG, ModelVersion
 
 if TYPE_CHECKING:
-    from training.train import Place
+    from training.study_data import Place
 
 app = typer.Typer(help="List, promote, roll back and prune model versions.", no_args_is_help=True)
 
@@ -105,7 +105,7 @@ def rollback(alias: AliasOption = CHAMPION, dataset: DatasetOption = None) -> No
 @app.command()
 def gate(version: VersionArgument, dataset: DatasetOption = None) -> None:
     """Judge a version against the present champion again and store the verdict."""
-    from training.train import rejudge
+    from training.judge import rejudge
 
     with _opened(dataset) as place:
         registry = place.registry()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,8 +18,11 @@ from shortlist.stack.attach import mlflow_for_call, ray_for_call
 
 # Training loads numerical libraries, which commands that do not train need not wait for.
 if TYPE_CHECKING:
+    from training.bootstrap import PairedComparison
     from training.evaluate import Evaluation
-    from training.train import Outcome, Place
+    from training.evaluate_version import StudyEvaluation
+    from training.study_data import Place
+    from training.train import Outcome
     from training.trial_log import TrialRecord
     from training.tune_progress import SearchProgress
 
@@ -118,6 +121,7 @@ def evaluate(
         raise typer.BadParameter("--refit trains anew, which is for --study: a version is measured as it is")
     with console.log.status("starting") as spinner:
         notify = spinner.update
+        result: Evaluation | StudyEvaluation
         if study is not None:
             result = evaluate_study(load_study(study), place_of(dataset, ""), protocol, refit=refit, notify=notify)
         elif model is not None and Path(model).is_dir():
@@ -134,7 +138,7 @@ def evaluate(
 
 def place_of(dataset: str, tracking_uri: str) -> Place:
     """Where a command on this dataset reads and writes, by the settings of this call."""
-    from training.train import Place
+    from training.study_data import Place
 
     settings = console.settings()
     try:
@@ -146,11 +150,15 @@ def place_of(dataset: str, tracking_uri: str) -> Place:
 
 def outcome_table(outcome: Outcome) -> Table:
     """A study's outcome for people."""
+    metrics, intervals = outcome.evaluation.metrics, outcome.evaluation.ci95
     table = Table(title=f"version {outcome.model_version}, study {outcome.study}", show_header=False)
-    for name in ("ndcg@10", "hr@10", "recall@50", "mrr@10"):
-        if name in outcome.metrics:
-            low, high = outcome.evaluation.ci95.get(name, (float("nan"), float("nan")))
-            table.add_row(f"{name} on validation", f"{outcome.metrics[name]:.4f}  ({low:.4f} to {high:.4f})")
+    for name in ("ndcg@10", "hr@10", "recall@50", "mrr@10", "coverage@10"):
+        if name in metrics:
+            interval = "  ({:.4f} to {:.4f})".format(*intervals[name]) if name in intervals else ""
+            table.add_row(f"{name} on validation", f"{metrics[name]:.4f}{interval}")
+    for line in _gains(outcome.against):
+        table.add_row(line[0], f"{line[1]}  ({line[2]})")
+    table.add_row("ranker", outcome.shipped)
     table.add_row("trials", str(outcome.trials))
     table.add_row("gate", f"{outcome.gate.verdict}: {escape(outcome.gate.reason)}")
     table.add_row("MLflow run", outcome.run_id)
@@ -158,13 +166,26 @@ def outcome_table(outcome: Outcome) -> Table:
     return table
 
 
-def evaluation_table(result: Evaluation) -> Table:
+def evaluation_table(result: Evaluation | StudyEvaluation) -> Table:
     """An evaluation for people."""
-    table = Table("metric", "mean", "95 % interval", title=f"{result.protocol}, {result.stage}, {len(result.per_user):,} users")
-    for name, value in result.metrics.items():
-        interval = result.ci95.get(name)
+    from training.evaluate import Evaluation
+
+    found = result if isinstance(result, Evaluation) else result.evaluation
+    table = Table("metric", "mean", "95 % interval", title=f"{found.protocol}, {found.stage}, {len(found.per_user):,} users")
+    for name, value in found.metrics.items():
+        interval = found.ci95.get(name)
         table.add_row(name, f"{value:.4f}", f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "")
+    if not isinstance(result, Evaluation):
+        table.add_section()
+        for line in _gains(result.against):
+            table.add_row(*line)
     return table
+
+
+def _gains(against: Mapping[str, PairedComparison]) -> Iterator[tuple[str, str, str]]:
+    for source, found in against.items():
+        low, high = found.ci95
+        yield f"{found.metric} over {source} alone", f"{found.difference:+.4f}", f"{low:+.4f} to {high:+.4f}"
 
 
 @contextmanager
