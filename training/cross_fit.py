@@ -9,7 +9,7 @@ Legend: `B` queries, `K` candidates.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,12 @@ from training.funnel_config import BlendConfig, RankerConfig
 from training.interactions import BoolArray, FloatArray, LongArray
 from training.item_timeline import ItemTimeline
 from training.queries import QueryBatch
-from training.rankers.base import Ranker, RankingBatch
+from training.rankers.base import Ranker, RankingBatch, mixed
 from training.rankers.registry import ranker_class, ranker_settings
 from training.ranking_features import RankingFeatures
 
+WEIGHTS = (0.2, 0.4, 0.6, 0.8, 1.0)
+"""Weights of the ranker that are tried: on few users it has learned noise too, which the blend evens out."""
 FEATURE_BYTES = 1_000_000_000
 """Bound on the features held at once; fewer users are trained on where it is reached."""
 
@@ -60,6 +62,7 @@ class CrossFit:
         scores: (B, K) out-of-fold scores of what ships.
         config: of what ships; kind `blend` where no ranker does.
         ranker: what ships, fitted on all queries; None where the blend does.
+        weight: of the ranker in the mixture with the blend, see `mixed`.
         ndcg: `blend` and each ranker's kind -> NDCG@10 out of fold.
         comparisons: ranker's kind -> comparison with the blend, out of fold.
     """
@@ -68,6 +71,7 @@ class CrossFit:
     scores: FloatArray
     config: RankerConfig
     ranker: Ranker | None
+    weight: float = 1.0
     ndcg: dict[str, float] = field(default_factory=dict)
     comparisons: dict[str, PairedComparison] = field(default_factory=dict)
 
@@ -105,7 +109,7 @@ def cross_fit(
     folds = min(max((config.folds for config in learned), default=RankerConfig().folds), queries // 2)
     floor = RankerConfig()
     if folds < 2 or not found.labels.any():
-        return CrossFit(everyone, everyone.blend.score(found.candidates), floor, None, {"blend": everyone.ndcg})
+        return CrossFit(everyone, everyone.blend.score(found.candidates), floor, None, ndcg={"blend": everyone.ndcg})
     fold_of = np.random.default_rng(seed).permutation(np.arange(queries) % folds)
     searches, blend_scores = [], np.zeros(found.labels.shape, dtype=np.float32)
     for fold in range(folds):
@@ -115,7 +119,7 @@ def cross_fit(
         outside = np.flatnonzero(fold_of == fold)
         blend_scores[outside] = searches[-1].blend.score(found.candidates.take(outside))
     blend_ndcg = _ndcg(blend_scores, found)
-    best = CrossFit(everyone, blend_scores, floor, None, {"blend": float(blend_ndcg.mean())})
+    best = CrossFit(everyone, blend_scores, floor, None, ndcg={"blend": float(blend_ndcg.mean())})
     if not learned or features is None:
         return best
 
@@ -123,32 +127,61 @@ def cross_fit(
     asked = found.take(chosen)
     progress("joining features as of each request")
     batch = features.batch(with_user_features(features, asked.queries), asked.candidates, everyone.blend, timeline)
-    scores = {config.kind: blend_scores.copy() for config in learned}
+    fold_of_asked = fold_of[chosen]
+    base = np.zeros_like(batch.base)
+    raw = {config.kind: np.zeros_like(batch.base) for config in learned}
     rounds: dict[str, list[int]] = {config.kind: [] for config in learned}
     for fold in range(folds):
         batch = features.reblended(batch, asked.candidates, searches[fold].blend)
-        inside_rows, outside_rows = np.flatnonzero(fold_of[chosen] != fold), np.flatnonzero(fold_of[chosen] == fold)
+        inside_rows, outside_rows = np.flatnonzero(fold_of_asked != fold), np.flatnonzero(fold_of_asked == fold)
         if not len(inside_rows) or not len(outside_rows):
             continue
         learn, held = batch.rows(inside_rows), batch.rows(outside_rows)
+        base[outside_rows] = held.base
         for config in learned:
             progress(f"training ranker {config.kind}, fold {fold + 1} of {folds}")
             ranker = _fit(config, learn, asked.labels[inside_rows], seed + fold, None)
             rounds[config.kind].append(ranker.rounds)
-            scores[config.kind][chosen[outside_rows]] = ranker.score(held)
+            raw[config.kind][outside_rows] = ranker.score(held)
+    mixtures = {kind: _mixture(asked, base, scores, batch.valid, fold_of_asked) for kind, scores in raw.items()}
     comparisons: dict[str, PairedComparison] = {}
-    for config in learned:
-        ndcg = _ndcg(scores[config.kind], found)
-        best.ndcg[config.kind] = float(ndcg.mean())
-        comparisons[config.kind] = paired_difference("ndcg@10", ndcg, blend_ndcg, seed=seed)
+    for kind, mixture in mixtures.items():
+        ndcg = blend_ndcg.copy()
+        ndcg[chosen] = _ndcg(mixture.scores, asked)
+        best.ndcg[kind] = float(ndcg.mean())
+        comparisons[kind] = paired_difference("ndcg@10", ndcg, blend_ndcg, seed=seed)
     beating = [config for config in learned if beats(comparisons[config.kind], config.confidence)]
     if not beating:
-        return CrossFit(everyone, blend_scores, floor, None, best.ndcg, comparisons)
+        return replace(best, comparisons=comparisons)
     winner = max(beating, key=lambda config: best.ndcg[config.kind])
     progress(f"training ranker {winner.kind} on all validation users")
     batch = features.reblended(batch, asked.candidates, everyone.blend)
     final = _fit(winner, batch, asked.labels, seed, max(round(float(np.mean(rounds[winner.kind]))), 1))
-    return CrossFit(everyone, scores[winner.kind], winner, final, best.ndcg, comparisons)
+    scores = blend_scores.copy()
+    scores[chosen] = mixtures[winner.kind].scores
+    return CrossFit(everyone, scores, winner, final, mixtures[winner.kind].weight, best.ndcg, comparisons)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Out-of-fold scores of blend and ranker together, and the ranker's weight in what ships."""
+
+    scores: FloatArray
+    weight: float
+
+
+def _mixture(
+    asked: ValidationCandidates, base: FloatArray, raw: FloatArray, valid: BoolArray, fold_of: npt.NDArray[np.int64]
+) -> Mixture:
+    """Weigh the ranker against the blend: for a fold by the out-of-fold scores of the others, for what ships by all."""
+    mixes = [mixed(base, raw, valid, weight) for weight in WEIGHTS]
+    ndcg = np.stack([_ndcg(scores, asked) for scores in mixes])
+    scores = np.empty_like(base)
+    for fold in np.unique(fold_of):
+        here = fold_of == fold
+        choice = int(ndcg[:, ~here].sum(axis=1).argmax())
+        scores[here] = mixes[choice][here]
+    return Mixture(scores, WEIGHTS[int(ndcg.sum(axis=1).argmax())])
 
 
 def beats(comparison: PairedComparison, confidence: float) -> bool:

@@ -50,6 +50,7 @@ class FunnelReport:
         recall: share of the targets among the union's candidates (`union`), and among each source's.
         shipped: `blend`, or the kind of the ranker that ships.
         comparisons: ranker's kind -> its NDCG@10 less the blend's, with interval and p.
+        weight: of that ranker against the blend.
         importance: feature -> share in the ranker that ships.
         seconds: stage -> wall time.
     """
@@ -58,6 +59,7 @@ class FunnelReport:
     recall: dict[str, float] = field(default_factory=dict)
     shipped: str = "blend"
     comparisons: dict[str, PairedComparison] = field(default_factory=dict)
+    weight: float | None = None
     importance: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -146,7 +148,9 @@ def fit_funnel(
     clock.lap("features")
     crossed = cross_fit(found, config.blend, wanted, features, timeline, seed=seed, progress=progress)
     clock.lap("blend_and_ranker")
-    stage = RankingStage(features, crossed.ranker) if features is not None and crossed.ranker is not None else None
+    stage = None
+    if features is not None and crossed.ranker is not None:
+        stage = RankingStage(features, crossed.ranker, crossed.weight)
     shipped = config.model_copy(update={"ranker": crossed.config})
     pipeline = replace(draft, config=shipped, blend=crossed.blend.blend, stage=stage)
     progress("measuring on the validation users")
@@ -158,6 +162,7 @@ def fit_funnel(
     clock.lap("evaluation")
     report.shipped = crossed.config.kind
     report.comparisons = crossed.comparisons
+    report.weight = crossed.weight if crossed.ranker is not None else None
     report.importance = {} if crossed.ranker is None else crossed.ranker.importance()
     report.ndcg10 = {name: round(value, 6) for name, value in {**crossed.blend.singles, **crossed.ndcg}.items()}
     hit = labels[:, :, None] & ~np.isnan(candidates.rank)
@@ -179,7 +184,7 @@ def refit(pipeline: Pipeline, data: TrainingData, *, seed: int = 0, progress: Pr
     names = tuple(pipeline.stage.features.item_columns)
     features = fit_ranking_features(data.interactions, served.items, pipeline.stage.features.sources, seed=seed, item_columns=names)
     # Item vectors have no fixed axes, but features see their cosines only.
-    return replace(served, stage=RankingStage(features, pipeline.stage.ranker))
+    return replace(served, stage=replace(pipeline.stage, features=features))
 
 
 def assemble(

@@ -262,7 +262,11 @@ class Pipeline:
         if self.stage is not None:
             self.stage.save(folder)
         names = self.stage.features.names if self.stage is not None else ()
-        state = {"config": self.config.model_dump(mode="json"), "blend": self.blend.to_json()}
+        state = {
+            "config": self.config.model_dump(mode="json"),
+            "blend": self.blend.to_json(),
+            "ranker_weight": self.stage.weight if self.stage is not None else None,
+        }
         (folder / FUNNEL_FILE).write_text(json.dumps(state, indent=2) + "\n")
         manifest = BundleManifest(
             dataset=self.dataset,
@@ -297,7 +301,9 @@ class Pipeline:
             blend = Blend.from_json(state["blend"])
             sources = tuple(_load_source(source, folder) for source in config.sources)
             items = pq.read_table(folder / ITEMS_FILE)
-            stage = RankingStage.load(folder, config.ranker, items) if config.ranker.kind != "blend" else None
+            stage = None
+            if config.ranker.kind != "blend":
+                stage = RankingStage.load(folder, config.ranker, float(state["ranker_weight"]), items)
         except (ValidationError, StudyError, json.JSONDecodeError, KeyError, pa.ArrowInvalid, OSError) as error:
             reason = str(error).splitlines()[0]
             raise BundleError(f"bundle {folder.name} cannot be read: {type(error).__name__}: {reason}") from error

@@ -13,7 +13,7 @@ from training.funnel_config import RankerConfig
 from training.interactions import FloatArray
 from training.item_timeline import ItemTimeline
 from training.queries import QueryBatch
-from training.rankers.base import Ranker
+from training.rankers.base import Ranker, mixed
 from training.rankers.registry import ranker_class, ranker_settings
 from training.ranking_features import RankingFeatures
 
@@ -22,14 +22,22 @@ RANKER_FOLDER, FEATURES_FOLDER = "ranker", "features"
 
 @dataclass(frozen=True)
 class RankingStage:
-    """A ranker and its features."""
+    """A ranker and its features.
+
+    Args:
+        features: what it reads.
+        ranker: fitted.
+        weight: of the ranker against the blend, above 0 to 1 (`training.rankers.base.mixed`).
+    """
 
     features: RankingFeatures
     ranker: Ranker
+    weight: float = 1.0
 
     def score(self, queries: QueryBatch, candidates: CandidateSet, blend: Blend, timeline: ItemTimeline | None) -> FloatArray:
         """(B, K) float32; values of padding and of items that only fill a list mean nothing."""
-        return self.ranker.score(self.features.batch(queries, candidates, blend, timeline))
+        batch = self.features.batch(queries, candidates, blend, timeline)
+        return mixed(batch.base, self.ranker.score(batch), batch.valid, self.weight)
 
     def save(self, folder: Path) -> None:
         """Write below the bundle's folder."""
@@ -39,7 +47,7 @@ class RankingStage:
         self.features.save(folder / FEATURES_FOLDER)
 
     @classmethod
-    def load(cls, folder: Path, config: RankerConfig, items: pa.Table) -> RankingStage:
+    def load(cls, folder: Path, config: RankerConfig, weight: float, items: pa.Table) -> RankingStage:
         """Read what `save` wrote.
 
         Raises:
@@ -49,4 +57,4 @@ class RankingStage:
         features = RankingFeatures.load(folder / FEATURES_FOLDER, items)
         settings = ranker_settings(config.kind, config.config)
         ranker = ranker_class(config.kind).load(folder / RANKER_FOLDER, settings, features.names)
-        return cls(features, ranker)
+        return cls(features, ranker, weight)

@@ -117,6 +117,11 @@ def standardised(score: FloatArray, valid: BoolArray) -> FloatArray:
     return (centred / np.maximum(spread, 1e-6)).astype(np.float32)
 
 
+def mixed(base: FloatArray, score: FloatArray, valid: BoolArray, weight: float) -> FloatArray:
+    """`(1 - weight) * base + weight * standardised(score)`, (B, K) float32: blend and ranker on one scale."""
+    return ((1.0 - weight) * base + weight * standardised(score, valid)).astype(np.float32)
+
+
 def hold_out(queries: int, share: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rows to learn from and rows held out, `share` of them (one at least where there are two queries), drawn by the seed."""
     order = np.random.default_rng(seed).permutation(queries)

@@ -122,7 +122,8 @@ class LambdaMart(Ranker):
         """See `Ranker.score`."""
         learned = np.zeros(batch.valid.shape, dtype=np.float32)
         if batch.valid.any():
-            learned[batch.valid] = self.booster.predict(batch.features[batch.valid])
+            rows = batch.features[batch.valid]
+            learned[batch.valid] = self.booster.predict(rows, num_threads=1 if len(rows) < PARALLEL_ROWS // 10 else 0)
         return learned + np.float32(self.config.base_weight) * batch.base
 
     def importance(self) -> dict[str, float]:
