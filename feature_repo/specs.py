@@ -90,7 +90,7 @@ HOUR_TILES = 24
 """Hourly counts kept, for the one-day window."""
 
 RECENT_ITEMS = 50
-"""Recent items kept. With ids of 8 bytes they are about 700 bytes of a user's online memory."""
+"""Recent items kept. With full lists of short ids a user takes 1.1 kB online, one with 9 events 0.7 kB."""
 
 TOP_CATEGORIES = 12
 """Categories of the recent items kept, strongest first."""

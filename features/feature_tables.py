@@ -116,6 +116,19 @@ def newest_rows(path: Path, key: str, as_of_us: int, batch_rows: int) -> Iterato
         yield held
 
 
+def count_entities(path: Path, key: str, as_of_us: int) -> int:
+    """How many rows `newest_rows` gives.
+
+    Raises:
+        FeatureJoinError: the table was never built.
+    """
+    if not path.exists():
+        raise FeatureJoinError(f"feature table {path} is missing: run `shortlist features build`")
+    keys = pq.read_table(path, columns=[key, EVENT_TIMESTAMP])
+    cutoff = pa.scalar(as_of_us).cast(pa.timestamp("us", tz="UTC"))
+    return int(pc.count_distinct(keys.filter(pc.less_equal(keys.column(EVENT_TIMESTAMP), cutoff)).column(key)).as_py())
+
+
 def newest_time_us(path: Path) -> int | None:
     """The latest `event_timestamp` of a table; None for an empty or missing one."""
     if not path.exists():

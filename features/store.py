@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 from feast import FeatureStore, RepoConfig
 from feast.data_source import PushMode
-from feast.errors import FeastObjectNotFoundException
+from feast.errors import FeastObjectNotFoundException, PushSourceNotFoundException
 from redis.exceptions import RedisError
 
 from feature_repo.repository import build_repository
@@ -47,7 +47,7 @@ from features.aggregates import Side
 from features.columns import FeatureColumns, table_columns, value_column
 from features.errors import FeatureJoinError, FeatureStoreError
 from features.feast_values import arrow_frame, plain_value, redis_connection_string
-from features.feature_tables import Progress, newest_rows, newest_time_us, timed
+from features.feature_tables import Progress, count_entities, newest_rows, newest_time_us, timed
 from features.paths import DatasetPaths
 from features.schema import DatasetSchema
 
@@ -140,15 +140,14 @@ class Features:
         for view, key in self._views():
             path = table_path(view, self.paths.feature_tables)
             cutoff_us = LATEST_US if as_of is None else _micros(as_of)
-            rows = sum(len(block) for block in newest_rows(path, key, cutoff_us, WRITE_ROWS))
+            rows = count_entities(path, key, cutoff_us)
             done = 0
             for block in _blocks(newest_rows(path, key, cutoff_us, WRITE_ROWS)):
-                with self._reported():
-                    self._store.write_to_online_store(view, df=arrow_frame(block))
+                self._write(view, block)
                 done += len(block)
                 if progress is not None:
                     progress(view, done, rows)
-            self._note_materialized(view, path)
+            self._note_materialized(view, path, cutoff_us)
             written[view] = done
         return written
 
@@ -167,8 +166,7 @@ class Features:
         """Replace profiles or metadata online: the id and the view's features, as `attribute_table` makes them."""
         view = USER_PROFILE if side == "user" else ITEM_METADATA
         for block in _blocks(iter([values])):
-            with self._reported():
-                self._store.write_to_online_store(view, df=arrow_frame(self._dated(block)))
+            self._write(view, self._dated(block))
 
     def online_users(self, user_ids: Sequence[str], service: str = RANKING_V1) -> FeatureColumns:
         """What a service says of users now: name -> (B,) arrays in the forms of `features.columns`, as training sees them.
@@ -228,6 +226,11 @@ class Features:
             for view in self._specs[side]:
                 yield view, f"{side}_id"
 
+    def _write(self, view: str, rows: pa.Table) -> None:
+        with self._reported():
+            self._store.get_feature_view(view, allow_registry_cache=True)  # writing to an unknown view is a bare KeyError
+            self._store.write_to_online_store(view, df=arrow_frame(rows))
+
     def _push(self, view: str, states: pa.Table) -> None:
         for block in _blocks(iter([states])):
             with self._reported():
@@ -254,11 +257,11 @@ class Features:
             for name, vector in zip(proto.metadata.feature_names.val, proto.results, strict=True)
         }
 
-    def _note_materialized(self, view: str, path: Path) -> None:
+    def _note_materialized(self, view: str, path: Path, cutoff_us: int) -> None:
         newest = newest_time_us(path)
         if newest is not None:
             registered = self._store.get_feature_view(view)
-            end = datetime.fromtimestamp(newest / 1e6, UTC)
+            end = datetime.fromtimestamp(min(newest, cutoff_us) / 1e6, UTC)
             self._store.registry.apply_materialization(registered, self._store.project, datetime.fromtimestamp(0, UTC), end)
 
     @contextmanager
@@ -272,7 +275,9 @@ class Features:
             raise FeatureStoreError(
                 f"the online feature store cannot be reached: {error}; start the stack, or set redis.features_url"
             ) from error
-        except FeastObjectNotFoundException as error:
+        except (FeastObjectNotFoundException, PushSourceNotFoundException) as error:
+            # The registry was read before an `apply` of another process: the next call sees what that one registered.
+            self._store.refresh_registry()
             raise FeatureStoreError(f"{error}: run `shortlist features apply --dataset {self.paths.dataset}`") from error
 
 

@@ -257,6 +257,20 @@ def test_apply_removes_what_is_no_longer_declared(store: Features, redis_url: st
     assert "profile_age" not in again.online_users(["user 1"])
 
 
+def test_a_store_opened_before_apply_works_once_it_is_applied(tmp_path: Path, redis_url: str) -> None:
+    paths = DatasetPaths(tmp_path, "later")
+    early = Features(paths, DatasetSchema("later"), redis_url)
+    paths.feast_registry.parent.mkdir(parents=True)
+    paths.feast_registry.touch()  # as while another process applies
+    state = columns_table(missing_columns(1, USER_ACTIVITY_SPECS), USER_ACTIVITY_SPECS).append_column("user_id", pa.array(["a"]))
+    for call in (lambda: early.online_users(["a"]), lambda: early.push_users(state)):
+        with pytest.raises(FeatureStoreError, match="shortlist features apply"):
+            call()
+    Features(paths, DatasetSchema("later"), redis_url).apply()
+    early.push_users(state)
+    assert early.online_users(["a"])["user_events"].tolist() == [0]
+
+
 def test_errors_say_what_to_do(store: Features, tmp_path: Path, redis_url: str) -> None:
     with pytest.raises(FeatureStoreError, match="no feature service 'ranking_v9'; there are retrieval_v1, ranking_v1"):
         store.online_users(["user 1"], "ranking_v9")
