@@ -17,8 +17,6 @@ from shortlist.demo.flow import DemoResult, run_demo, summary
 from shortlist.stack.control import stop_stack
 from shortlist.stack.state import running_stack
 
-SHOWN_USER = "42"
-
 
 def register(app: typer.Typer) -> None:
     """Add the command to the program."""
@@ -66,14 +64,19 @@ def _check(result: DemoResult) -> None:
         raise CommandError(f"{len(failed)} of {len(outcomes)} claims fail, first: {failed[0].claim}: {failed[0].detail}")
 
 
+def _shown_user(result: DemoResult) -> str:
+    return "42" if "42" in result.users else result.users[0]
+
+
 def _titles(result: DemoResult) -> Table:
     """What each version recommends to one user, side by side."""
-    table = Table(title=f"{result.dataset}: recommended to user {SHOWN_USER}")
+    user = _shown_user(result)
+    table = Table(title=f"{result.dataset}: recommended to user {user}")
     columns = []
     with Client(result.state.base_url, token=result.admin_token) as client:
         for alias in ("champion", "challenger"):
             version = result.versions[alias]
-            answer = client.recommend(user_id=SHOWN_USER, top_k=10, fields=["title"], model_version=version)
+            answer = client.recommend(user_id=user, top_k=10, fields=["title"], model_version=version)
             table.add_column(f"{alias} (version {version})")
             columns.append([item.get("title") or item["item_id"] for item in answer["recommended_items"]])
     for row in zip(*columns, strict=False):
@@ -83,13 +86,13 @@ def _titles(result: DemoResult) -> Table:
 
 def _addresses(result: DemoResult) -> str:
     """Where everything is, a line each; never wrapped, so that lines can be copied."""
-    state = result.state
+    state, user = result.state, _shown_user(result)
     sharing = "share a replica" if state.graph == "fused" else "are separate deployments"
     return "\n".join(
         (
             "",
             "[bold]Shortlist is up[/]",
-            f"  recommendations  curl '{state.base_url}/v1/recommendations/{SHOWN_USER}?top_k=5'",
+            f"  recommendations  curl '{state.base_url}/v1/recommendations/{user}?top_k=5'",
             f"  API docs         {state.base_url}/docs",
             f"  MLflow           {state.mlflow_uri}  (move the alias 'champion' in its UI: serving follows)",
             f"  admin token      {result.admin_token}",

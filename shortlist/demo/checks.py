@@ -16,7 +16,7 @@ from shortlist.demo.flow import DemoResult
 EFFECT_SECONDS = 10.0
 """How long an event may take to change an answer before the check gives up."""
 STORED_SECONDS = 60.0
-"""How long an event may take into the store: a worker that has just started loads Feast first, which takes long on a busy machine."""
+"""How long an event may take into the store: a worker that has just started is still loading Feast."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _healthy(client: Client, result: DemoResult) -> str:
 
 
 def _known_user(client: Client, result: DemoResult) -> str:
-    answer = client.recommend(user_id="1", top_k=10)
+    answer = client.recommend(user_id=result.users[0], top_k=10)
     ids = _ids(answer)
     _want(len(ids) == len(set(ids)) == 10, f"got {ids}")
     for item_id in ids:
@@ -93,23 +93,24 @@ def _split(client: Client, result: DemoResult) -> str:
 
 
 def _sticky(client: Client, result: DemoResult) -> str:
-    for user in ("1", "2", "3", "4", "5"):
+    for user in result.users[:5]:
         seen = {str(client.recommend(user_id=user, top_k=1)["assignments"]) for _ in range(3)}
         _want(len(seen) == 1, f"user {user} was assigned {seen}")
     return "5 users, 3 requests each"
 
 
 def _lists_differ(client: Client, result: DemoResult) -> str:
-    lists = {tuple(_ids(client.recommend(user_id=str(user), top_k=10))) for user in range(10, 30)}
+    lists = {tuple(_ids(client.recommend(user_id=user, top_k=10))) for user in result.users[10:30]}
     _want(len(lists) > 5, f"only {len(lists)} different lists for 20 users")
     return f"{len(lists)} different lists for 20 users"
 
 
 def _activity_counts(client: Client, result: DemoResult) -> str:
-    before = _ids(client.recommend(user_id="7", top_k=10))
-    client.log_user_activity("7", before[0], "click")
+    user = result.users[6]
+    before = _ids(client.recommend(user_id=user, top_k=10))
+    client.log_user_activity(user, before[0], "click")
     began = time.monotonic()
-    while before[0] in _ids(client.recommend(user_id="7", top_k=10)):
+    while before[0] in _ids(client.recommend(user_id=user, top_k=10)):
         _want(time.monotonic() - began < EFFECT_SECONDS, f"item {before[0]} is still recommended after {EFFECT_SECONDS:.0f} s")
         time.sleep(0.05)
     return f"after {1000 * (time.monotonic() - began):.0f} ms"
@@ -119,18 +120,20 @@ def _events_stored(client: Client, result: DemoResult) -> str:
     from features.activity_store import ActivityStore
     from features.paths import DatasetPaths
 
-    event = client.log_user_activity("8", "1", "view")
+    user = result.users[7]
+    event = client.log_user_activity(user, _ids(client.recommend(user_id=user, top_k=1))[0], "view")
     home = Path(result.state.log_dir).parent
     store = ActivityStore(DatasetPaths(home, result.dataset).activity)
     began = time.monotonic()
-    while event not in store.read(columns=["event_id"], user_ids=["8"])["event_id"].to_pylist():
+    while event not in store.read(columns=["event_id"], user_ids=[user])["event_id"].to_pylist():
         _want(time.monotonic() - began < STORED_SECONDS, f"event {event} is not stored after {STORED_SECONDS:.0f} s")
         time.sleep(0.2)
     return f"after {time.monotonic() - began:.1f} s"
 
 
 def _refusals(client: Client, result: DemoResult) -> str:
-    for path in ("/v1/recommendations/1?top_k=0", "/v1/recommendations/1?top_k=501", "/v1/recommendations/1?top_k=x"):
+    for top_k in ("0", "501", "x"):
+        path = f"/v1/recommendations/{result.users[0]}?top_k={top_k}"
         answer = _get(result, path)
         _want(answer.status_code == 422, f"GET {path} answered {answer.status_code}")
         _want(answer.json()["error"]["field"] == "top_k", f"GET {path} does not name top_k")

@@ -33,6 +33,8 @@ class DemoResult:
     state: StackState
     admin_token: str
     versions: dict[str, str]
+    users: list[str]
+    """Known users, sorted."""
     traffic: TrafficReport
     runner: Runner
 
@@ -67,10 +69,11 @@ def run_demo(settings: Settings, overrides: tuple[str, ...]) -> DemoResult:
         for alias in ("champion", "challenger"):
             runner.run("precompute", "--alias", alias)
         _experiment(runner, client)
+        users = _users(settings, dataset)
         began = time.monotonic()
-        traffic = drive(state.base_url, _users(settings, dataset), requests=REQUESTS, seed=20261123)
+        traffic = drive(state.base_url, users, requests=REQUESTS, seed=20261123)
         console.log.print(f"  {traffic.requests} requests and {traffic.events} events in {time.monotonic() - began:.1f} s")
-    return DemoResult(dataset, state, token, aliases, traffic, runner)
+    return DemoResult(dataset, state, token, aliases, users, traffic, runner)
 
 
 def _data(runner: Runner) -> str:
