@@ -10,8 +10,8 @@ Legend: `n` items of an answer.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -100,6 +100,7 @@ class Answerer:
         self._compute = compute
         self._snapshot = snapshot
         self._metrics = metrics
+        self._random = random.Random()  # seeded by the system; ids must be unique, not secret
 
     async def recommend(self, request: RecommendationRequest) -> Answer:
         """The answer to a request.
@@ -123,7 +124,7 @@ class Answerer:
         self._metrics.answer(found.served_from, found.version, took_s)
         items = live.items if live is not None else snapshot.items
         return Answer(
-            recommendation_id=uuid.uuid4().hex,
+            recommendation_id=f"{self._random.getrandbits(128):032x}",
             request=request,
             items=_items(items, found, request.fields),
             computed_at_us=found.computed_at_us,

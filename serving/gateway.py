@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 from typing import Any
-from urllib.parse import parse_qsl
 
 from ray import serve
 
@@ -29,7 +28,16 @@ from serving.intake import EventIntake
 from serving.live_state import Snapshot, SnapshotLoader
 from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
-from serving.schemas import DEFAULT_TOP_K, RecommendationRequest, parse_body, parse_fields, parse_get, parse_selection, parse_top_k
+from serving.schemas import (
+    DEFAULT_TOP_K,
+    RecommendationRequest,
+    parse_body,
+    parse_fields,
+    parse_get,
+    parse_selection,
+    parse_top_k,
+    query_parameters,
+)
 
 _log = logging.getLogger("shortlist.serving")
 
@@ -108,7 +116,7 @@ class GatewayApp:
                 route = "recommendations"
                 _only(scope, "GET")
                 authorize(self.config, scope, "read")
-                await self._recommend(send, parse_get(path[len(_PER_USER) :], _query(scope)), request_id)
+                await self._recommend(send, parse_get(path[len(_PER_USER) :], scope["query_string"]), request_id)
             elif path == _RECOMMENDATIONS:
                 route = "recommendations"
                 _only(scope, "POST")
@@ -164,11 +172,7 @@ class GatewayApp:
         await send_json(send, 200, answer.to_json(), request_id=request_id)
 
     async def _popular(self, scope: AsgiScope, send: Send, request_id: bytes | None) -> None:
-        given: dict[str, list[str]] = {}
-        for name, value in _query(scope):
-            if name not in _POPULAR_PARAMETERS:
-                raise RequestError(f"unknown parameter {name!r}; allowed: {', '.join(sorted(_POPULAR_PARAMETERS))}", field=name)
-            given.setdefault(name, []).append(value)
+        given = query_parameters(scope["query_string"], _POPULAR_PARAMETERS)
         top_k = parse_top_k(given["top_k"][0]) if "top_k" in given else DEFAULT_TOP_K
         items, at = self.answerer.popular(parse_selection(given), top_k, parse_fields(given.get("fields", ())))
         await send_json(send, 200, {"items": items, "last_updated": at.isoformat()}, request_id=request_id)
@@ -245,13 +249,3 @@ def _only(scope: AsgiScope, method: str) -> None:
         raise RequestError(
             f"{scope['method']} is not allowed here, {method} is", code="method_not_allowed", status=405, headers={"Allow": method}
         )
-
-
-def _query(scope: AsgiScope) -> list[tuple[str, str]]:
-    raw = scope["query_string"]
-    if not raw:
-        return []
-    try:
-        return parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100)
-    except (UnicodeDecodeError, ValueError) as error:
-        raise RequestError(f"the query string cannot be read: {error}", code="malformed_query", status=400) from None

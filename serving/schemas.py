@@ -6,8 +6,10 @@ Parsing is by hand and not by a framework: this runs on every cached answer, who
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
+from urllib.parse import parse_qsl
 
 from features.events import MAX_ID_LENGTH
 from serving.errors import RequestError
@@ -76,24 +78,44 @@ class RecommendationRequest:
         return self.exclude_seen and not self.recent_items and self.candidates is None
 
 
-def parse_get(user_id: str, query: Sequence[tuple[str, str]]) -> RecommendationRequest:
-    """A request from a path and its decoded query string.
+def parse_get(user_id: str, query_string: bytes) -> RecommendationRequest:
+    """A request from a decoded path and a raw query string.
 
     Raises:
         RequestError: an unknown parameter or a value that is not allowed; `field` names it.
     """
-    if not query:
-        return RecommendationRequest(user_id=checked_id(user_id, "user_id"))
+    user_id = checked_id(user_id, "user_id")
+    if not query_string:
+        return RecommendationRequest(user_id=user_id)
+    return replace(_parse_query(query_string), user_id=user_id)
+
+
+def query_parameters(query_string: bytes, allowed: frozenset[str]) -> dict[str, list[str]]:
+    """Decoded parameters by name.
+
+    Raises:
+        RequestError: the string is malformed, or a parameter is not allowed.
+    """
+    try:
+        pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=100)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise RequestError(f"the query string cannot be read: {error}", code="malformed_query", status=400) from None
     given: dict[str, list[str]] = {}
-    for name, value in query:
-        if name not in _QUERY_PARAMETERS:
-            raise RequestError(f"unknown parameter {name!r}; allowed: {', '.join(sorted(_QUERY_PARAMETERS))}", field=name)
+    for name, value in pairs:
+        if name not in allowed:
+            raise RequestError(f"unknown parameter {name!r}; allowed: {', '.join(sorted(allowed))}", field=name)
         given.setdefault(name, []).append(value)
+    return given
+
+
+@lru_cache(maxsize=1024)
+def _parse_query(query_string: bytes) -> RecommendationRequest:
+    """The request of a query string for a user yet unnamed. Applications ask with few different ones."""
+    given = query_parameters(query_string, _QUERY_PARAMETERS)
     for name in ("top_k", "filter", "exclude_seen", "session_id"):
         if len(given.get(name, ())) > 1:
             raise RequestError(f"{name} is given more than once", field=name)
     return RecommendationRequest(
-        user_id=checked_id(user_id, "user_id"),
         session_id=checked_id(given["session_id"][0], "session_id") if "session_id" in given else None,
         top_k=parse_top_k(given["top_k"][0]) if "top_k" in given else DEFAULT_TOP_K,
         selection=parse_selection(given),

@@ -250,7 +250,7 @@ def test_bad_bodies_name_the_field(body: object, field: str | None) -> None:
 
 
 def test_query_and_body_mean_the_same() -> None:
-    query = [("top_k", "7"), ("region", "de,fr"), ("category", "A, B"), ("fields", "title,year"), ("exclude_seen", "no")]
+    query = b"top_k=7&region=de%2Cfr&category=A%2C+B&fields=title,year&exclude_seen=no"
     body = {
         "user_id": "u",
         "top_k": 7,
@@ -261,4 +261,4 @@ def test_query_and_body_mean_the_same() -> None:
     }
     assert parse_get("u", query) == parse_body(body)
     with pytest.raises(RequestError):
-        parse_get("u", [("top_k", "1"), ("top_k", "2")])
+        parse_get("u", b"top_k=1&top_k=2")
