@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 failed, one line on stderr says why and what to do; 2 wron
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import sys
@@ -62,7 +63,14 @@ def build() -> typer.Typer:
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command line and exit with its code."""
+    # Registered first, so run last: DuckDB's binding reports objects that Feast's back end keeps alive until the very end.
+    atexit.register(_silence_stderr)
     sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def _silence_stderr() -> None:
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def run(argv: list[str]) -> int:
