@@ -73,5 +73,5 @@ class DatasetPaths:
 
     @property
     def feast_project(self) -> str:
-        """Feast project name: Feast allows letters, digits and underscores only."""
-        return "shortlist_" + re.sub(r"[^a-z0-9]", "_", self.dataset)
+        """Feast project name: Feast allows letters, digits and underscores only. Different datasets have different projects."""
+        return "shortlist_" + self.dataset.replace("_", "__").replace("-", "_m").replace(".", "_p")
