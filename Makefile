@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: demo test check bench install install-dev constraints clean
 
@@ -32,7 +33,7 @@ check: install-dev
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/shortlist bench --help
+	$(BIN)/shortlist bench $(or $(BENCH_ARGS),demo)
 
 constraints: install-dev
 	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt

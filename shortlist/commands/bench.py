@@ -1,0 +1,101 @@
+"""`shortlist bench`: the measurements of docs/benchmarks.md, as Markdown to paste there."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+from shortlist.client import Client
+from shortlist.commands import console
+from shortlist.demo.flow import DemoResult, run_demo, study, summary
+from shortlist.demo.runner import Runner
+from shortlist.settings import load_settings
+from shortlist.stack.control import stop_stack
+from training.tracking import git_commit
+
+app = typer.Typer(help="Measure, and print what docs/benchmarks.md records.", no_args_is_help=True)
+
+METRICS = ("ndcg@10", "hr@10", "recall@50", "coverage@10")
+"""Columns of quality tables."""
+
+
+@app.command()
+def demo() -> None:
+    """Time and memory of each step of the demo in a new home, and the validation metrics of its two versions."""
+    with tempfile.TemporaryDirectory(prefix="shortlist-bench-") as folder:
+        overrides = (f"home={folder}/home", "serve.port=0", "mlflow.port=0")
+        settings = load_settings(overrides)
+        try:
+            result = run_demo(settings, overrides)
+            with Client(result.state.base_url, token=result.admin_token) as client:
+                versions = {row["version"]: row["metrics"] for row in client.models()["versions"]}
+        finally:
+            stop_stack(settings.home)
+    console.finish({**summary(result), "metrics": versions, "machine": machine()}, demo_markdown(result, versions))
+
+
+@app.command()
+def quality(
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="An imported dataset.")],
+    study_file: Annotated[
+        Path | None, typer.Option("--study", help="Study to run; the quickstart study when left out.", metavar="STUDY.toml")
+    ] = None,
+) -> None:
+    """Tune a study on validation, then read the leave-one-out test once with the best configuration, strict."""
+    runner = Runner(console.options.overrides)
+    file = str(study_file or study("quickstart"))
+    tuned = runner.run("tune", file, "--dataset", dataset)
+    tested = runner.run("evaluate", "--dataset", dataset, "--study", file)
+    result: dict[str, Any] = {
+        "dataset": dataset,
+        "study": file,
+        "validation": tuned,
+        "test": tested,
+        "machine": machine(),
+        "seconds": round(sum(record.seconds for record in runner.records), 1),
+        "peak_mb": max(record.peak_mb for record in runner.records),
+    }
+    console.finish(result, quality_markdown(result))
+
+
+def demo_markdown(result: DemoResult, versions: dict[str, dict[str, float]]) -> str:
+    """The demo's tables."""
+    lines = [machine(), "", "| step | s | MB in all |", "|---|---|---|"]
+    lines += [f"| `{record.command}` | {record.seconds:.1f} | {record.peak_mb:,} |" for record in result.runner.records]
+    lines += ["", f"| version | {' | '.join(METRICS)} |", f"|---|{'---|' * len(METRICS)}"]
+    for version, metrics in sorted(versions.items()):
+        lines.append(f"| {version} | " + " | ".join(_figure(metrics.get(name)) for name in METRICS) + " |")
+    return "\n".join(lines)
+
+
+def quality_markdown(result: dict[str, Any]) -> str:
+    """One dataset's table: the funnel on validation and test, and its gain on each source with the paired interval."""
+    validation, test = result["validation"], result["test"]
+    lines = [f"{result['machine']}; {result['seconds']:.0f} s, {result['peak_mb']:,} MB", ""]
+    lines += ["| | " + " | ".join(METRICS) + " |", f"|---|{'---|' * len(METRICS)}"]
+    for name, part in (("validation", validation["metrics"]), (f"test, strict, {test['users']:,} users", test["metrics"])):
+        lines.append(f"| {result['dataset']}, {name} | " + " | ".join(_figure(part.get(metric)) for metric in METRICS) + " |")
+    low, high = test["ci95"]["ndcg@10"]
+    lines += ["", f"Test ndcg@10 {test['metrics']['ndcg@10']:.4f}, 95 % interval over users {low:.4f} to {high:.4f}."]
+    lines += ["", "| funnel minus, ndcg@10 on validation | difference | 95 % interval | p |", "|---|---|---|---|"]
+    for source, gain in validation["against_sources"].items():
+        low, high = gain["ci95"]
+        lines.append(f"| {source} | {gain['difference']:+.4f} | {low:+.4f} to {high:+.4f} | {gain['p']:.3f} |")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """Hardware, system and commit in one line."""
+    memory_gb = psutil.virtual_memory().total / 2**30
+    python = f"Python {platform.python_version()}"
+    return f"commit {git_commit()[:10]}, {os.cpu_count()} cores, {memory_gb:.0f} GB, {platform.system()}, {python}"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
