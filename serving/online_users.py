@@ -74,6 +74,11 @@ class OnlineUsers:
         self._not_before = 0.0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feast")
 
+    @property
+    def ready(self) -> bool:
+        """Whether the store has been opened."""
+        return self._read is not None
+
     def start(self) -> None:
         """Load in the background; reads give None until it is done."""
         threading.Thread(target=self._load, name="feast-load", daemon=True).start()

@@ -103,7 +103,7 @@ def pipeline(bundle: Path) -> Pipeline:
     return Pipeline.load(bundle)
 
 
-def fill_catalogue(control_url: str, items: pa.Table) -> ControlStore:
+def filled_catalogue(control_url: str, items: pa.Table) -> ControlStore:
     """A control store whose catalogue holds the world's items."""
     store = ControlStore(control_url).create()
     catalogue = Catalogue(store, DATASET)
@@ -111,6 +111,12 @@ def fill_catalogue(control_url: str, items: pa.Table) -> ControlStore:
     catalogue.save_schema(DatasetSchema(DATASET, item_attributes=tuple(Attribute(n, n, k) for n, k in kinds.items())))  # type: ignore[arg-type]
     catalogue.upsert_items(items)
     return store
+
+
+@pytest.fixture(scope="session")
+def fill_catalogue() -> Callable[[str, pa.Table], ControlStore]:
+    """Makes a control store at a URL whose catalogue holds some items."""
+    return filled_catalogue
 
 
 @pytest.fixture
@@ -186,7 +192,7 @@ def stack(
     )
     before = dict(os.environ)
     try:
-        store = fill_catalogue(config.control_url, item_attributes)
+        store = filled_catalogue(config.control_url, item_attributes)
         start_ray(home, temporary, serve_env(temporary, stats_port=free_port(), metrics_port=free_port()))
         from serving.graph import deploy_gateway, deploy_version, start_serve, stop_serve
 

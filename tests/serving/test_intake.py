@@ -1,0 +1,163 @@
+"""Event intake when the bus or the cache is in trouble, exposures while the bus is gone, and who may call what."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from experiments.assignment import Assignment
+from features.bus import EVENTS, EXPOSURES
+from features.errors import BusFullError, BusUnavailableError
+from features.event_codec import decode_event
+from serving.answers import Answer
+from serving.config import ServingConfig, hash_token
+from serving.errors import RequestError
+from serving.exposure_log import ExposureLog
+from serving.http import authorize
+from serving.intake import EventIntake
+from serving.metrics import GatewayMetrics
+from serving.recent_activity import RecentEvent
+from serving.schemas import RecommendationRequest
+
+GOOD = {"user_id": "u", "item_id": "i", "action": "click", "event_id": "e1"}
+
+
+class StubBus:
+    """Keeps what is published, knows keys, fails on demand."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[str, bytes]] = []
+        self.keys: set[str] = set()
+        self.failure: Exception | None = None
+
+    async def publish_async(self, stream: str, payloads: Sequence[bytes], keys: Sequence[str]) -> list[str | None]:
+        if self.failure is not None:
+            raise self.failure
+        ids = [None if key in self.keys else "1-1" for key in keys]
+        self.published += [(stream, payload) for payload, one in zip(payloads, ids, strict=True) if one]
+        self.keys |= set(keys)
+        return ids
+
+
+class StubMarks:
+    """Keeps what was appended."""
+
+    def __init__(self, up: bool = True) -> None:
+        self.up, self.appended = up, list[dict[str, list[RecentEvent]]]()
+
+    async def append_activity(self, events: dict[str, list[RecentEvent]], now_us: int) -> bool:
+        self.appended.append(events)
+        return self.up
+
+
+def take(intake: EventIntake, body: object):
+    return asyncio.run(intake.take(body))
+
+
+@pytest.fixture
+def bus() -> StubBus:
+    return StubBus()
+
+
+@pytest.fixture
+def marks() -> StubMarks:
+    return StubMarks()
+
+
+@pytest.fixture
+def intake(make_config, bus: StubBus, marks: StubMarks) -> EventIntake:
+    return EventIntake(make_config(), bus, marks, GatewayMetrics())  # type: ignore[arg-type]
+
+
+def test_events_reach_the_bus_and_move_the_marks(intake: EventIntake, bus: StubBus, marks: StubMarks) -> None:
+    shown = {"user_id": "u", "item_id": "j", "action": "impression", "timestamp": "2026-11-01T00:00:00Z"}
+    visitor = {"session_id": "s", "item_id": "k", "action": "dislike", "timestamp": 1_800_000_000}
+    receipt = take(intake, {"events": [GOOD, shown, {"action": "view"}, visitor, GOOD | {"item_id": "other"}]})
+    assert (receipt.accepted, receipt.duplicates) == (4, 0)
+    assert [one["index"] for one in receipt.rejected] == [2]
+    assert [one is None for one in receipt.event_ids] == [False, False, True, False, False]
+    assert {stream for stream, _ in bus.published} == {EVENTS}
+    assert [decode_event(payload)["item_id"] for _, payload in bus.published] == ["i", "j", "k", "other"]
+    moved = marks.appended[0]
+    assert [(event.item_id, event.positive) for event in moved["u:u"]] == [("i", True), ("other", True)]
+    assert moved["s:s"] == [RecentEvent("k", 1_800_000_000_000_000, False)]
+
+
+def test_a_repeated_event_is_a_duplicate_and_moves_no_mark(intake: EventIntake, marks: StubMarks) -> None:
+    assert take(intake, GOOD).duplicates == 0
+    assert take(intake, GOOD).to_json() == {"accepted": 1, "duplicates": 1, "rejected": [], "event_ids": ["e1"]}
+    assert len(marks.appended) == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code"),
+    [(BusFullError("full"), 429, "bus_full"), (BusUnavailableError("gone"), 503, "bus_unavailable")],
+)
+def test_what_the_bus_does_not_take_is_not_accepted(
+    intake: EventIntake, bus: StubBus, marks: StubMarks, failure: Exception, status: int, code: str
+) -> None:
+    bus.failure = failure
+    with pytest.raises(RequestError) as caught:
+        take(intake, GOOD)
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert caught.value.headers["Retry-After"] == "1"
+    assert not marks.appended
+
+
+def test_a_cache_that_is_gone_costs_no_event(intake: EventIntake, marks: StubMarks) -> None:
+    marks.up = False
+    assert take(intake, GOOD).accepted == 1
+
+
+@pytest.mark.parametrize("body", [None, 5, [], {"events": {}}, {"events": [], "more": 1}, {}, {"events": [{}]}])
+def test_no_valid_event_is_a_422(intake: EventIntake, body: object) -> None:
+    with pytest.raises(RequestError) as caught:
+        take(intake, body)
+    assert caught.value.status == 422
+
+
+def test_exposures_wait_for_the_bus_and_are_sent_once(make_config, bus: StubBus) -> None:
+    assigned = [Assignment("e", "a", "user_id", "u", "1", None), Assignment("f", "b", "user_id", "u", None, {})]
+    request = RecommendationRequest(user_id="u")
+    answers = [Answer(f"r{n}", request, [{"item_id": "i"}], 1, "1", assigned, "cache", False, 0.1) for n in range(3)]
+
+    async def run() -> None:
+        log = ExposureLog(make_config(), bus, GatewayMetrics())  # type: ignore[arg-type]
+        bus.failure = BusUnavailableError("gone")
+        log.start()
+        for answer in answers:
+            log.add(answer)
+        await asyncio.sleep(0.1)
+        assert not bus.published
+        bus.failure = None
+        await log.stop()
+
+    asyncio.run(run())
+    assert [stream for stream, _ in bus.published] == [EXPOSURES] * 6
+    assert bus.keys == {f"r{n}:{name}" for n in range(3) for name in "ef"}
+
+
+TOKENS = {"read_token_sha256": hash_token("r"), "write_token_sha256": hash_token("w"), "admin_token_sha256": hash_token("a")}
+
+
+@pytest.mark.parametrize(
+    ("token", "allowed"),
+    [("r", {"read"}), ("w", {"read", "write"}), ("a", {"read", "write", "admin"}), ("x", set()), (None, set())],
+)
+@pytest.mark.parametrize("wanted", ["read", "write", "admin"])
+def test_scopes(make_config, token: str | None, allowed: set[str], wanted: str) -> None:
+    def asked(config: ServingConfig) -> str:
+        headers = [] if token is None else [(b"authorization", b"Bearer " + token.encode())]
+        return authorize(config, {"headers": headers}, wanted)  # type: ignore[arg-type]
+
+    closed = make_config(open_loopback=False, **TOKENS)
+    if wanted in allowed:
+        assert asked(closed) in {"read", "write", "admin"}
+    else:
+        with pytest.raises(RequestError) as caught:
+            asked(closed)
+        assert caught.value.status == (403 if allowed else 401)
+    if wanted != "admin":
+        assert asked(make_config(open_loopback=True, **TOKENS)) == "loopback"
