@@ -23,10 +23,12 @@ from typing import Any, Self
 
 import psutil
 import ray
+from pydantic import ValidationError
 from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from training.models.registry import MODELS
 from training.search import Proposal, StudySearch
 from training.study import Study
 from training.tracking import TrialRuns
@@ -36,8 +38,11 @@ from training.tune_progress import SearchProgress
 
 NICENESS = 15
 """Of trials: a stack that serves on the same cores keeps its latency (378 requests/s beside trials, 241 without)."""
-MEMORY_SHARE = 0.6
-"""Share of the free memory that trials may take together."""
+MEMORY_SHARE = 0.9
+"""Share of the memory that Ray counts on which one trial may ask for."""
+PROCESS_BYTES = 600 * 2**20
+"""A trial's process with the libraries, its share of the data and an evaluation's block of scores (300 to 700 MB on ml-100k)."""
+MEMORY_STEP = 512 * 2**20
 
 
 def run_search(
@@ -67,7 +72,7 @@ def run_search(
     Returns:
         All records of the log, those of earlier calls included.
     """
-    observer = _Observer(study, search.planned, log, runs, on_progress, deadline, _concurrency(task))
+    observer = _Observer(study, search.planned, log, runs, on_progress, deadline)
     mode = "max" if study.direction == "maximize" else "min"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -78,12 +83,12 @@ def run_search(
         try:
             with _quiet_ray():
                 tuner = tune.Tuner(
-                    tune.with_resources(tune.with_parameters(_trainable, task=task), {"CPU": 1}),
+                    tune.with_resources(tune.with_parameters(_trainable, task=task), _needs),
                     tune_config=tune.TuneConfig(
-                        search_alg=_AskTell(search, mode, deadline),
+                        search_alg=_AskTell(search, task, mode, deadline),
                         scheduler=_PerSourceAsha(mode, study.grace_epochs),
                         num_samples=remaining,
-                        max_concurrent_trials=observer.concurrency,
+                        max_concurrent_trials=max(1, int(ray.cluster_resources().get("CPU", 1))),
                         reuse_actors=True,
                         trial_name_creator=lambda trial: str(trial.config["name"]),
                         trial_dirname_creator=lambda trial: str(trial.config["name"]),
@@ -131,15 +136,24 @@ def _give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _concurrency(task: TrialTask) -> int:
-    """Trials at a time: one a CPU of the cluster, as far as the memory goes."""
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    # A process with torch and the libraries takes 0.5 GB; the columns of a fold are read in place, models copy them a few times.
-    columns = task.fold.fit
-    data_bytes = sum(a.nbytes for a in (columns.user_idx, columns.item_idx, columns.time_us, columns.value)) * 6
-    per_trial = 500 * 2**20 + data_bytes
-    room = int(psutil.virtual_memory().available * MEMORY_SHARE)
-    return max(1, min(cpus, room // per_trial))
+def _needs(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """What a trial asks of Ray: a whole CPU, and the memory that its model may need, so that big ones wait for each other."""
+    return tune.PlacementGroupFactory([{"CPU": 1, "memory": config["memory_bytes"]}])
+
+
+def _memory_bytes(proposal: Proposal, task: TrialTask) -> int:
+    """Memory that a trial asks Ray for. Ray counts it and bounds nothing.
+
+    A trial that could never fit asks for nearly all there is and runs alone: whether it fits is for the model to say.
+    """
+    model = MODELS[proposal.model]
+    try:
+        wanted = PROCESS_BYTES + model.training_bytes(model.Config.model_validate(proposal.config), task.fold.fit)
+    except ValidationError:
+        wanted = PROCESS_BYTES  # a configuration that the model refuses: the trial says so
+    most = int(ray.cluster_resources().get("memory", psutil.virtual_memory().available) * MEMORY_SHARE)
+    # In steps, because trials with equal needs share a process.
+    return min(-(-wanted // MEMORY_STEP) * MEMORY_STEP, most)
 
 
 class _NotKept:
@@ -156,9 +170,9 @@ class _NotKept:
 class _AskTell(_NotKept, Searcher):
     """`StudySearch` in the form that Tune asks."""
 
-    def __init__(self, search: StudySearch, mode: str, deadline: float | None) -> None:
+    def __init__(self, search: StudySearch, task: TrialTask, mode: str, deadline: float | None) -> None:
         super().__init__(metric="objective", mode=mode)
-        self._search, self._deadline = search, deadline
+        self._search, self._task, self._deadline = search, task, deadline
         self._proposals: dict[str, Proposal] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -175,6 +189,7 @@ class _AskTell(_NotKept, Searcher):
             "number": proposal.number,
             "params": dict(proposal.params),
             "config": dict(proposal.config),
+            "memory_bytes": _memory_bytes(proposal, self._task),
         }
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
@@ -247,10 +262,9 @@ class _Observer(_NotKept, tune.Callback):
         runs: TrialRuns,
         on_progress: Callable[[SearchProgress], None] | None,
         deadline: float | None,
-        concurrency: int,
     ) -> None:
         self._study, self._planned, self._log, self._runs = study, planned, log, runs
-        self._on_progress, self._deadline, self.concurrency = on_progress, deadline, concurrency
+        self._on_progress, self._deadline = on_progress, deadline
         self._running: dict[str, _Running] = {}
         self._records = log.records()
         self._ended_before = len(self._records)

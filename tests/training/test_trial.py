@@ -105,3 +105,9 @@ def test_scores_that_are_not_finite_end_the_trial(task: TrialTask) -> None:
 def test_an_unknown_parameter_is_named(task: TrialTask) -> None:
     with pytest.raises(StudyError, match="window_size"):
         run(task, "transition_knn", window_size=3)
+
+
+def test_a_dense_model_announces_its_matrix(task: TrialTask) -> None:
+    sparse = MODELS["transition_knn"].training_bytes(MODELS["transition_knn"].Config(), task.fold.fit)
+    dense = MODELS["ease"].training_bytes(MODELS["ease"].Config(), task.fold.fit)
+    assert dense - sparse == int(1.2 * 30 * 30 * 8)

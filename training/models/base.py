@@ -73,6 +73,14 @@ class Retriever(ABC):
                 it can score; returning True stops the training. Models without epochs ignore it.
         """
 
+    @classmethod
+    def training_bytes(cls, config: ModelConfig, interactions: Interactions) -> int:
+        """Memory that `fit` needs beside the data, estimated from above: searches run as many trials at once as fit together.
+
+        The default suits models whose state grows with the interactions; models with dense matrices override it.
+        """
+        return 200 * len(interactions) + 2_000 * (interactions.num_users + interactions.num_items)
+
     @abstractmethod
     def score(self, queries: QueryBatch) -> FloatArray:
         """Score every item for every query: (B, N) float32, higher is better, finite.

@@ -20,6 +20,7 @@ from pydantic import Field
 from scipy.linalg import lapack
 
 from training.errors import NotTrainableError
+from training.interactions import Interactions
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
 from training.models.item_item import ItemItemConfig, ItemItemRetriever, popularity_share
 
@@ -49,6 +50,11 @@ class Ease(ItemItemRetriever):
     Config: ClassVar[type[ModelConfig]] = EaseConfig
     config: EaseConfig
 
+    @classmethod
+    def training_bytes(cls, config: ModelConfig, interactions: Interactions) -> int:
+        """See `Retriever.training_bytes`: the dense matrix of items with activity."""
+        return super().training_bytes(config, interactions) + dense_bytes(len(np.unique(interactions.item_idx)))
+
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
         """See `Retriever.fit`. No randomness, no epochs.
 
@@ -76,8 +82,7 @@ def gram_inverse(matrix: sp.csr_matrix, l2: float) -> npt.NDArray[np.floating]:
     """
     size = matrix.shape[1]
     dtype = np.float64 if size <= DOUBLE_UP_TO else np.float32
-    # The dense matrix, and blocks of it that are small beside it.
-    need_gb = 1.2 * size * size * np.dtype(dtype).itemsize / 1e9
+    need_gb = dense_bytes(size) / 1e9
     free_gb = psutil.virtual_memory().available / 1e9
     if size > MAX_ITEMS or need_gb > free_gb:
         limit = f"the limit is {MAX_ITEMS:,} items" if size > MAX_ITEMS else f"{free_gb:.1f} GB are free"
@@ -99,6 +104,11 @@ def gram_inverse(matrix: sp.csr_matrix, l2: float) -> npt.NDArray[np.floating]:
         raise NotTrainableError(f"ease: X'X + {l2:g} I is not positive definite in {np.dtype(dtype).name}: give a larger l2")
     _mirror_lower(inverse)
     return np.asarray(inverse)
+
+
+def dense_bytes(size: int) -> int:
+    """Memory of the inverse of `size` columns: the dense matrix, and blocks of it that are small beside it."""
+    return int(1.2 * size * size * (8 if size <= DOUBLE_UP_TO else 4))
 
 
 def _mirror_lower(square: npt.NDArray[np.floating]) -> None:
