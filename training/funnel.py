@@ -46,7 +46,7 @@ class FunnelReport:
     """What fitting found out, all of it on validation and on users that blend and ranker were not fitted on.
 
     Args:
-        ndcg10: each source alone, `blend`, and each ranker that was tried: NDCG@10 over the candidates, a missed target counting 0.
+        ndcg10: each source alone, `blend`, and each ranker that was tried (mixed with the blend): a missed target counts 0.
         recall: share of the targets among the union's candidates (`union`), and among each source's.
         shipped: `blend`, or the kind of the ranker that ships.
         comparisons: ranker's kind -> its NDCG@10 less the blend's, with interval and p.
@@ -164,7 +164,8 @@ def fit_funnel(
     report.comparisons = crossed.comparisons
     report.weight = crossed.weight if crossed.ranker is not None else None
     report.importance = {} if crossed.ranker is None else crossed.ranker.importance()
-    report.ndcg10 = {name: round(value, 6) for name, value in {**crossed.blend.singles, **crossed.ndcg}.items()}
+    alone = {name: single.metrics["ndcg@10"] for name, single in singles.items()}
+    report.ndcg10 = {name: round(value, 6) for name, value in {**alone, **crossed.ndcg}.items()}
     hit = labels[:, :, None] & ~np.isnan(candidates.rank)
     targets = max(len(sample.target_idx), 1)
     report.recall = {"union": round(float(labels.sum()) / targets, 6)}

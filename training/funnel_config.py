@@ -52,8 +52,8 @@ class BlendConfig(BaseModel):
     """Source -> its part. None searches on validation."""
     trials: int = Field(default=120, ge=0, le=5_000)
     """Trials of the search, single sources and the equal blend beside them; 0 takes the best of those."""
-    max_users: int = Field(default=6_000, ge=1)
-    """Validation users that the search looks at, drawn by the seed."""
+    max_users: int = Field(default=4_000, ge=1)
+    """Validation users with a target among their candidates that the search looks at, drawn by the seed."""
 
 
 class RankerConfig(BaseModel):

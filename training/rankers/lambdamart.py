@@ -48,7 +48,9 @@ class LambdaMartConfig(RankerSettings):
     """Pairs are looked at where one of the two is among so many best."""
     base_weight: float = Field(default=1.0, ge=0, le=20)
     """Weight of the standardised blend in the initial score."""
-    train_candidates: int = Field(default=150, ge=10)
+    max_bins: int = Field(default=63, ge=3, le=255)
+    """Values that a feature is binned into."""
+    train_candidates: int = Field(default=100, ge=10)
     """Candidates a query that training looks at."""
     patience: int = Field(default=40, ge=1)
     """Trees without improvement after which training stops."""
@@ -90,6 +92,7 @@ class LambdaMart(Ranker):
             "num_leaves": config.num_leaves,
             "learning_rate": config.learning_rate,
             "min_data_in_leaf": min(config.min_data_in_leaf, max(rows // 100, 1)),
+            "max_bin": config.max_bins,
             "feature_fraction": config.feature_fraction,
             "bagging_fraction": config.bagging_fraction,
             "bagging_freq": 1,

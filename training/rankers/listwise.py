@@ -48,7 +48,7 @@ class ListwiseConfig(RankerSettings):
     max_epochs: int = Field(default=30, ge=1, le=1_000)
     patience: int = Field(default=4, ge=1)
     """Epochs without improvement after which training stops."""
-    train_candidates: int = Field(default=120, ge=10)
+    train_candidates: int = Field(default=100, ge=10)
     """Candidates a query that training looks at, drawn anew each epoch."""
     held_out: float = Field(default=0.15, gt=0, lt=0.9)
     """Share of the queries that decide where to stop."""
