@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import secrets
+import time
 from typing import Any
 
 from ray import serve
@@ -16,7 +19,7 @@ from ray import serve
 from features.errors import FeaturesError
 from features.redis_bus import RedisStreamBus
 from serving.announce import listen
-from serving.answers import Answerer
+from serving.answers import Answer, Answerer
 from serving.api.app import build_api
 from serving.api.context import ApiContext
 from serving.cache import ListCache
@@ -26,6 +29,7 @@ from serving.exposure_log import ExposureLog
 from serving.http import AsgiScope, Message, Receive, Send, authorize, read_json, request_id_of, send_bytes, send_json
 from serving.intake import EventIntake
 from serving.live_state import Snapshot, SnapshotLoader
+from serving.logs import log_to_file
 from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
 from serving.schemas import (
@@ -89,6 +93,7 @@ class GatewayApp:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._api = build_api(ApiContext(config, self._refresh))
         self._tasks: list[asyncio.Task[None]] = []
+        self._degraded, self._degraded_logged_at = 0, 0.0
 
     def _refresh(self) -> None:
         """Look at the control store now; called from threads of the API."""
@@ -149,8 +154,9 @@ class GatewayApp:
             status = error.status
             await send_json(send, status, error.to_json(), request_id=request_id, headers=error.headers)
         except Exception:
-            status = 500
-            _log.exception("request failed: %s %s", scope["method"], path)
+            status, request_id = 500, request_id or secrets.token_hex(8).encode()
+            told = {"request_id": request_id.decode(), "route": route, "status": status}
+            _log.exception("request failed: %s %s", scope["method"], path, extra=told)
             body = {"error": {"code": "internal", "message": "the request failed; the gateway's log says why"}}
             await send_json(send, 500, body, request_id=request_id)
         self.metrics.request(route, status)
@@ -169,7 +175,22 @@ class GatewayApp:
     async def _recommend(self, send: Send, request: RecommendationRequest, request_id: bytes | None) -> None:
         answer = await self.answerer.recommend(request)
         self._exposures.add(answer)
+        if answer.degraded:
+            self._log_degraded(answer, request_id)
         await send_json(send, 200, answer.to_json(), request_id=request_id)
+
+    def _log_degraded(self, answer: Answer, request_id: bytes | None) -> None:
+        """One line a second at most, which says how many there were: trouble comes in thousands."""
+        self._degraded += 1
+        now = time.monotonic()
+        if now - self._degraded_logged_at >= 1.0:
+            told = {
+                "request_id": request_id.decode() if request_id is not None else answer.recommendation_id,
+                "served_from": answer.served_from,
+                "version": answer.model_version,
+            }
+            _log.warning("%d degraded answers since the last such line", self._degraded, extra=told)
+            self._degraded, self._degraded_logged_at = 0, now
 
     async def _popular(self, scope: AsgiScope, send: Send, request_id: bytes | None) -> None:
         given = query_parameters(scope["query_string"], _POPULAR_PARAMETERS)
@@ -237,7 +258,9 @@ class Gateway:
     """
 
     def __init__(self, config_json: str) -> None:
-        self._app = GatewayApp(ServingConfig.model_validate_json(config_json))
+        config = ServingConfig.model_validate_json(config_json)
+        log_to_file(config, f"gateway-{os.getpid()}")
+        self._app = GatewayApp(config)
 
     def __serve_build_asgi_app__(self) -> GatewayApp:
         """Ray Serve asks for the application after the constructor has loaded the routing state."""

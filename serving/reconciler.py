@@ -93,6 +93,7 @@ class Reconciler:
         self._unwanted_since: dict[str, float] = {}
         self._known_folders: dict[str, str] = {}
         self._registry_down = False
+        self._running: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Step every `poll_s` seconds until `stop` is set. No trouble ends it."""
@@ -110,6 +111,7 @@ class Reconciler:
             FeaturesError: the control store cannot be read or written.
         """
         before = self._control.state()
+        self._running = self._graph.running()  # asked once: Serve's controller answers in milliseconds of its one core
         aliases = self._aliases()
         if aliases is None:
             self._redeploy(before)
@@ -174,7 +176,7 @@ class Reconciler:
                 if not (refusal.overridable and self._registry.version(version).servable):
                     return None
                 del self._refused[version]
-            if known_folder is not None and version in self._graph.running():
+            if known_folder is not None and version in self._running:
                 self._tag(version, "live")
                 return Path(known_folder)
             if not self._registry.version(version).servable:
@@ -206,12 +208,14 @@ class Reconciler:
                     number = attempt.retry_state.attempt_number
                     _log.warning("version %s, attempt %d of %d: %s", version, number, LOAD_ATTEMPTS, _first_line(error))
                     self._graph.delete(version)
+                    self._running.discard(version)
                     raise
+                self._running.add(version)
                 _log.info("version %s is live after %.1f s", version, time.monotonic() - started)
 
     def _redeploy(self, state: ServingState) -> None:
         """Without MLflow: bring back what was routed to before a restart."""
-        missing = state.versions.keys() - self._graph.running() - self._refused.keys()
+        missing = state.versions.keys() - self._running - self._refused.keys()
         for version in sorted(missing, key=lambda one: one != state.champion):
             try:
                 self._load(version, Path(state.versions[version]))
@@ -227,7 +231,7 @@ class Reconciler:
     def _drop(self, state: ServingState) -> None:
         """Remove applications that nothing routes to, once every gateway must have noticed and finished its last calls."""
         now = self._clock()
-        idle = self._graph.running() - state.versions.keys()
+        idle = self._running - state.versions.keys()
         self._unwanted_since = {version: self._unwanted_since.get(version, now) for version in idle}
         patience_s = self._config.reread_s + self._config.deadline_ms / 1000 + 1
         for version, since in list(self._unwanted_since.items()):

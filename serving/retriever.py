@@ -9,6 +9,7 @@ Legend: `N` items, `L` entries of a history.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from serving.config import ServingConfig
 from serving.control import ServingControl
 from serving.item_table import ItemTable
 from serving.live_state import ItemChanges, set_availability
+from serving.logs import log_to_file
 from serving.messages import ComputeRequest
 from serving.online_users import OnlineUser, OnlineUsers
 from serving.ranker import RankerStage
@@ -177,6 +179,7 @@ class Retriever:
 
     def __init__(self, config_json: str, bundle_folder: str, ranker: Any = None) -> None:
         config = ServingConfig.model_validate_json(config_json)
+        log_to_file(config, f"retriever-{os.getpid()}")
         folder = Path(bundle_folder)
         pipeline = Pipeline.load(folder, expected_dataset=config.dataset)
         items = ItemTable.from_bundle(folder)

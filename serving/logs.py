@@ -1,0 +1,53 @@
+"""Structured logs of the serving processes: one JSON object a line, in files below SHORTLIST_HOME/logs that rotate.
+
+Ray keeps its own logs in a session folder that goes away with the stack; these stay. Requests are logged when they fail or are
+answered by a lower rung, with their `X-Request-ID`; a line for every cached answer would cost a tenth of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+
+from serving.config import ServingConfig
+
+LOGGER = "shortlist.serving"
+MAX_BYTES, KEPT_FILES = 20 << 20, 3
+FIELDS = ("request_id", "route", "status", "version", "served_from", "reason")
+"""Extra fields of a record that are written beside the message."""
+
+
+class JsonLines(logging.Formatter):
+    """A record as one JSON object."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter.format`."""
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def log_to_file(config: ServingConfig, process: str) -> None:
+    """Send this process's serving log to `logs/<process>.jsonl`. Called once, by whatever starts the process's work."""
+    folder = config.home / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = RotatingFileHandler(
+        folder / f"{process}.jsonl", maxBytes=MAX_BYTES, backupCount=KEPT_FILES, encoding="utf-8", delay=True
+    )
+    handler.setFormatter(JsonLines(process))
+    logger = logging.getLogger(LOGGER)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,38 @@
+"""Log lines are JSON with the request's id."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+from serving.logs import LOGGER, JsonLines, log_to_file
+
+
+def test_a_line_is_one_json_object_with_what_was_told() -> None:
+    try:
+        raise ValueError("broken\nin two lines")
+    except ValueError:
+        record = logging.LogRecord(LOGGER, logging.ERROR, __file__, 1, "failed: %s", ("é",), sys.exc_info())
+    record.request_id, record.status = "r-1", 500
+    line = JsonLines("gateway-7").format(record)
+    assert "\n" not in line
+    told = json.loads(line)
+    assert (told["message"], told["request_id"], told["status"]) == ("failed: é", "r-1", 500)
+    assert told["process"] == "gateway-7"
+    assert "broken" in told["error"]
+    assert told["at"].endswith("+00:00")
+
+
+def test_lines_go_to_the_home(make_config) -> None:
+    config, logger = make_config(), logging.getLogger(LOGGER)
+    before = list(logger.handlers)
+    try:
+        log_to_file(config, "test")
+        logger.info("hello", extra={"version": "3"})
+        (line,) = (config.home / "logs" / "test.jsonl").read_text().splitlines()
+        assert json.loads(line)["version"] == "3"
+    finally:
+        for handler in set(logger.handlers) - set(before):
+            logger.removeHandler(handler)
+            handler.close()
