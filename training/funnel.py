@@ -30,6 +30,7 @@ from training.models.base import TrainingData
 from training.models.registry import build_model
 from training.pipeline import Pipeline, Source, item_table
 from training.queries import QueryBatch
+from training.ranked_lists import best_lists, completed
 from training.rankers.registry import ranker_settings
 from training.ranking_stage import RankingStage
 from training.splits import Fold
@@ -280,6 +281,6 @@ def _looked_up(pipeline: Pipeline, found: ValidationCandidates, scores: FloatArr
         filled = fill(candidates, k, pipeline.by_popularity, queries, fold.allowed, fold.exclude_history)
         grown = filled.item_idx.shape[1] - scores.shape[1]
         known = np.pad(scores[rows], ((0, 0), (0, grown)), constant_values=-np.inf)
-        return pipeline.ranked_lists(filled, pipeline.completed(known, filled), k)
+        return best_lists(filled, completed(known, filled, pipeline.popularity_rank), k, pipeline.source_names)
 
     return recommend

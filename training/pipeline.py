@@ -29,9 +29,10 @@ from training.funnel_config import FunnelConfig, SourceConfig
 from training.histories import Histories
 from training.interactions import BoolArray, FloatArray, IdArray, IntArray, LongArray
 from training.item_timeline import ItemTimeline
-from training.models.base import Retriever, top_k
+from training.models.base import Retriever
 from training.models.registry import MODELS
 from training.queries import QueryBatch, queries_from_histories
+from training.ranked_lists import ahead_of, best_lists, completed
 from training.ranking_features import USER_FEATURES
 from training.ranking_stage import RankingStage
 from training.union import fill, unite
@@ -112,7 +113,7 @@ class Pipeline:
         return ItemTimeline.of(self.histories.item_idx, self.histories.time_us)
 
     @cached_property
-    def _popularity_rank(self) -> FloatArray:
+    def popularity_rank(self) -> FloatArray:
         """(N,) float32 in [0, 1): 0 for the most popular item."""
         rank = np.empty(self.num_items, dtype=np.float32)
         rank[self.by_popularity] = np.arange(self.num_items, dtype=np.float32) / max(self.num_items, 1)
@@ -183,50 +184,23 @@ class Pipeline:
     def score(self, queries: QueryBatch, candidates: CandidateSet) -> FloatArray:
         """(B, K) float32: the funnel's score of each candidate, higher is better; padding gets -inf.
 
-        Items that only fill the list come after all others, by popularity.
+        With a ranker, the `k_candidates` best by blend reach it and the others stay behind them. Items that only fill the list come
+        after all others, by popularity.
         """
         if self.stage is None:
-            return self.completed(self.blend.score(candidates), candidates)
-        width = candidates.item_idx.shape[1]
-        if width <= self.config.k_candidates:
-            return self.completed(self.stage.score(queries, candidates, self.blend, self.timeline), candidates)
-        # The best by blend reach the ranker; the others keep their order behind them.
-        blended = self.completed(self.blend.score(candidates), candidates)
-        order = np.argsort(-blended, axis=1, kind="stable")
-        best = np.sort(order[:, : self.config.k_candidates], axis=1)
-        ranked = self.stage.score(queries, candidates.columns(best), self.blend, self.timeline)
-        top = np.full(blended.shape, -np.inf, dtype=np.float32)
-        np.put_along_axis(top, best, self.completed(ranked, candidates.columns(best)), axis=1)
-        chosen = ~np.isneginf(top)
-        floor = np.where(chosen, top, np.inf).min(axis=1, keepdims=True, initial=0.0) - 1.0
-        rest = floor - (np.where(candidates.valid, blended, 0.0).max(axis=1, keepdims=True, initial=0.0) - blended)
-        return np.where(chosen, top, np.where(candidates.valid, rest, -np.inf)).astype(np.float32)
-
-    def completed(self, scores: FloatArray, candidates: CandidateSet) -> FloatArray:
-        """Scores of sourced candidates made ready for sorting: what fills the list comes behind, by popularity; padding is -inf."""
-        sourced = candidates.sourced
-        floor = np.where(sourced, scores, np.inf).min(axis=1, keepdims=True, initial=0.0) - 1.0
-        scores = np.where(sourced, scores, floor - self._popularity_rank[candidates.item_idx])
-        return np.where(candidates.valid, scores, -np.inf).astype(np.float32)
+            return completed(self.blend.score(candidates), candidates, self.popularity_rank)
+        if candidates.item_idx.shape[1] <= self.config.k_candidates:
+            ranked = self.stage.score(queries, candidates, self.blend, self.timeline)
+            return completed(ranked, candidates, self.popularity_rank)
+        blended = completed(self.blend.score(candidates), candidates, self.popularity_rank)
+        columns = np.sort(np.argsort(-blended, axis=1, kind="stable")[:, : self.config.k_candidates], axis=1)
+        reaching = candidates.columns(columns)
+        ranked = self.stage.score(queries, reaching, self.blend, self.timeline)
+        return ahead_of(columns, completed(ranked, reaching, self.popularity_rank), blended)
 
     def rank(self, queries: QueryBatch, candidates: CandidateSet, k: int) -> RankedLists:
         """The `k` best candidates of each query, best first, equal scores in the order of the candidates."""
-        return self.ranked_lists(candidates, self.score(queries, candidates), k)
-
-    def ranked_lists(self, candidates: CandidateSet, scores: FloatArray, k: int) -> RankedLists:
-        """The `k` best candidates of each query by `scores` (B, K), of which -inf is padding."""
-        if candidates.item_idx.shape[1] == 0:
-            shape = (len(candidates.item_idx), k)
-            empty = np.full(shape, -1, dtype=np.int32), np.full(shape, -np.inf, dtype=np.float32), np.full(shape, -1, dtype=np.int8)
-            return RankedLists(self.source_names, *empty)
-        best = top_k(scores, k)
-        column = np.maximum(best.item_idx, 0)
-        there = best.item_idx >= 0
-        item = np.where(there, np.take_along_axis(candidates.item_idx, column, axis=1), -1).astype(np.int32)
-        rank = np.take_along_axis(candidates.rank, column[:, :, None], axis=1)
-        nearest = np.where(np.isnan(rank), np.inf, rank)
-        source = np.where(np.isinf(nearest).all(axis=2), len(self.sources), nearest.argmin(axis=2))
-        return RankedLists(self.source_names, item, best.score, np.where(there, source, -1).astype(np.int8))
+        return best_lists(candidates, self.score(queries, candidates), k, self.source_names)
 
     def recommend(
         self, queries: QueryBatch, k: int, allowed: BoolArray | None = None, *, exclude_history: bool = True
