@@ -48,7 +48,7 @@ class Runner:
             CommandError: the command failed; its own line says why.
         """
         shown = "shortlist " + " ".join(words)
-        console.log.print(f"[bold cyan]$ {shown}[/]", highlight=False)
+        console.log.print(f"[bold cyan]$ {shown}[/]", highlight=False, soft_wrap=True)
         flags = [flag for override in self.overrides for flag in ("--set", override)]
         began = time.monotonic()
         with MemoryPeak(self.stack_pid) as memory:
