@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 import time
 from functools import cache
@@ -106,7 +107,7 @@ def _reason(application: Any) -> str:
     told = [deployment.message for deployment in application.deployments.values() if deployment.message] or [application.message]
     lines = [line.strip() for line in told[0].splitlines() if line.strip()]
     errors = [line for line in lines if "Error:" in line]
-    return (errors or lines or ["it does not start"])[-1]
+    return re.sub(r"^(\w+\.)+(?=\w+: )", "", (errors or lines or ["it does not start"])[-1])
 
 
 def ask_version(config: ServingConfig, version: str, request: ComputeRequest, timeout_s: float = 30.0) -> bytes:

@@ -24,6 +24,7 @@ from features.control_store import ControlStore
 from serving.announce import announce
 from serving.config import ServingConfig
 from serving.control import ServingControl, ServingState
+from serving.errors import VersionRefusedError
 from serving.messages import ComputeRequest
 from serving.version_check import check_version
 from training.bundle import open_bundle
@@ -188,7 +189,8 @@ class Reconciler:
             self._load(version, folder)
         except RetryError as error:
             cause = error.last_attempt.exception()
-            self._refuse(version, Refusal(f"{type(cause).__name__}: {_first_line(cause)}"))
+            kind = "" if isinstance(cause, VersionRefusedError) else f"{type(cause).__name__}: "
+            self._refuse(version, Refusal(f"{kind}{_first_line(cause)}"))
             return None
         except TrainingError as error:
             self._refuse(version, Refusal(_first_line(error)))

@@ -20,7 +20,7 @@ from training.native import preload_openmp
 from training.rankers.base import Ranker, RankerSettings, RankingBatch, ReportRound, draw_candidates, hold_out
 
 MODEL_FILE = "lambdamart.txt"
-NUMBERS = ("leaf_value=", "threshold=")
+LEAVES, THRESHOLDS = "leaf_value=", "threshold="
 """Lines of LightGBM's text that hold weights."""
 REPORT_EVERY = 10
 PARALLEL_ROWS = 200_000
@@ -147,8 +147,13 @@ class LambdaMart(Ranker):
         try:
             text = (folder / MODEL_FILE).read_text()
             # Checked before LightGBM sees it: its parser ends the process on a number that it cannot read.
-            weights = [_numbers(line) for line in text.splitlines() if line.startswith(NUMBERS)]
-            if not weights or not all(np.isfinite(values).all() for values in weights):
+            weights = [_numbers(line) for line in text.splitlines() if line.startswith(LEAVES)]
+            thresholds = [_numbers(line) for line in text.splitlines() if line.startswith(THRESHOLDS)]
+            # An infinite threshold is no damage: LightGBM writes it for a split between missing values and all others.
+            broken = any(np.isnan(values).any() for values in thresholds) or any(
+                not np.isfinite(values).all() for values in weights
+            )
+            if not weights or broken:
                 raise BundleError(f"{MODEL_FILE} holds no trees, or NaN or infinite weights; train it again")
             ranker = cls(config)
             ranker.booster = lgb.Booster(model_str=text)

@@ -176,3 +176,17 @@ def test_hold_out_splits_all_rows() -> None:
     assert sorted([*learn.tolist(), *held.tolist()]) == list(range(50))
     assert len(held) == 10
     assert [len(part) for part in hold_out(1, 0.2, seed=0)] == [1, 0]
+
+
+def test_a_split_on_missing_values_alone_survives_saving(rng: np.random.Generator, tmp_path: Path) -> None:
+    """LightGBM writes its threshold as infinity."""
+    batch, _ = planted(rng, 60)
+    features = np.zeros_like(batch.features)
+    missing = rng.random(features.shape[:2]) < 0.5
+    features[:, :, 1] = np.where(missing, np.nan, rng.normal(size=features.shape[:2]))
+    batch = replace(batch, features=features)
+    ranker = fresh("lambdamart").fit(batch, (missing & batch.valid).astype(np.float32), seed=1, rounds=3)
+    ranker.save(tmp_path)
+    assert "inf" in next(line for line in (tmp_path / "lambdamart.txt").read_text().splitlines() if line.startswith("threshold="))
+    again = LambdaMart.load(tmp_path, ranker.config, batch.names)
+    np.testing.assert_array_equal(again.score(batch), ranker.score(batch))
