@@ -40,7 +40,7 @@ from training.errors import BundleError
 from training.interactions import FloatArray
 from training.item_timeline import ItemTimeline
 from training.item_vectors import history_similarity
-from training.queries import QueryBatch
+from training.queries import MAX_HISTORY, QueryBatch
 from training.rankers.base import RankingBatch, standardised
 
 ARRAYS_FILE = "features.safetensors"
@@ -93,8 +93,7 @@ class RankingFeatures:
             "similarity_max",
             "similarity_mean",
             "history_log_length",
-            "user_log_events",
-            "user_recent_distinct",
+            "user_log_recent_distinct",
         ]
         return (*per_source, *blend, *history, *self.item_columns, *REQUEST_FEATURE_NAMES)
 
@@ -119,7 +118,8 @@ class RankingFeatures:
             columns += [score, z, np.where(present, 1.0 / (1.0 + rank), 0.0), present]
         columns += [(~np.isnan(candidates.rank)).sum(axis=2), *blend_columns(candidates, blend)]
         columns += history_similarity(self.vectors, queries, candidates.item_idx)
-        for of_query in (np.diff(queries.indptr), user["user_events"], user["recent_distinct_items"]):
+        # Capped, because serving shows a ranker the most recent entries only.
+        for of_query in (np.minimum(np.diff(queries.indptr), MAX_HISTORY), user["recent_distinct_items"]):
             columns.append(np.broadcast_to(np.log1p(of_query.astype(np.float32))[:, None], shape))
         columns += [column[item] for column in self.item_columns.values()]
         pairs = request_features(user, self.request, queries.request_time_us, candidates.item_idx)

@@ -79,9 +79,9 @@ def test_given_user_features_are_used_and_missing_ones_are_unknown(
 ) -> None:
     queries = fold.queries.slice(0, 3)
     given = dict(features.user_features(queries))
-    given["user_events"] = np.array([99, 99, 99])
+    given["recent_distinct_items"] = np.array([49, 49, 49])
     batch = features.batch(replace(queries, user_features=given), pipeline.retrieve(queries), pipeline.blend)
-    np.testing.assert_allclose(batch.features[:, 0, batch.names.index("user_log_events")], np.log1p(99), rtol=1e-6)
+    np.testing.assert_allclose(batch.features[:, 0, batch.names.index("user_log_recent_distinct")], np.log1p(49), rtol=1e-6)
     partial = features.user_features(replace(queries, user_features={"user_events": given["user_events"]}))
     assert set(partial) == set(USER_FEATURES)
     assert np.isnan(partial["user_last_event_us"]).all()
