@@ -111,3 +111,24 @@ def test_a_dense_model_announces_its_matrix(task: TrialTask) -> None:
     sparse = MODELS["transition_knn"].training_bytes(MODELS["transition_knn"].Config(), task.fold.fit)
     dense = MODELS["ease"].training_bytes(MODELS["ease"].Config(), task.fold.fit)
     assert dense - sparse == int(1.2 * 30 * 30 * 8)
+
+
+@pytest.mark.parametrize("model", ["popularity", "transition_knn", "ease", "ials"])
+def test_choosing_does_not_read_anybody_s_last_item(model: str, rng: np.random.Generator) -> None:
+    frame = pd.DataFrame(
+        [(f"u{u:02d}", f"i{item:02d}", place) for u in range(60) for place, item in enumerate(rng.permutation(40)[:8])],
+        columns=["user_id", "item_id", "position"],
+    )
+    tampered = frame.copy()
+    last = tampered["position"] == 7
+    # Another item that the user has not taken; those left over keep the catalogue the same on both sides.
+    for row in tampered.index[last]:
+        taken = set(tampered.loc[tampered["user_id"] == tampered.loc[row, "user_id"], "item_id"])
+        tampered.loc[row, "item_id"] = rng.choice(sorted(set(frame["item_id"]) - taken))
+    catalogue = np.array(sorted(frame["item_id"].unique()), dtype=object)
+    found = []
+    for table in (frame, tampered):
+        interactions = from_frame(table, item_ids=catalogue)
+        reports = run(TrialTask(TrainingData(interactions), leave_one_out(interactions), "ndcg@10", seed=0), model)
+        found.append({k: v for k, v in reports[-1].items() if "seconds" not in k and k != "peak_memory_mb"})
+    assert found[0] == found[1]
