@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from serving.errors import VersionRefusedError
+from shortlist.stack.ports import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -50,6 +51,8 @@ def test_a_switch_under_load_fails_no_request(stack, bundle: Path, popular_bundl
         folders = {"v1": str(bundle), "v2": str(popular_bundle)}
         for champion in ("2", "1", "2", "1"):
             stack.serve(champion, **folders)
+            asked = len(versions)
+            wait_until(lambda seen=asked, now=champion: now in versions[seen:], seconds=30, what=f"an answer of version {champion}")
     finally:
         stop.set()
         for thread in threads:
