@@ -150,13 +150,14 @@ class Stack:
     admin: httpx.Client
 
     def serve(self, champion: str | None, **versions: str) -> None:
-        """Route to versions and wait until the gateway does."""
+        """Route to versions and wait until the gateway does, with each of them that it can read."""
         from serving.announce import announce
 
         state = ServingState(champion, {name.removeprefix("v"): folder for name, folder in versions.items()})
         self.control.set_state(state, actor="test", action="test")
         announce(self.config)
-        self.wait(lambda: self.http.get("/readyz").json()["model_version"] == champion)
+        ready = {"model_version": champion, "versions": sorted(state.versions)}
+        self.wait(lambda: ready.items() <= self.http.get("/readyz").json().items())
 
     @staticmethod
     def wait(condition: Callable[[], bool], seconds: float = 10.0) -> float:
