@@ -14,7 +14,7 @@ import typer
 from shortlist.client import Client
 from shortlist.commands import console
 from shortlist.demo.flow import DemoResult, run_demo, study, summary
-from shortlist.demo.runner import Runner
+from shortlist.runner import Runner
 from shortlist.settings import load_settings
 from shortlist.stack.control import stop_stack
 from training.tracking import git_commit

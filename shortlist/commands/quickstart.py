@@ -15,7 +15,7 @@ from features.importers.guess import guess_columns
 from shortlist.commands import console
 from shortlist.commands.console import CommandError
 from shortlist.demo.flow import study
-from shortlist.demo.runner import Runner
+from shortlist.runner import Runner
 from shortlist.stack.state import running_stack
 
 

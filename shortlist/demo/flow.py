@@ -13,8 +13,8 @@ from features.errors import FeaturesError
 from shortlist.client import Client
 from shortlist.commands import console
 from shortlist.commands.console import CommandError
-from shortlist.demo.runner import Runner
 from shortlist.demo.traffic import TrafficReport, drive
+from shortlist.runner import Runner
 from shortlist.settings import Settings
 from shortlist.stack.secrets import kept_secret
 from shortlist.stack.state import StackState, running_stack
