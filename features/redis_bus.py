@@ -20,8 +20,9 @@ from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from features.bus import GROUPS, BusEntry, DeadLetter, GroupLag, StreamLag
+from features.bus import GROUPS, BusEntry, DeadLetter, StreamLag
 from features.errors import BusFullError, BusUnavailableError
+from features.redis_groups import GroupPositions
 
 MAX_ENTRIES = 2_000_000
 """Entries that a stream may hold before publishing is refused: about 1 GB of events, minutes of the largest burst."""
@@ -81,6 +82,7 @@ class RedisStreamBus:
             self._async = redis.asyncio.Redis.from_url(url, retry=AsyncRetry(backoff, 2), **timeouts)
         except ValueError as error:
             raise BusUnavailableError(f"redis.bus_url {url!r} is not a Redis URL: {error}") from None
+        self._positions = GroupPositions(self._redis)
         self._publish = self._redis.register_script(_PUBLISH)
         self._publish_async = self._async.register_script(_PUBLISH)
         self._resumed_from: dict[tuple[str, str, str], str] = {}
@@ -142,11 +144,7 @@ class RedisStreamBus:
     def has_finished(self, stream: str, group: str, entry_id: str) -> bool:
         """See `EventBus.has_finished`."""
         with self._translated():
-            info = next((info for info in self._group_infos(stream) if info["name"] == group.encode()), None)
-            if info is None:
-                return False
-            at, finished = self._position(stream, info)
-        return _order(entry_id) <= _order(at) if finished else _order(entry_id) < _order(at)
+            return self._positions.has_finished(self._key(stream), group, entry_id)
 
     def dead_letter(self, stream: str, group: str, entry: BusEntry, reason: str) -> None:
         """See `EventBus.dead_letter`."""
@@ -187,23 +185,16 @@ class RedisStreamBus:
     def lag(self, stream: str) -> StreamLag:
         """See `EventBus.lag`."""
         with self._translated():
-            seconds, microseconds = self._redis.time()
-            groups = []
-            for info in self._group_infos(stream):
-                undelivered = self._undelivered(stream, info)
-                oldest = self._oldest_unfinished(stream, info)
-                age_s = 0.0 if oldest is None else max(0.0, seconds + microseconds / 1e6 - _milliseconds(oldest) / 1e3)
-                groups.append(GroupLag(info["name"].decode(), undelivered, int(info["pending"]), age_s))
+            groups = self._positions.lags(self._key(stream))
             length, dead = self._redis.xlen(self._key(stream)), self._redis.xlen(self._key(stream, "dead"))
-        return StreamLag(stream, int(length), int(dead), tuple(sorted(groups, key=lambda one: one.group)))
+        return StreamLag(stream, int(length), int(dead), tuple(groups))
 
     def trim(self, stream: str) -> int:
         """See `EventBus.trim`."""
         with self._translated():
-            infos = {info["name"].decode(): info for info in self._group_infos(stream)}
-            if not set(GROUPS[stream]) <= set(infos):
+            first_needed = self._positions.first_needed(self._key(stream), GROUPS[stream])
+            if first_needed is None:
                 return 0
-            first_needed = min((self._position(stream, info)[0] for info in infos.values()), key=_order)
             return int(self._redis.xtrim(self._key(stream), minid=first_needed, approximate=False))
 
     def close(self) -> None:
@@ -273,35 +264,6 @@ class RedisStreamBus:
                 return
             after = "(" + rows[-1][0].decode()
 
-    def _group_infos(self, stream: str) -> list[dict[str, Any]]:
-        try:
-            return list(self._redis.xinfo_groups(self._key(stream)))
-        except ResponseError as error:
-            if "no such key" in str(error):
-                return []
-            raise
-
-    def _undelivered(self, stream: str, info: dict[str, Any]) -> int:
-        if info.get("lag") is not None:
-            return int(info["lag"])
-        # Redis cannot tell once entries were deleted from the middle: count them.
-        return len(self._redis.xrange(self._key(stream), min=f"({info['last-delivered-id'].decode()}"))
-
-    def _position(self, stream: str, info: dict[str, Any]) -> tuple[str, bool]:
-        """The group's oldest pending entry and False; with none pending, the last entry it was given, which it finished, and True.
-
-        `info` is from before: what was delivered by then and is not pending now is finished.
-        """
-        oldest = self._redis.xpending(self._key(stream), info["name"])["min"]
-        return (info["last-delivered-id"].decode(), True) if oldest is None else (oldest.decode(), False)
-
-    def _oldest_unfinished(self, stream: str, info: dict[str, Any]) -> str | None:
-        at, finished = self._position(stream, info)
-        if not finished:
-            return at
-        following = self._redis.xrange(self._key(stream), min=f"({at}", count=1)
-        return str(following[0][0].decode()) if following else None
-
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
@@ -321,12 +283,3 @@ def _entry(row: tuple[bytes, dict[bytes, bytes]], deliveries: int = 1) -> BusEnt
 def _dead_letter(row: tuple[bytes, dict[bytes, bytes]]) -> DeadLetter:
     fields = row[1]
     return DeadLetter(row[0].decode(), fields[b"g"].decode(), fields[b"reason"].decode(), fields[b"entry"].decode(), fields[b"p"])
-
-
-def _milliseconds(entry_id: str) -> int:
-    return int(entry_id.partition("-")[0])
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    milliseconds, _, sequence = entry_id.partition("-")
-    return int(milliseconds), int(sequence)
