@@ -1,8 +1,7 @@
-"""ServingControl: what is being served, experiments and the audit log, in the control store.
+"""ServingControl: what is being served, and experiments, in the control store.
 
-Owns the tables `serving_state`, `experiments` and `audit`. Every change is one transaction that also appends to the audit log,
-which is append-only and says the whole new value: replaying it gives the state at any time, and gateways follow it by its numbers
-to learn what changed. Announcing a change so that nobody waits for the next look is `serving.announce`'s.
+Owns the tables `serving_state` and `experiments`. Every change is one transaction that also appends to the audit log
+(`serving.audit`). Announcing a change so that nobody waits for the next look is `serving.announce`'s.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import BigInteger, Column, Connection, Integer, String, Table, Text, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Column, Connection, String, Table, Text, delete, insert, select, update
 
 from experiments.spec import ExperimentSpec, parse_spec
 from features.control_store import METADATA, ControlStore
+from serving.audit import AuditLog, now_us
 from serving.errors import ControlStateError
 
 SERVING_STATE = Table(
@@ -36,18 +36,6 @@ EXPERIMENTS = Table(
     Column("pins", Text, nullable=False),
     Column("started_at_us", BigInteger),
     Column("stopped_at_us", BigInteger),
-)
-AUDIT = Table(
-    "audit",
-    METADATA,
-    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
-    Column("dataset", String(63), nullable=False, index=True),
-    Column("at_us", BigInteger, nullable=False),
-    Column("actor", String(256), nullable=False),
-    Column("action", String(64), nullable=False),
-    Column("subject", String(320), nullable=False),
-    Column("before", Text),
-    Column("after", Text),
 )
 
 Status = Literal["draft", "starting", "running", "paused", "stopped"]
@@ -80,19 +68,6 @@ class ExperimentRecord:
     stopped_at: datetime | None = None
 
 
-@dataclass(frozen=True)
-class AuditEntry:
-    """One change: when, who, what, before and after (JSON values; None for did or does not exist)."""
-
-    id: int
-    at: datetime
-    actor: str
-    action: str
-    subject: str
-    before: Any
-    after: Any
-
-
 class ServingControl:
     """The serving tables of one dataset.
 
@@ -104,6 +79,7 @@ class ServingControl:
     def __init__(self, store: ControlStore, dataset: str) -> None:
         self.store = store
         self.dataset = dataset
+        self.audit = AuditLog(store, dataset)
 
     # Routing
 
@@ -121,8 +97,8 @@ class ServingControl:
             here = SERVING_STATE.c.dataset == self.dataset
             connection.execute(delete(SERVING_STATE).where(here))
             document = json.dumps(asdict(state))
-            connection.execute(insert(SERVING_STATE).values(dataset=self.dataset, document=document, updated_at_us=_now_us()))
-            self._record(connection, actor, action, ROUTING, asdict(before), asdict(state))
+            connection.execute(insert(SERVING_STATE).values(dataset=self.dataset, document=document, updated_at_us=now_us()))
+            self.audit.write(connection, actor, action, ROUTING, asdict(before), asdict(state))
             return True
 
     # Experiments
@@ -204,50 +180,6 @@ class ServingControl:
             ended = ExperimentRecord(present.spec, status, present.pins, present.started_at, stopped_at)
             return self._write(connection, ended, present, actor, f"experiment.{status}")
 
-    # Audit
-
-    def record(self, *, actor: str, action: str, subject: str, before: object, after: object) -> None:
-        """Append a change made elsewhere (catalogue, aliases)."""
-        with self.store.begin() as connection:
-            self._record(connection, actor, action, subject, before, after)
-
-    def record_all(self, *, actor: str, action: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
-        """Append changes made elsewhere, subject -> (before, after), in one transaction."""
-        with self.store.begin() as connection:
-            for subject, (before, after) in changes.items():
-                self._record(connection, actor, action, subject, before, after)
-
-    def last_change(self) -> int:
-        """Number of the newest audit entry, 0 before the first."""
-        query = select(func.max(AUDIT.c.id)).where(AUDIT.c.dataset == self.dataset)
-        with self.store.begin() as connection:
-            return int(connection.execute(query).scalar() or 0)
-
-    def audit(self, *, after_id: int = 0, until: datetime | None = None, limit: int = 1000) -> list[AuditEntry]:
-        """Entries after a number, oldest first."""
-        query = select(AUDIT).where(AUDIT.c.dataset == self.dataset, AUDIT.c.id > after_id).order_by(AUDIT.c.id).limit(limit)
-        if until is not None:
-            query = query.where(AUDIT.c.at_us <= round(until.timestamp() * 1e6))
-        with self.store.begin() as connection:
-            return [_audit(row) for row in connection.execute(query).mappings()]
-
-    def last_value(self, subject: str) -> Any:
-        """The newest value of a subject in the log, None where there is none."""
-        query = select(AUDIT.c.after).where(AUDIT.c.dataset == self.dataset, AUDIT.c.subject == subject)
-        with self.store.begin() as connection:
-            text = connection.execute(query.order_by(AUDIT.c.id.desc()).limit(1)).scalar()
-        return None if text is None else json.loads(text)
-
-    def replay(self, until: datetime) -> dict[str, Any]:
-        """The state at a time: subject -> value, from the audit log alone."""
-        state: dict[str, Any] = {}
-        last = 0
-        while entries := self.audit(after_id=last, until=until):
-            for entry in entries:
-                state[entry.subject] = entry.after
-            last = entries[-1].id
-        return {subject: value for subject, value in state.items() if value is not None}
-
     def _state(self, connection: Connection) -> ServingState:
         text = connection.execute(select(SERVING_STATE.c.document).where(SERVING_STATE.c.dataset == self.dataset)).scalar()
         return ServingState(**json.loads(text)) if text else ServingState()
@@ -280,21 +212,8 @@ class ServingControl:
             here = (EXPERIMENTS.c.dataset == self.dataset) & (EXPERIMENTS.c.name == name)
             connection.execute(update(EXPERIMENTS).where(here).values(**values))
         old = None if before is None else experiment_json(before)
-        self._record(connection, actor, action, f"experiment:{name}", old, experiment_json(record))
+        self.audit.write(connection, actor, action, f"experiment:{name}", old, experiment_json(record))
         return record
-
-    def _record(self, connection: Connection, actor: str, action: str, subject: str, before: object, after: object) -> None:
-        connection.execute(
-            insert(AUDIT).values(
-                dataset=self.dataset,
-                at_us=_now_us(),
-                actor=actor,
-                action=action,
-                subject=subject,
-                before=None if before is None else json.dumps(before, default=str),
-                after=None if after is None else json.dumps(after, default=str),
-            )
-        )
 
 
 def experiment_json(record: ExperimentRecord) -> dict[str, Any]:
@@ -317,22 +236,6 @@ def _experiment(row: Mapping[Any, Any]) -> ExperimentRecord:
         started_at=_to_time(row["started_at_us"]),
         stopped_at=_to_time(row["stopped_at_us"]),
     )
-
-
-def _audit(row: Mapping[Any, Any]) -> AuditEntry:
-    return AuditEntry(
-        id=int(row["id"]),
-        at=datetime.fromtimestamp(row["at_us"] / 1e6, UTC),
-        actor=row["actor"],
-        action=row["action"],
-        subject=row["subject"],
-        before=None if row["before"] is None else json.loads(row["before"]),
-        after=None if row["after"] is None else json.loads(row["after"]),
-    )
-
-
-def _now_us() -> int:
-    return _to_us(datetime.now(UTC)) or 0
 
 
 def _to_us(moment: datetime | None) -> int | None:

@@ -157,7 +157,7 @@ class ItemChanges:
 
     def __init__(self, control: ServingControl) -> None:
         self._control = control
-        self._seen = control.last_change()
+        self._seen = control.audit.last_change()
 
     def apply(self, tables: Sequence[ItemTable]) -> None:
         """Bring tables up to date.
@@ -166,7 +166,7 @@ class ItemChanges:
             StoreError: the control store cannot be read.
         """
         after_id = max(0, self._seen - OVERLAP)
-        while entries := self._control.audit(after_id=after_id):
+        while entries := self._control.audit.entries(after_id=after_id):
             after_id = entries[-1].id
             for entry in entries:
                 if entry.subject.startswith(ITEM_SUBJECT):

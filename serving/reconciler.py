@@ -260,9 +260,9 @@ class Reconciler:
 
     def _audit_alias(self, alias: str, before: str | None, after: str | None) -> None:
         subject = f"alias:{alias}"
-        if before is None and self._control.last_value(subject) == after:
+        if before is None and self._control.audit.last_value(subject) == after:
             return  # the first look after a start, and the log has it
-        self._control.record(actor="mlflow", action="alias", subject=subject, before=before, after=after)
+        self._control.audit.record(actor="mlflow", action="alias", subject=subject, before=before, after=after)
 
 
 class ServeGraph:

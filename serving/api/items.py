@@ -150,7 +150,7 @@ def _stored(value: Any, kind: AttributeType) -> Any:
 
 
 def _record(context: ApiContext, actor: str, changes: dict[str, tuple[dict[str, Any] | None, dict[str, Any] | None]]) -> None:
-    context.control.record_all(
+    context.control.audit.record_all(
         actor=actor, action="item", changes={f"{ITEM_SUBJECT}{item_id}": change for item_id, change in changes.items()}
     )
     context.changed()

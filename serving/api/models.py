@@ -102,7 +102,7 @@ def _rollback(context: ApiContext, alias: str, actor: str) -> dict[str, Any]:
 
 
 def _moved(context: ApiContext, alias: str, before: str | None, after: str, action: str, actor: str) -> dict[str, Any]:
-    context.control.record(actor=actor, action=f"alias.{action}", subject=f"alias:{alias}", before=before, after=after)
+    context.control.audit.record(actor=actor, action=f"alias.{action}", subject=f"alias:{alias}", before=before, after=after)
     return {**_listing(context), "alias": alias, "version": after, "previous": before}
 
 

@@ -114,11 +114,11 @@ def test_aliases_are_loaded_switched_and_dropped_after_everybody_noticed(planted
     assert planted.graph.running() == {"2"}
     assert planted.tag("1") == "unloaded"
     assert planted.graph.deployments == ["1", "2"]
-    history = [entry.after["champion"] for entry in planted.control.audit() if entry.subject == "routing"]
+    history = [entry.after["champion"] for entry in planted.control.audit.entries() if entry.subject == "routing"]
     assert history == ["1", "1", "2", "2"]
-    aliases = [(entry.subject, entry.after) for entry in planted.control.audit() if entry.action == "alias"]
+    aliases = [(entry.subject, entry.after) for entry in planted.control.audit.entries() if entry.action == "alias"]
     assert aliases == [("alias:champion", "1"), ("alias:challenger", "2"), ("alias:champion", "2")]
-    assert planted.control.replay(datetime.now(UTC))["routing"]["champion"] == "2"
+    assert planted.control.audit.replay(datetime.now(UTC))["routing"]["champion"] == "2"
 
 
 def test_a_version_that_comes_back_before_it_was_dropped_is_used_again(planted: World) -> None:

@@ -1,0 +1,128 @@
+"""The audit log: every change with the whole new value, append-only, in the control store.
+
+Replaying it gives the state at any time; gateways follow it by its numbers to learn what changed. What is changed is the business
+of others: `serving.control` writes its changes and their entries in one transaction by `write`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, Column, Connection, Integer, String, Table, Text, func, insert, select
+
+from features.control_store import METADATA, ControlStore
+
+AUDIT = Table(
+    "audit",
+    METADATA,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("dataset", String(63), nullable=False, index=True),
+    Column("at_us", BigInteger, nullable=False),
+    Column("actor", String(256), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(320), nullable=False),
+    Column("before", Text),
+    Column("after", Text),
+)
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """One change: when, who, what, before and after (JSON values; None for did or does not exist)."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    before: Any
+    after: Any
+
+
+class AuditLog:
+    """The audit log of one dataset.
+
+    Args:
+        store: the control store; its tables must exist (`ControlStore.create`).
+        dataset: the dataset's name.
+    """
+
+    def __init__(self, store: ControlStore, dataset: str) -> None:
+        self.store = store
+        self.dataset = dataset
+
+    def record(self, *, actor: str, action: str, subject: str, before: object, after: object) -> None:
+        """Append a change made elsewhere (catalogue, aliases)."""
+        with self.store.begin() as connection:
+            self.write(connection, actor, action, subject, before, after)
+
+    def record_all(self, *, actor: str, action: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
+        """Append changes made elsewhere, subject -> (before, after), in one transaction."""
+        with self.store.begin() as connection:
+            for subject, (before, after) in changes.items():
+                self.write(connection, actor, action, subject, before, after)
+
+    def last_change(self) -> int:
+        """Number of the newest audit entry, 0 before the first."""
+        query = select(func.max(AUDIT.c.id)).where(AUDIT.c.dataset == self.dataset)
+        with self.store.begin() as connection:
+            return int(connection.execute(query).scalar() or 0)
+
+    def entries(self, *, after_id: int = 0, until: datetime | None = None, limit: int = 1000) -> list[AuditEntry]:
+        """Entries after a number, oldest first."""
+        query = select(AUDIT).where(AUDIT.c.dataset == self.dataset, AUDIT.c.id > after_id).order_by(AUDIT.c.id).limit(limit)
+        if until is not None:
+            query = query.where(AUDIT.c.at_us <= round(until.timestamp() * 1e6))
+        with self.store.begin() as connection:
+            return [_audit(row) for row in connection.execute(query).mappings()]
+
+    def last_value(self, subject: str) -> Any:
+        """The newest value of a subject in the log, None where there is none."""
+        query = select(AUDIT.c.after).where(AUDIT.c.dataset == self.dataset, AUDIT.c.subject == subject)
+        with self.store.begin() as connection:
+            text = connection.execute(query.order_by(AUDIT.c.id.desc()).limit(1)).scalar()
+        return None if text is None else json.loads(text)
+
+    def replay(self, until: datetime) -> dict[str, Any]:
+        """The state at a time: subject -> value, from the audit log alone."""
+        state: dict[str, Any] = {}
+        last = 0
+        while entries := self.entries(after_id=last, until=until):
+            for entry in entries:
+                state[entry.subject] = entry.after
+            last = entries[-1].id
+        return {subject: value for subject, value in state.items() if value is not None}
+
+    def write(self, connection: Connection, actor: str, action: str, subject: str, before: object, after: object) -> None:
+        connection.execute(
+            insert(AUDIT).values(
+                dataset=self.dataset,
+                at_us=now_us(),
+                actor=actor,
+                action=action,
+                subject=subject,
+                before=None if before is None else json.dumps(before, default=str),
+                after=None if after is None else json.dumps(after, default=str),
+            )
+        )
+
+
+def _audit(row: Mapping[Any, Any]) -> AuditEntry:
+    return AuditEntry(
+        id=int(row["id"]),
+        at=datetime.fromtimestamp(row["at_us"] / 1e6, UTC),
+        actor=row["actor"],
+        action=row["action"],
+        subject=row["subject"],
+        before=None if row["before"] is None else json.loads(row["before"]),
+        after=None if row["after"] is None else json.loads(row["after"]),
+    )
+
+
+def now_us() -> int:
+    """The present in microseconds since 1970 (UTC)."""
+    return round(datetime.now(UTC).timestamp() * 1e6)

@@ -1,0 +1,77 @@
+"""MLflow's REST API with the errors of this package: one HTTP client, one place that reads MLflow's answers.
+
+6 ms a call and no `import mlflow`, which serving processes would pay with 140 MB each. What the calls mean is `training.registry`'s
+and `training.webhooks`'.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import httpx
+
+from training.errors import RegistryError
+
+
+class NotFoundError(RegistryError):
+    """MLflow says that the thing does not exist."""
+
+
+class MlflowRest:
+    """REST calls to one MLflow server; credentials come from MLflow's own environment variables.
+
+    Args:
+        tracking_uri: http(s) URL of the server.
+        timeout_s: of each call; an unreachable server is a `RegistryError` after at most this time.
+
+    Raises:
+        RegistryError: `tracking_uri` is not an http(s) URL.
+    """
+
+    def __init__(self, tracking_uri: str, *, timeout_s: float = 5.0) -> None:
+        if not tracking_uri.startswith(("http://", "https://")):
+            raise RegistryError(
+                f"mlflow.tracking_uri {tracking_uri!r} is not an http(s) URL: aliases and webhooks need a tracking server"
+            )
+        self.tracking_uri = tracking_uri.rstrip("/")
+        user, password = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_PASSWORD")
+        token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+        self._http = httpx.Client(
+            base_url=f"{self.tracking_uri}/api/2.0/mlflow/",
+            timeout=timeout_s,
+            auth=httpx.BasicAuth(user, password) if user and password else None,
+            headers={"Authorization": f"Bearer {token}"} if token else None,
+        )
+
+    def close(self) -> None:
+        """Close the connection pool."""
+        self._http.close()
+
+    def call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        """One call; `arguments` as of `httpx.Client.request`.
+
+        Raises:
+            NotFoundError: what it asks for does not exist.
+            RegistryError: MLflow is unreachable, is something else, or refused.
+        """
+        try:
+            answer = self._http.request(method, path, **arguments)
+        except httpx.HTTPError as error:
+            raise RegistryError(
+                f"MLflow at {self.tracking_uri} cannot be reached ({type(error).__name__}): start it with `shortlist up`, "
+                "or set mlflow.tracking_uri to a running server"
+            ) from error
+        if answer.status_code == 200:
+            body: dict[str, Any] = answer.json()
+            return body
+        try:
+            code, message = answer.json()["error_code"], answer.json()["message"]
+        except (ValueError, KeyError, TypeError):
+            raise RegistryError(
+                f"{self.tracking_uri} answered {answer.status_code} to {path}: is it an MLflow server, and are its credentials "
+                "in MLFLOW_TRACKING_TOKEN or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD?"
+            ) from None
+        if code == "RESOURCE_DOES_NOT_EXIST":
+            raise NotFoundError(f"MLflow at {self.tracking_uri}: {message}")
+        raise RegistryError(f"MLflow at {self.tracking_uri} refused {path}: {message}")
