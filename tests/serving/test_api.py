@@ -76,7 +76,7 @@ def test_items_live_their_life(api: TestClient, config: ServingConfig) -> None:
     assert api.post("/v1/items", json={"items": [{"item_id": "d", "title": "D"}]}, headers=ADMIN).json() == {"stored": 1}
     assert api.delete("/v1/items/b", headers=ADMIN).status_code == 204
     assert api.get("/v1/items/b").json()["error"]["code"] == "not_found"
-    log = ServingControl(ControlStore(config.control_url), "shop").audit()
+    log = ServingControl(ControlStore(config.control_url), "shop").audit.entries()
     assert [(entry.action, entry.subject) for entry in log] == [
         ("item", "item:a"),
         ("item", "item:c"),
