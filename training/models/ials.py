@@ -18,12 +18,13 @@ from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import Field
-from safetensors.numpy import load_file, save_file
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
+from training.arrays import map_arrays, save_arrays
 from training.interactions import BoolArray, FloatArray, LongArray
-from training.models.base import ModelConfig, ReportEpoch, Retriever, TrainingData
+from training.models.base import ModelConfig, ReportEpoch, TrainingData
 from training.models.item_item import PRIOR, popularity_share
+from training.models.vector_retriever import VectorRetriever
 from training.native import preload_openmp
 from training.queries import QueryBatch
 
@@ -50,14 +51,14 @@ class IalsConfig(ModelConfig):
     history_decay: float = Field(default=0.95, gt=0, le=1)
 
 
-class Ials(Retriever):
+class Ials(VectorRetriever):
     """iALS; see the module and `IalsConfig`."""
 
     name: ClassVar[str] = "ials"
     Config: ClassVar[type[ModelConfig]] = IalsConfig
     config: IalsConfig
-    item_factors: FloatArray
-    popularity: FloatArray
+    vectors: FloatArray
+    """(N, D + 1) float32: the factors and, last, what popularity adds."""
     gram: FloatArray
     gram_inverse: FloatArray
 
@@ -82,16 +83,25 @@ class Ials(Retriever):
                 factors=config.factors, regularization=config.l2, iterations=config.iterations, random_state=seed
             )
             library.fit(confidence, show_progress=False, callback=after_epoch)
+        self.vectors_changed(interactions, seed)
         return self
 
-    def score(self, queries: QueryBatch) -> FloatArray:
-        """See `Retriever.score`; a query without history gets popularity."""
-        scores = self.fold_in(queries) @ self.item_factors.T
-        scores += np.float32(PRIOR) * self.popularity
-        known = self.popularity > 0
-        if not known.all():
-            scores = np.where(known, scores, np.minimum(scores.min(axis=1, keepdims=True), 0.0))
-        return np.asarray(scores, dtype=np.float32)
+    @property
+    def item_factors(self) -> FloatArray:
+        """(N, D) float32, 0 for items without activity."""
+        return self.vectors[:, :-1]
+
+    def item_vectors(self) -> FloatArray:
+        """See `VectorRetriever.item_vectors`."""
+        return self.vectors
+
+    def query_vectors(self, queries: QueryBatch) -> FloatArray:
+        """See `VectorRetriever.query_vectors`; a query without history gets popularity."""
+        return np.concatenate([self.fold_in(queries), np.ones((len(queries), 1), dtype=np.float32)], axis=1)
+
+    def known(self) -> BoolArray:
+        """See `VectorRetriever.known`: items with activity."""
+        return self.vectors[:, -1] > 0
 
     def fold_in(self, queries: QueryBatch) -> FloatArray:
         """(B, D) float32 user factors: solves (Y'Y + Y'(C - I)Y + l2 I) x = Y'C p for each history, p being 1.
@@ -114,15 +124,18 @@ class Ials(Retriever):
         return users
 
     def save(self, folder: Path) -> None:
-        """See `Retriever.save`: one safetensors file."""
-        save_file({"item_factors": self.item_factors, "popularity": self.popularity}, folder / "ials.safetensors")
+        """See `Retriever.save`: one safetensors file, and the index."""
+        save_arrays(folder / "ials.safetensors", {"vectors": self.vectors, "gram": self.gram, "gram_inverse": self.gram_inverse})
+        self.save_index(folder)
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Self:
-        """See `Retriever.load`."""
-        tensors = load_file(folder / "ials.safetensors")
+        """See `Retriever.load`; the vectors stay memory-mapped."""
+        arrays = map_arrays(folder / "ials.safetensors")
         model = cls(config)
-        model.set_factors(tensors["item_factors"], tensors["popularity"])
+        model.vectors = arrays["vectors"].astype(np.float32, copy=False)
+        model.gram, model.gram_inverse = np.array(arrays["gram"], np.float32), np.array(arrays["gram_inverse"], np.float32)
+        model.load_index(folder)
         return model
 
     def set_factors(self, factors: FloatArray, popularity: FloatArray) -> None:
@@ -130,9 +143,9 @@ class Ials(Retriever):
 
         Items without activity have no evidence, so their factors become zero.
         """
-        self.popularity = popularity
-        self.item_factors = np.where(popularity[:, None] > 0, factors, 0.0).astype(np.float32)
-        doubles = self.item_factors.astype(np.float64)
+        learned = np.where(popularity[:, None] > 0, factors, 0.0)
+        self.vectors = np.concatenate([learned, np.float32(PRIOR) * popularity[:, None]], axis=1).astype(np.float32)
+        doubles = learned.astype(np.float64)
         gram = doubles.T @ doubles + self.config.l2 * np.eye(doubles.shape[1])
         self.gram, self.gram_inverse = gram.astype(np.float32), np.linalg.inv(gram).astype(np.float32)
 
