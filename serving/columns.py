@@ -7,8 +7,10 @@ Legend: `N` items, `L` list entries of all items, `V` words.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,11 @@ class TextColumn:
     codes: IntArray
     vocabulary: npt.NDArray[np.object_]
 
+    @cached_property
+    def words(self) -> pa.Array:
+        """The vocabulary in Arrow's form, whose text functions do not hold the interpreter."""
+        return pa.array(self.vocabulary, type=pa.string())
+
     def where(self, words_V: BoolArray) -> BoolArray:
         """(N,) bool: items whose word is marked in `words_V`; missing ones are not."""
         if not len(self.vocabulary):
@@ -78,23 +85,35 @@ class TextColumn:
 class ListColumn:
     """Lists of words.
 
-    Shapes: indptr (N + 1,) int64, codes (L,) int32 into vocabulary (V,) str, parts: word number -> numbers of the words it also
-    matches as (category paths).
+    Shapes: indptr (N + 1,) int64, codes (L,) int32 into vocabulary (V,) str.
     """
 
     indptr: LongArray
     codes: IntArray
     vocabulary: npt.NDArray[np.object_]
 
+    @cached_property
+    def words(self) -> pa.Array:
+        """The vocabulary in Arrow's form, whose text functions do not hold the interpreter."""
+        return pa.array(self.vocabulary, type=pa.string())
+
+    @cached_property
+    def items_by_word(self) -> tuple[LongArray, IntArray]:
+        """Items of each word: (V + 1,) int64 bounds into (L,) int32 rows."""
+        row = np.repeat(np.arange(len(self.indptr) - 1, dtype=np.int32), np.diff(self.indptr))
+        order = np.argsort(self.codes, kind="stable")
+        bounds = np.searchsorted(self.codes[order], np.arange(len(self.vocabulary) + 1))
+        return bounds.astype(np.int64), row[order]
+
     def where_any(self, words_V: BoolArray) -> BoolArray:
         """(N,) bool: items with at least one word marked in `words_V`."""
         found = np.zeros(len(self.indptr) - 1, dtype=bool)
-        if len(self.codes):
-            row = np.repeat(np.arange(len(found), dtype=np.int64), np.diff(self.indptr))
-            found[row[words_V[self.codes]]] = True
+        bounds, rows = self.items_by_word
+        for word in np.flatnonzero(words_V):
+            found[rows[bounds[word] : bounds[word + 1]]] = True
         return found
 
-    @property
+    @cached_property
     def sizes(self) -> LongArray:
         """(N,) int64: words of each item."""
         return np.diff(self.indptr)
@@ -104,7 +123,28 @@ class ListColumn:
         return [self.vocabulary[code] for code in self.codes[self.indptr[item_idx] : self.indptr[item_idx + 1]]]
 
 
-Column = NumberColumn | BoolColumn | TextColumn | ListColumn
+@dataclass(frozen=True)
+class IdColumn:
+    """Ids of items, each its own; found by a table and not by looking through a million of them.
+
+    Shapes: ids (N,) str; row_of: id -> row.
+    """
+
+    ids: npt.NDArray[np.object_]
+    row_of: Mapping[str, int]
+
+    def where_any(self, ids: Iterable[str]) -> BoolArray:
+        """(N,) bool: items with one of the ids."""
+        found = np.zeros(len(self.ids), dtype=bool)
+        found[[self.row_of[one] for one in ids if one in self.row_of]] = True
+        return found
+
+    def value(self, item_idx: int) -> object:
+        """The id of one item."""
+        return self.ids[item_idx]
+
+
+Column = NumberColumn | BoolColumn | TextColumn | ListColumn | IdColumn
 
 
 def words_equal(vocabulary: npt.NDArray[np.object_], word: str, *, paths: bool = False) -> BoolArray:

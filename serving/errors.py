@@ -41,9 +41,9 @@ class RequestError(ServingError):
         self.field = field
         self.headers = headers or {}
 
-    def to_json(self) -> dict[str, dict[str, str]]:
+    def to_json(self) -> dict[str, dict[str, str | int]]:
         """The error body of the API."""
-        body = {"code": self.code, "message": str(self)}
+        body: dict[str, str | int] = {"code": self.code, "message": str(self)}
         if self.field is not None:
             body["field"] = self.field
         return {"error": body}
@@ -55,6 +55,10 @@ class FilterError(RequestError):
     def __init__(self, message: str, *, position: int) -> None:
         super().__init__(message, code="invalid_filter", field="filter")
         self.position = position
+
+    def to_json(self) -> dict[str, dict[str, str | int]]:
+        """The error body, with the place as a number of characters from 0."""
+        return {"error": {**super().to_json()["error"], "position": self.position}}
 
 
 class VersionRefusedError(ServingError):

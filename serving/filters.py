@@ -2,84 +2,40 @@
 
 `"Comedy" in categories && year >= 1990 && available` becomes a handful of numpy operations over columns. The subset: comparison,
 `in`, `&&`, `||`, `!`, parentheses, `startsWith`, `endsWith`, `contains`, `size`; literals are text, numbers, `true`, `false` and
-lists of them. An absent `available` reads true; absent or empty `regions` and `languages` mean everywhere; any other missing
-attribute compares false, whatever the operator. Integers and doubles compare. A category path `A > B > C` matches as itself and as
-each part. Times compare with ISO 8601 text.
+lists of them. Integers and doubles compare. A category path `A > B > C` matches as itself and as each part. Times compare with
+ISO 8601 text, `item_id` with ids. What each condition means for a column is `filter_masks`'.
 
 Source of the syntax: Common Expression Language specification, github.com/google/cel-spec.
-
-Legend: `N` items, `V` words of a column's vocabulary.
 """
 
 from __future__ import annotations
 
-import operator
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from features.errors import EventError
-from features.events import parse_timestamp
-from serving.columns import BoolColumn, Column, ListColumn, NumberColumn, TextColumn, words_equal
 from serving.errors import FilterError
+from serving.filter_masks import COMPARE, TEXT_METHODS, Attribute, Literal, Mask, compared, has_word, one_of, text_matches
+from serving.filter_syntax import Token, error_at, text_of, tokens_of
 from training.interactions import BoolArray
 
 MAX_LENGTH = 4096
 MAX_DEPTH = 64
-EVERYWHERE = frozenset({"regions", "languages"})
-"""List attributes that mean everywhere when absent or empty."""
-PATHS = frozenset({"categories"})
-"""List attributes whose words are paths that match by part."""
-
-_TOKEN = re.compile(
-    r"""\s*(?:
-        (?P<number>-?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d+)?)
-      | (?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
-      | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
-      | (?P<operator>&&|\|\||==|!=|<=|>=|[<>!()\[\],.])
-    )""",
-    re.VERBOSE,
-)
-_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
+CACHED_FILTERS = 512
 _MIRROR = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
-
-Literal = str | float | int | bool
-Mask = Callable[[Mapping[str, Column], int], BoolArray]
-"""Columns and N to (N,) bool."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A compiled expression."""
+    """A compiled expression and the names of the attributes that it reads."""
 
     expression: str
     mask: Mask
-
-
-@dataclass(frozen=True)
-class _Token:
-    kind: str
-    text: str
-    position: int
-
-
-@dataclass(frozen=True)
-class _Attribute:
-    name: str
-    position: int
-    size: bool = False
+    names: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -94,9 +50,10 @@ class _Condition:
     position: int
 
 
-_Node = _Attribute | _Constant | _Condition
+_Node = Attribute | _Constant | _Condition
 
 
+@lru_cache(maxsize=CACHED_FILTERS)
 def compile_filter(expression: str) -> Filter:
     """Parse an expression.
 
@@ -105,36 +62,24 @@ def compile_filter(expression: str) -> Filter:
     """
     if len(expression) > MAX_LENGTH:
         raise FilterError(f"filter has {len(expression)} characters, {MAX_LENGTH} are allowed", position=MAX_LENGTH)
-    parser = _Parser(expression, _tokens(expression))
-    return Filter(expression, parser.whole())
+    return _Parser(expression, tokens_of(expression)).whole()
 
 
-def _tokens(expression: str) -> list[_Token]:
-    tokens: list[_Token] = []
-    position = 0
-    while True:
-        found = _TOKEN.match(expression, position)
-        if found is None:
-            rest = expression[position:].lstrip()
-            if not rest:
-                return [*tokens, _Token("end", "", len(expression))]
-            at = len(expression) - len(rest)
-            what = "unfinished text" if rest[0] in "\"'" else f"unexpected {rest[0]!r}"
-            raise FilterError(_point(expression, at, what), position=at)
-        kind = str(found.lastgroup)
-        tokens.append(_Token(kind, found.group(kind), found.start(kind)))
-        position = found.end()
+def both(one: str | None, other: str | None) -> str | None:
+    """The expression that holds where both do; None where neither is given."""
+    return f"({one}) && ({other})" if one and other else one or other
 
 
 class _Parser:
-    def __init__(self, expression: str, tokens: list[_Token]) -> None:
+    def __init__(self, expression: str, tokens: list[Token]) -> None:
         self._expression, self._tokens, self._next, self._depth = expression, tokens, 0, 0
+        self._names: set[str] = set()
 
-    def whole(self) -> Mask:
+    def whole(self) -> Filter:
         node = self._or()
         if self._peek().kind != "end":
             raise self._error(self._peek(), f"unexpected {self._peek().text!r}")
-        return self._truth(node)
+        return Filter(self._expression, self._truth(node), frozenset(self._names))
 
     def _or(self) -> _Node:
         self._depth += 1
@@ -142,22 +87,20 @@ class _Parser:
             raise self._error(self._peek(), f"nested deeper than {MAX_DEPTH}")
         left = self._and()
         while self._take("||"):
-            one, other = self._truth(left), self._truth(self._and())
-            left = _Condition(_both(np.logical_or, one, other), left.position)
+            left = _Condition(_joined(np.logical_or, self._truth(left), self._truth(self._and())), left.position)
         self._depth -= 1
         return left
 
     def _and(self) -> _Node:
         left = self._relation()
         while self._take("&&"):
-            one, other = self._truth(left), self._truth(self._relation())
-            left = _Condition(_both(np.logical_and, one, other), left.position)
+            left = _Condition(_joined(np.logical_and, self._truth(left), self._truth(self._relation())), left.position)
         return left
 
     def _relation(self) -> _Node:
         left = self._unary()
         token = self._peek()
-        if token.text in _COMPARE and token.kind == "operator":
+        if token.text in COMPARE and token.kind == "operator":
             self._next += 1
             return self._compare(token, left, self._unary())
         if token.kind == "name" and token.text == "in":
@@ -179,17 +122,19 @@ class _Parser:
     def _member(self, node: _Node) -> _Node:
         while self._take("."):
             name = self._advance()
-            if name.kind != "name" or not isinstance(node, _Attribute) or node.size:
+            if name.kind != "name" or not isinstance(node, Attribute) or node.size:
                 raise self._error(name, "a method of an attribute was expected")
             self._expect("(")
             if name.text == "size":
                 self._expect(")")
-                return _Attribute(node.name, node.position, size=True)
+                return replace(node, size=True)
             argument = self._or()
             self._expect(")")
             if not isinstance(argument, _Constant) or not isinstance(argument.value, str):
                 raise self._error(name, f"{name.text} takes one text")
-            node = _Condition(self._text_method(name, node.name, argument.value), node.position)
+            if name.text not in TEXT_METHODS:
+                raise self._error(name, f"unknown method {name.text!r}; known: {', '.join(TEXT_METHODS)}, size")
+            node = _Condition(text_matches(node, name.text, argument.value), node.position)
         return node
 
     def _primary(self) -> _Node:
@@ -200,7 +145,7 @@ class _Parser:
                 raise self._error(token, f"number {token.text} is too large")
             return _Constant(int(token.text) if is_integer else float(token.text), token.position)
         if token.kind == "text":
-            return _Constant(_unescape(token.text[1:-1]), token.position)
+            return _Constant(text_of(token), token.position)
         if token.text == "(":
             node = self._or()
             self._expect(")")
@@ -208,20 +153,24 @@ class _Parser:
         if token.text == "[":
             return self._list(token)
         if token.kind == "name":
-            if token.text in {"true", "false"}:
-                return _Constant(token.text == "true", token.position)
-            if token.text == "size" and self._take("("):
-                attribute = self._or()
-                self._expect(")")
-                if not isinstance(attribute, _Attribute) or attribute.size:
-                    raise self._error(token, "size takes an attribute")
-                return _Attribute(attribute.name, token.position, size=True)
-            if token.text in {"in", "null"} or self._peek().text == "(":
-                raise self._error(token, f"{token.text!r} is not supported")
-            return _Attribute(token.text, token.position)
+            return self._named(token)
         raise self._error(token, "the expression ends too early" if token.kind == "end" else f"unexpected {token.text!r}")
 
-    def _list(self, start: _Token) -> _Node:
+    def _named(self, token: Token) -> _Node:
+        if token.text in {"true", "false"}:
+            return _Constant(token.text == "true", token.position)
+        if token.text == "size" and self._take("("):
+            attribute = self._or()
+            self._expect(")")
+            if not isinstance(attribute, Attribute) or attribute.size:
+                raise self._error(token, "size takes an attribute")
+            return replace(attribute, position=token.position, size=True)
+        if token.text in {"in", "null"} or self._peek().text == "(":
+            raise self._error(token, f"{token.text!r} is not supported")
+        self._names.add(token.text)
+        return Attribute(token.text, token.position, self._expression)
+
+    def _list(self, start: Token) -> _Node:
         values: list[Literal] = []
         while not self._take("]"):
             if values:
@@ -237,124 +186,31 @@ class _Parser:
             return node.mask
         if isinstance(node, _Constant):
             if not isinstance(node.value, bool):
-                raise FilterError(_point(self._expression, node.position, "a condition was expected"), position=node.position)
+                raise error_at(self._expression, node.position, "a condition was expected")
             value = node.value
             return lambda columns, n: np.full(n, value, dtype=bool)
         if node.size:
-            raise FilterError(_point(self._expression, node.position, "size gives a number: compare it"), position=node.position)
-        return self._compare_constant(node, "==", True)
+            raise error_at(self._expression, node.position, "size gives a number: compare it")
+        return compared(node, "==", True)
 
-    def _compare(self, token: _Token, left: _Node, right: _Node) -> _Node:
-        if isinstance(left, _Constant) and isinstance(right, _Attribute):
-            return _Condition(self._compare_constant(right, _MIRROR[token.text], left.value), left.position)
-        if isinstance(left, _Attribute) and isinstance(right, _Constant):
-            return _Condition(self._compare_constant(left, token.text, right.value), left.position)
+    def _compare(self, token: Token, left: _Node, right: _Node) -> _Node:
+        if isinstance(left, _Constant) and isinstance(right, Attribute):
+            return _Condition(compared(right, _MIRROR[token.text], left.value), left.position)
+        if isinstance(left, Attribute) and isinstance(right, _Constant):
+            return _Condition(compared(left, token.text, right.value), left.position)
         raise self._error(token, "compare an attribute with a text, a number, true or false")
 
-    def _compare_constant(self, node: _Attribute, symbol: str, value: Literal | tuple[Literal, ...]) -> Mask:
-        def mask(columns: Mapping[str, Column], n: int) -> BoolArray:
-            column = columns.get(node.name)
-            if node.size:
-                return self._compare_size(node, column, symbol, value, n)
-            if column is None:
-                return _absent(node.name, symbol, value, n)
-            if isinstance(value, tuple) or isinstance(column, ListColumn):
-                raise self._type_error(node, "is a list: use in, or size" if isinstance(column, ListColumn) else "is not a list")
-            if isinstance(column, BoolColumn):
-                if not isinstance(value, bool) or symbol not in {"==", "!="}:
-                    raise self._type_error(node, "is true or false")
-                present = np.ones(n, dtype=bool) if node.name == "available" else ~column.missing
-                values = np.where(column.missing, True, column.values) if node.name == "available" else column.values
-                return present & _COMPARE[symbol](values, value)
-            if isinstance(column, NumberColumn):
-                return ~column.missing & _COMPARE[symbol](column.values, self._number(node, column, value))
-            if not isinstance(value, str):
-                raise self._type_error(node, "is text")
-            words = np.fromiter((_COMPARE[symbol](word, value) for word in column.vocabulary), bool, len(column.vocabulary))
-            return column.where(words)
-
-        return mask
-
-    def _compare_size(
-        self, node: _Attribute, column: Column | None, symbol: str, value: Literal | tuple[Literal, ...], n: int
-    ) -> BoolArray:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._type_error(node, "has a size, which is a number")
-        if column is None:
-            return np.zeros(n, dtype=bool)
-        if isinstance(column, ListColumn):
-            return np.asarray(_COMPARE[symbol](column.sizes, value), dtype=bool)
-        if isinstance(column, TextColumn):
-            words = np.fromiter((_COMPARE[symbol](len(word), value) for word in column.vocabulary), bool, len(column.vocabulary))
-            return column.where(words)
-        raise self._type_error(node, "has no size")
-
-    def _contained(self, token: _Token, left: _Node, right: _Node) -> _Node:
-        if isinstance(left, _Constant) and isinstance(left.value, str) and isinstance(right, _Attribute) and not right.size:
-            return _Condition(self._word_in(right, left.value), left.position)
-        if isinstance(left, _Attribute) and not left.size and isinstance(right, _Constant) and isinstance(right.value, tuple):
-            masks = [self._compare_constant(left, "==", value) for value in right.value]
-            return _Condition(
-                lambda columns, n: np.logical_or.reduce([np.zeros(n, dtype=bool), *(one(columns, n) for one in masks)]),
-                left.position,
-            )
+    def _contained(self, token: Token, left: _Node, right: _Node) -> _Node:
+        if isinstance(left, _Constant) and isinstance(left.value, str) and isinstance(right, Attribute) and not right.size:
+            return _Condition(has_word(right, left.value), left.position)
+        if isinstance(left, Attribute) and not left.size and isinstance(right, _Constant) and isinstance(right.value, tuple):
+            return _Condition(one_of(left, right.value), left.position)
         raise self._error(token, 'in takes "word" in attribute, or attribute in [...]')
 
-    def _word_in(self, node: _Attribute, word: str) -> Mask:
-        def mask(columns: Mapping[str, Column], n: int) -> BoolArray:
-            column = columns.get(node.name)
-            if column is None:
-                return np.full(n, node.name in EVERYWHERE, dtype=bool)
-            if isinstance(column, TextColumn):
-                return column.where(words_equal(column.vocabulary, word))
-            if not isinstance(column, ListColumn):
-                raise self._type_error(node, "is not a list")
-            found = column.where_any(words_equal(column.vocabulary, word, paths=node.name in PATHS))
-            return found | (column.sizes == 0) if node.name in EVERYWHERE else found
-
-        return mask
-
-    def _text_method(self, method: _Token, name: str, text: str) -> Mask:
-        tests: dict[str, Callable[[str], bool]] = {
-            "startsWith": lambda word: word.startswith(text),
-            "endsWith": lambda word: word.endswith(text),
-            "contains": lambda word: text in word,
-        }
-        if method.text not in tests:
-            raise self._error(method, f"unknown method {method.text!r}; known: startsWith, endsWith, contains, size")
-        test = tests[method.text]
-
-        def mask(columns: Mapping[str, Column], n: int) -> BoolArray:
-            column = columns.get(name)
-            if column is None:
-                return np.zeros(n, dtype=bool)
-            if isinstance(column, TextColumn | ListColumn):
-                words = np.fromiter(map(test, column.vocabulary), dtype=bool, count=len(column.vocabulary))
-                return column.where(words) if isinstance(column, TextColumn) else column.where_any(words)
-            raise self._type_error(_Attribute(name, method.position), "is not text")
-
-        return mask
-
-    def _number(self, node: _Attribute, column: NumberColumn, value: Literal) -> float | int:
-        if column.is_time and isinstance(value, str):
-            try:
-                moment = parse_timestamp(value)
-            except EventError:
-                moment = None
-            if moment is None:
-                raise self._type_error(node, f"is a time; {value!r} is not ISO 8601")
-            return round(moment.timestamp() * 1e6)
-        if isinstance(value, bool | str) or column.is_time:
-            raise self._type_error(node, "is a time: compare it with ISO 8601 text" if column.is_time else "is a number")
-        return value
-
-    def _type_error(self, node: _Attribute, what: str) -> FilterError:
-        return FilterError(_point(self._expression, node.position, f"{node.name} {what}"), position=node.position)
-
-    def _peek(self) -> _Token:
+    def _peek(self) -> Token:
         return self._tokens[self._next]
 
-    def _advance(self) -> _Token:
+    def _advance(self) -> Token:
         token = self._tokens[self._next]
         self._next = min(self._next + 1, len(self._tokens) - 1)
         return token
@@ -371,24 +227,9 @@ class _Parser:
         if not self._take(text):
             raise self._error(token, f"{text!r} was expected")
 
-    def _error(self, token: _Token, what: str) -> FilterError:
-        return FilterError(_point(self._expression, token.position, what), position=token.position)
+    def _error(self, token: Token, what: str) -> FilterError:
+        return error_at(self._expression, token.position, what)
 
 
-def _absent(name: str, symbol: str, value: Literal | tuple[Literal, ...], n: int) -> BoolArray:
-    if name == "available" and isinstance(value, bool):
-        return np.full(n, bool(_COMPARE[symbol](True, value)), dtype=bool)
-    return np.zeros(n, dtype=bool)
-
-
-def _both(join: Callable[[BoolArray, BoolArray], npt.NDArray[np.bool_]], one: Mask, other: Mask) -> Mask:
+def _joined(join: Callable[[BoolArray, BoolArray], npt.NDArray[np.bool_]], one: Mask, other: Mask) -> Mask:
     return lambda columns, n: join(one(columns, n), other(columns, n))
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\(.)", lambda found: _ESCAPES.get(found.group(1), found.group(1)), text)
-
-
-def _point(expression: str, position: int, what: str) -> str:
-    near = expression[max(0, position - 15) : position] + "»" + expression[position : position + 15]
-    return f"filter, at character {position + 1}: {what} (near {near!r})"

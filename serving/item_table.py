@@ -3,45 +3,60 @@
 The gateway holds one a live version, to turn cached row numbers into answers, to mask them, and to answer popular items from memory
 when all else fails. Where there is no version yet, it is built from the catalogue and the activity store.
 
-Legend: `N` items.
+Availability changes in place and is no part of any cached mask, so that a delisted item costs nobody a mask. Everything else is
+fixed: `with_items` gives a new table, in which items that the version was not trained on have the rows after its own.
+
+Legend: `N` items, `n` rows of a list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from serving.columns import BoolColumn, Column, ListColumn, column_from_arrow, words_equal
-from serving.filters import EVERYWHERE, PATHS, compile_filter
+from serving.column_edits import edited_columns
+from serving.columns import BoolColumn, Column, IdColumn, ListColumn, column_from_arrow, words_equal
+from serving.filter_masks import EVERYWHERE, PATHS
+from serving.filters import compile_filter
 from serving.schemas import Selection
 from training.arrays import map_arrays
 from training.interactions import BoolArray, IntArray
 from training.pipeline import ITEMS_FILE, POPULARITY_FILE
 
 CACHED_MASKS = 64
-"""Selections whose masks are kept, least recently used first out. A mask of 1M items is 1 MB."""
+"""Masks kept of selections, and as many of expressions, least recently used first out. A mask of 1M items is 1 MB."""
 
 
 class ItemTable:
-    """Items of one vocabulary. Attributes and order are fixed; availability changes in place.
+    """Items of one vocabulary.
 
     Args:
         item_ids: (N,) str.
         columns: attribute name -> column of N items.
         by_popularity: (N,) int32 every row, most popular first.
+        num_trained: rows that the version was trained on; the others came later. All where not given.
     """
 
-    def __init__(self, item_ids: npt.NDArray[np.object_], columns: Mapping[str, Column], by_popularity: IntArray) -> None:
+    def __init__(
+        self,
+        item_ids: npt.NDArray[np.object_],
+        columns: Mapping[str, Column],
+        by_popularity: IntArray,
+        num_trained: int | None = None,
+    ) -> None:
         self.item_ids = item_ids
         self.columns = dict(columns)
         self.by_popularity = by_popularity
+        self.num_trained = len(item_ids) if num_trained is None else num_trained
         self.popularity_rank: IntArray = np.empty(len(item_ids), dtype=np.int32)
         self.popularity_rank[by_popularity] = np.arange(len(item_ids), dtype=np.int32)
         self._row_of = {item_id: row for row, item_id in enumerate(item_ids.tolist())}
@@ -50,13 +65,19 @@ class ItemTable:
             available.values | available.missing if isinstance(available, BoolColumn) else np.ones(len(item_ids), dtype=bool)
         )
         self.columns["available"] = BoolColumn(self.available, np.zeros(len(item_ids), dtype=bool))
+        self.columns["item_id"] = IdColumn(item_ids, self._row_of)
         self._selected = lru_cache(maxsize=CACHED_MASKS)(self._select)
+        self._expressed = lru_cache(maxsize=CACHED_MASKS)(self._express)
 
     @classmethod
     def from_bundle(cls, folder: Path) -> ItemTable:
         """The items of a version's bundle, in the order of its vocabulary."""
         by_popularity = np.array(map_arrays(folder / POPULARITY_FILE)["by_popularity"], dtype=np.int32)
-        return cls.from_arrow(pq.read_table(folder / ITEMS_FILE), by_popularity)
+        table = cls.from_arrow(pq.read_table(folder / ITEMS_FILE), by_popularity)
+        for column in table.columns.values():
+            if isinstance(column, ListColumn):
+                _ = column.items_by_word  # takes 0.3 s at a million items: not in the first request that filters by it
+        return table
 
     @classmethod
     def from_arrow(cls, table: pa.Table, by_popularity: IntArray) -> ItemTable:
@@ -85,6 +106,24 @@ class ItemTable:
         popularity = np.array([counts.get(item, 0) for item in table.column("item_id").to_pylist()], dtype=np.int64)
         return cls.from_arrow(table, np.argsort(-popularity, kind="stable").astype(np.int32))
 
+    def with_items(self, items: Mapping[str, Mapping[str, Any]]) -> ItemTable:
+        """A table in which items have other attributes, or are new: new ones come last, also by popularity.
+
+        Args:
+            items: item_id -> all of its attributes as the catalogue has them; `available` is not looked at.
+        """
+        new = [item_id for item_id in items if item_id not in self._row_of]
+        rows = np.array([self._row_of.get(item_id, -1) for item_id in items], dtype=np.int32)
+        rows[rows < 0] = len(self) + np.arange(len(new), dtype=np.int32)
+        ids = np.empty(len(self) + len(new), dtype=object)
+        ids[: len(self)], ids[len(self) :] = self.item_ids, new
+        attributes = [{name: value for name, value in item.items() if name not in _OWN} for item in items.values()]
+        columns = {name: column for name, column in self.columns.items() if name not in _OWN}
+        order = np.concatenate([self.by_popularity, np.arange(len(self), len(ids), dtype=np.int32)]).astype(np.int32)
+        table = ItemTable(ids, edited_columns(columns, rows, attributes, len(ids)), order, self.num_trained)
+        table.available[: len(self)] = self.available
+        return table
+
     def __len__(self) -> int:
         return len(self.item_ids)
 
@@ -92,23 +131,41 @@ class ItemTable:
         """Row of an item, -1 where unknown."""
         return self._row_of.get(item_id, -1)
 
-    def rows(self, item_ids: Sequence[str]) -> IntArray:
+    def rows(self, item_ids: Iterable[str]) -> IntArray:
         """Rows of the known ones among `item_ids`."""
         known = [self._row_of[item_id] for item_id in item_ids if item_id in self._row_of]
         return np.array(known, dtype=np.int32)
+
+    @cached_property
+    def id_hashes(self) -> npt.NDArray[np.uint32]:
+        """(N,) uint32 hashes of the ids: the same in every version, which row numbers are not."""
+        return pd.util.hash_array(self.item_ids, categorize=False).astype(np.uint32)
+
+    @cached_property
+    def _by_hash(self) -> IntArray:
+        return np.argsort(self.id_hashes, kind="stable").astype(np.int32)
+
+    def rows_of_hashes(self, hashes: npt.NDArray[np.uint32]) -> IntArray:
+        """Rows of the items with one of the hashes; hashes of no item are left out."""
+        order = self._by_hash
+        ordered = self.id_hashes[order]
+        starts, stops = np.searchsorted(ordered, hashes, "left"), np.searchsorted(ordered, hashes, "right")
+        return np.concatenate(
+            [order[starts[stops > starts]], *(order[a + 1 : b] for a, b in zip(starts, stops, strict=True) if b > a + 1)]
+        )
 
     def set_available(self, item_id: str, available: bool) -> None:
         """Apply a change of availability; unknown items are none of this table's business."""
         row = self._row_of.get(item_id)
         if row is not None and bool(self.available[row]) != available:
             self.available[row] = available
-            self._selected.cache_clear()
+            self._forget_availability()
 
     def set_all_available(self, available: BoolArray) -> None:
         """Replace the availability of all items, (N,) bool."""
         if not np.array_equal(self.available, available):
             self.available[:] = available
-            self._selected.cache_clear()
+            self._forget_availability()
 
     def mask(self, selection: Selection) -> BoolArray:
         """(N,) bool of items that a request may see: available, and passing its filters. Not to be written to.
@@ -116,24 +173,43 @@ class ItemTable:
         Raises:
             FilterError: the filter does not fit the attributes' types.
         """
-        return self._selected(selection) if selection else self.available
+        return self.available & self._selected(selection) if selection else self.available
 
-    def _select(self, selection: Selection) -> BoolArray:
-        keep = self.available.copy()
-        for name, words in (("categories", selection.category), ("regions", selection.region), ("languages", selection.language)):
-            if words:
-                keep &= self._any_word(name, words)
-        if selection.filter is not None:
-            keep &= compile_filter(selection.filter).mask(self.columns, len(self))
-        return keep
+    def passing(self, selection: Selection, rows: IntArray) -> BoolArray:
+        """The mask of some rows, (n,) bool: does not touch the other items once a selection has been met.
 
-    def _any_word(self, name: str, words: Sequence[str]) -> BoolArray:
-        column = self.columns.get(name)
-        if not isinstance(column, ListColumn):
-            return np.full(len(self), name in EVERYWHERE, dtype=bool)
-        marked = np.logical_or.reduce([words_equal(column.vocabulary, word, paths=name in PATHS) for word in words])
-        found = column.where_any(marked)
-        return found | (column.sizes == 0) if name in EVERYWHERE else found
+        Raises:
+            FilterError: as `mask`.
+        """
+        there = self.available[rows]
+        return there & self._selected(selection)[rows] if selection else there
+
+    def matching(self, expression: str) -> BoolArray:
+        """(N,) bool of items for which an expression holds, available or not. Not to be written to.
+
+        Raises:
+            FilterError: the expression is wrong or does not fit the attributes' types.
+        """
+        return self._expressed(expression)
+
+    def preference(self, selection: Selection, rows: IntArray) -> IntArray | None:
+        """(n,) int32: place of each row in the request's chains of regions and languages, 0 the most wanted; None without a chain.
+
+        Regions come first: an item of the first region and the second language is before one of the second region.
+        """
+        if len(selection.region) < 2 and len(selection.language) < 2:
+            return None
+        place = np.zeros(len(rows), dtype=np.int32)
+        regions = [Selection(region=(word,)) for word in selection.region]
+        languages = [Selection(language=(word,)) for word in selection.language]
+        for chain in (regions, languages):
+            place *= max(len(chain), 1)
+            undecided = np.ones(len(rows), dtype=bool)
+            for number, one in enumerate(chain):
+                found = undecided & self._selected(one)[rows]
+                place[found] += number
+                undecided &= ~found
+        return place
 
     def popular(self, k: int, mask: BoolArray, exclude: IntArray | None = None) -> IntArray:
         """Rows of the k most popular items in the mask, best first; fewer where fewer pass."""
@@ -151,3 +227,38 @@ class ItemTable:
     def fields(self, row: int, names: Sequence[str]) -> dict[str, object]:
         """Attributes of one item for an answer; None where it lacks one."""
         return {name: self.columns[name].value(row) if name in self.columns else None for name in names}
+
+    def _forget_availability(self) -> None:
+        # Masks of filters that read `available` themselves cannot be told apart here; they are few, and all others are quick to
+        # come back.
+        if self._reads_available:
+            self._reads_available = False
+            self._selected.cache_clear()
+            self._expressed.cache_clear()
+
+    _reads_available = False
+
+    def _select(self, selection: Selection) -> BoolArray:
+        keep = np.ones(len(self), dtype=bool)
+        for name, words in (("categories", selection.category), ("regions", selection.region), ("languages", selection.language)):
+            if words:
+                keep &= self._any_word(name, words)
+        if selection.filter is not None:
+            keep &= self.matching(selection.filter)
+        return keep
+
+    def _express(self, expression: str) -> BoolArray:
+        compiled = compile_filter(expression)
+        self._reads_available |= "available" in compiled.names
+        return compiled.mask(self.columns, len(self))
+
+    def _any_word(self, name: str, words: Sequence[str]) -> BoolArray:
+        column = self.columns.get(name)
+        if not isinstance(column, ListColumn):
+            return np.full(len(self), name in EVERYWHERE, dtype=bool)
+        marked = np.logical_or.reduce([words_equal(column.vocabulary, word, paths=name in PATHS) for word in words])
+        found = column.where_any(marked)
+        return found | (column.sizes == 0) if name in EVERYWHERE else found
+
+
+_OWN = frozenset({"item_id", "available"})

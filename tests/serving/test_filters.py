@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.columns import column_from_arrow
+from serving.columns import IdColumn, column_from_arrow
 from serving.errors import FilterError
 from serving.filters import compile_filter
 
@@ -92,6 +92,20 @@ def test_an_absent_available_reads_true() -> None:
     assert compile_filter("available == false").mask({}, 2).tolist() == [False, False]
 
 
+def test_ids_are_looked_up() -> None:
+    ids = np.array(["a", "b", "c"], dtype=object)
+    columns = {"item_id": IdColumn(ids, {"a": 0, "b": 1, "c": 2})}
+    for expression, expected in [
+        ('item_id in ["a", "c", "z"]', [0, 2]),
+        ('item_id == "b"', [1]),
+        ('item_id != "b"', [0, 2]),
+        ('item_id == "z"', []),
+    ]:
+        assert np.flatnonzero(compile_filter(expression).mask(columns, 3)).tolist() == expected
+    with pytest.raises(FilterError):
+        compile_filter('item_id > "a"').mask(columns, 3)
+
+
 @pytest.mark.parametrize(
     ("expression", "position"),
     [
@@ -131,7 +145,7 @@ def test_errors_point_at_the_place(expression: str, position: int) -> None:
         passing(expression)
     assert caught.value.position == position
     assert caught.value.status == 422
-    assert caught.value.field == "filter"
+    assert caught.value.to_json()["error"].items() >= {"field": "filter", "position": position}.items()
 
 
 Oracle = Callable[[dict[str, Any]], bool]

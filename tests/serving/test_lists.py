@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import redis
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.cached_list import CachedList, decode_list
@@ -138,3 +140,100 @@ def test_popularity_of_activity_counts_items_that_the_catalogue_lacks() -> None:
     table = ItemTable.from_activity(items, pa.table({"item_id": ["b", "x", "b", "x", "x"]}))
     assert [table.item_ids[row] for row in table.by_popularity] == ["x", "b", "a"]
     assert table.fields(table.row("x"), ["title", "nothing"]) == {"title": None, "nothing": None}
+
+
+WORDS = st.lists(st.sampled_from(["x", "y", "z"]), max_size=3)
+ATTRIBUTES = st.fixed_dictionaries(
+    {},
+    optional={
+        "year": st.integers(1900, 2100),
+        "price": st.floats(0, 10),
+        "title": st.text(max_size=3),
+        "tags": WORDS,
+        "created_at": st.sampled_from(["2024-01-01T00:00:00+00:00", "2025-06-01T12:00:00+00:00"]),
+        "adult": st.booleans(),
+    },
+)
+KINDS = {
+    "year": pa.int64(),
+    "price": pa.float64(),
+    "title": pa.string(),
+    "tags": pa.list_(pa.string()),
+    "created_at": pa.timestamp("us", tz="UTC"),
+    "adult": pa.bool_(),
+}
+
+
+def read_back(table: ItemTable, item_id: str) -> dict[str, object]:
+    found = table.fields(table.row(item_id), [name for name in KINDS if name in table.columns])
+    return {name: value for name, value in found.items() if value is not None and value != []}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from("abcd"), ATTRIBUTES, min_size=1),
+    st.dictionaries(st.sampled_from("abcdefg"), ATTRIBUTES, min_size=1),
+)
+def test_changed_and_added_items_read_back_and_the_others_stay(
+    before: dict[str, dict[str, object]], changes: dict[str, dict[str, object]]
+) -> None:
+    columns = {}
+    for name, kind in KINDS.items():
+        values = [item.get(name) for item in before.values()]
+        columns[name] = pa.array(
+            [None if v is None else datetime.fromisoformat(v) for v in values] if "_at" in name else values, kind
+        )
+    old = ItemTable.from_arrow(pa.table({"item_id": list(before), **columns}), np.arange(len(before), dtype=np.int32)[::-1].copy())
+    old.set_available(next(iter(before)), False)
+    new = old.with_items(changes)
+    wanted = {**before, **changes}
+    assert len(new) == len(wanted)
+    assert new.num_trained == len(before)
+    for item_id, attributes in wanted.items():
+        assert read_back(new, item_id) == {name: value for name, value in attributes.items() if value != []}
+        assert new.available[new.row(item_id)] == (item_id != next(iter(before)))
+    for item_id, attributes in before.items():
+        assert new.row(item_id) == old.row(item_id)
+        assert read_back(old, item_id) == {name: value for name, value in attributes.items() if value != []}
+    assert sorted(new.by_popularity.tolist()) == list(range(len(new)))
+
+
+def test_attributes_that_no_item_had_get_a_column() -> None:
+    table = ItemTable.from_arrow(pa.table({"item_id": ["a"]}), np.zeros(1, np.int32))
+    grown = table.with_items({"b": {"colour": "red", "sizes": ["s"], "weight": 1.5, "nothing": None}})
+    assert grown.fields(0, ["colour", "sizes", "weight"]) == {"colour": None, "sizes": [], "weight": None}
+    assert grown.matching('colour == "red" && "s" in sizes && weight > 1').tolist() == [False, True]
+
+
+def test_chains_prefer_the_first_word_and_regions_before_languages() -> None:
+    items = pa.table(
+        {
+            "item_id": ["a", "b", "c", "d", "e"],
+            "regions": [["es"], ["fr"], ["fr", "es"], [], ["us"]],
+            "languages": [["en"], ["es"], ["es"], ["en"], []],
+        }
+    )
+    table, rows = ItemTable.from_arrow(items, np.arange(5, dtype=np.int32)), np.arange(4, dtype=np.int32)
+    assert table.preference(Selection(region=("es",)), rows) is None
+    found = table.preference(Selection(region=("es", "fr"), language=("es", "en")), rows)
+    assert found is not None
+    assert found.tolist() == [1, 2, 0, 1]
+
+
+def test_hashes_of_ids_lead_back_to_their_rows() -> None:
+    table = ItemTable.from_arrow(pa.table({"item_id": [f"i{n}" for n in range(1000)]}), np.arange(1000, dtype=np.int32))
+    other = ItemTable.from_arrow(pa.table({"item_id": [f"i{n}" for n in range(999, 500, -1)]}), np.arange(499, dtype=np.int32))
+    asked = table.id_hashes[[3, 600, 999]]
+    assert sorted(table.rows_of_hashes(asked).tolist()) == [3, 600, 999]
+    assert sorted(other.item_ids[row] for row in other.rows_of_hashes(asked)) == ["i600", "i999"]
+
+
+def test_masks_of_selections_outlive_changes_of_availability_unless_they_read_it() -> None:
+    table = ItemTable.from_arrow(pa.table({"item_id": ["a", "b"], "year": [1, 2]}), np.arange(2, dtype=np.int32))
+    kept = table.matching("year > 1")
+    table.set_available("b", False)
+    assert table.matching("year > 1") is kept
+    assert table.passing(Selection(filter="year > 1"), np.array([0, 1], np.int32)).tolist() == [False, False]
+    assert table.matching("!available").tolist() == [False, True]
+    table.set_available("b", True)
+    assert table.matching("!available").tolist() == [False, False]
