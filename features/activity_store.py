@@ -15,9 +15,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -47,10 +47,17 @@ _REPEATING = [name for name in EVENT_SCHEMA.names if pa.types.is_string(EVENT_SC
 
 @dataclass(frozen=True)
 class AppendResult:
-    """What an append did: rows stored, and rows left out because their id was stored before or earlier in the same table."""
+    """What an append did: rows stored, and rows left out because their id was stored before or earlier in the same table.
+
+    `stored` are the rows that were new. `follows` is the store's sequence when the append began, `sequence` when it was done: who
+    has seen every append up to `follows` and adds `stored` has everything (`features.store_follower`).
+    """
 
     added: int
     duplicates: int
+    stored: pa.Table
+    follows: int
+    sequence: int
 
 
 class ActivityStore:
@@ -90,9 +97,11 @@ class ActivityStore:
                 keys = self._index.keys(events["event_id"])
                 fresh = first_of_each(keys) & ~self._index.contains(keys)
                 added = int(fresh.sum())
+                follows = self._index.manifest.next_sequence
+                stored = events if added == events.num_rows else events.filter(pa.array(fresh))
                 if added:
-                    self._write(events if added == events.num_rows else events.filter(pa.array(fresh)), keys[:, fresh])
-                return AppendResult(added, events.num_rows - added)
+                    self._write(stored, keys[:, fresh])
+                return AppendResult(added, events.num_rows - added, stored, follows, self._index.manifest.next_sequence)
         except OSError as error:
             raise StoreError(f"activity store {self.root} cannot be written: {error}; free space or check permissions") from error
 
@@ -143,6 +152,24 @@ class ActivityStore:
                 if attempt == 2:
                     raise StoreError(f"activity store {self.root} cannot be read: {error}") from error
         raise AssertionError("unreachable")
+
+    def sequence(self) -> int:
+        """Number of the next transaction: the same at two moments where nothing was written in between. 0 for no store."""
+        reader = EventIndex(self._index.folder)
+        return reader.manifest.next_sequence if reader.load() else 0
+
+    def spans(self, max_bytes: int) -> Iterator[tuple[datetime, datetime]]:
+        """Event times that cover the store in stretches of whole days, each of about `max_bytes` of files, oldest first."""
+        days: list[str] = []
+        size = 0
+        for date in dates(self.root):
+            days.append(date)
+            size += sum(part.path.stat().st_size for part in parts(self.root, date))
+            if size >= max_bytes:
+                yield _span(days)
+                days, size = [], 0
+        if days:
+            yield _span(days)
 
     def count(self) -> int:
         """Number of events."""
@@ -301,6 +328,11 @@ class ActivityStore:
         for name in names:
             self._index.commit(name, files_added=0, next_sequence=sequence)
         self._index.commit(None, files_added=len(files), next_sequence=sequence)
+
+
+def _span(days: list[str]) -> tuple[datetime, datetime]:
+    first, last = (datetime.fromisoformat(day).replace(tzinfo=UTC) for day in (days[0], days[-1]))
+    return first, last + timedelta(days=1, microseconds=-1)
 
 
 def _local_root(uri: str) -> Path:

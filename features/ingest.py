@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from features.activity_store import AppendResult
 from features.bus import BusEntry
 from features.consumer import BatchResult, Rejected
 from features.daily_log import DailyLog
@@ -22,18 +23,8 @@ from features.events import UNKNOWN_ITEM
 class EventSink(Protocol):
     """What `StoreEvents` writes to: `ActivityStore`."""
 
-    def append(self, events: pa.Table) -> Appended:
+    def append(self, events: pa.Table) -> AppendResult:
         """Store the events whose ids are new."""
-
-
-class Appended(Protocol):
-    """Rows stored, and rows left out because their id is known."""
-
-    @property
-    def added(self) -> int: ...
-
-    @property
-    def duplicates(self) -> int: ...
 
 
 class KnownItems:
@@ -95,10 +86,13 @@ class StoreEvents:
     Args:
         store: the activity store.
         known_items: the catalogue's items; None flags none.
+        follow: told of every append, before the batch counts as done.
     """
 
-    def __init__(self, store: EventSink, known_items: KnownItems | None) -> None:
-        self._store, self._known_items = store, known_items
+    def __init__(
+        self, store: EventSink, known_items: KnownItems | None, follow: Callable[[AppendResult], None] | None = None
+    ) -> None:
+        self._store, self._known_items, self._follow = store, known_items, follow
 
     def __call__(self, entries: Sequence[BusEntry]) -> BatchResult:
         """Append a batch; durable when it returns."""
@@ -107,6 +101,8 @@ class StoreEvents:
         if not rows:
             return BatchResult(rejected=rejected)
         result = self._store.append(event_table(rows))
+        if self._follow is not None:
+            self._follow(result)
         return BatchResult(result.added, result.duplicates, rejected)
 
 

@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from experiments.errors import ExperimentError
 from experiments.exposure import EXPOSURE_SCHEMA, decode_exposures
@@ -18,26 +20,87 @@ from features.activity_store import ActivityStore
 from features.aggregates import categories_of
 from features.bus import EVENTS, EXPOSURES, FEATURES_GROUP, STORE_GROUP
 from features.catalogue import Catalogue
-from features.consumer import Consumer, ConsumerConfig, run_all
+from features.consumer import PASSING_FAILURES, Consumer, ConsumerConfig, run_all
 from features.control_store import ControlStore
 from features.daily_log import DailyLog
+from features.errors import StoreError
 from features.ingest import KnownItems, StoreEvents, StoreRows
 from features.live_features import UpdateUserFeatures, UserFeatureSink, UserHistories
 from features.paths import DatasetPaths
+from features.redis_board import RedisBoard
 from features.redis_bus import RedisStreamBus
 from features.store import Features
+from features.store_follower import StoreFollower
+from features.trending import TRENDING, TrendingCounts
 from shortlist.settings import Settings, load_settings
 from shortlist.stack.errors import StackError
 
+LOG = logging.getLogger(__name__)
+
 LINGER_MS = 200
 """How long a batch waits for more: fewer and larger files in the store."""
+
+TRENDING_S = 2.0
+"""Seconds between posts of the trending board."""
+
+TRENDING_TTL_S = 3600
+"""A board without a worker behind it is gone after this long."""
 
 CATEGORIES_S = 300.0
 """How long the catalogue's categories are taken to be current."""
 
 
-def consumers(settings: Settings) -> list[Consumer]:
-    """What the worker runs for `serve.dataset` on `redis.bus_url`; live features need `redis.features_url` too.
+@dataclass(frozen=True)
+class Worker:
+    """What the process runs: readers of the bus, and what they keep in memory.
+
+    Args:
+        consumers: a thread each.
+        follower: keeps live aggregates level with the store.
+        tasks: run beside the consumers, each in a thread.
+    """
+
+    consumers: Sequence[Consumer]
+    follower: StoreFollower
+    tasks: Sequence[Periodic]
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set; batches in hand are finished first."""
+        try:
+            self.follower.load()  # before the first append: nobody else in this process writes yet
+        except StoreError as error:
+            LOG.warning("live aggregates are loaded at the first stored event: %s", error)
+        threads = [threading.Thread(target=task.run, args=(stop,), name=task.name) for task in self.tasks]
+        for thread in threads:
+            thread.start()
+        run_all(self.consumers, stop)
+        for thread in threads:
+            thread.join()
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """A step that is done again and again; one that fails is logged and tried at the next turn."""
+
+    name: str
+    seconds: float
+    step: Callable[[], None]
+
+    def run(self, stop: threading.Event) -> None:
+        """Do it until `stop` is set."""
+        while True:
+            try:
+                self.step()
+            except PASSING_FAILURES as error:
+                LOG.warning("%s: %s", self.name, error)
+            except Exception:
+                LOG.exception("%s failed", self.name)
+            if stop.wait(self.seconds):
+                return
+
+
+def build_worker(settings: Settings) -> Worker:
+    """The worker of `serve.dataset` on `redis.bus_url`; live features need `redis.features_url` too.
 
     Raises:
         StackError: a setting is missing.
@@ -49,18 +112,22 @@ def consumers(settings: Settings) -> list[Consumer]:
     bus = RedisStreamBus(chosen.bus_url, paths.dataset)
     catalogue = Catalogue(ControlStore(settings.control_url).create(), paths.dataset)
     known_items, store = KnownItems(catalogue.existing_items), ActivityStore(paths.activity)
+    categories = RefreshedCategories(catalogue)
+    trending = TrendingCounts(categories, now_us)
+    follower = StoreFollower(store, [trending])
+    board = RedisBoard(chosen.features_url, paths.dataset)
     exposure_log = DailyLog(paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at")
     live = UpdateUserFeatures(
         UserHistories(store),
         OnlineFeatures(paths, catalogue, chosen.features_url).when_applied,
-        RefreshedCategories(catalogue),
+        categories,
         known_items,
         is_stored=lambda entry_id: bus.has_finished(EVENTS, STORE_GROUP, entry_id),
         has_times=catalogue.schema().has_times,
     )
     name = f"worker-{os.uname().nodename}"
-    return [
-        Consumer(bus, ConsumerConfig(EVENTS, STORE_GROUP, name, linger_ms=LINGER_MS), StoreEvents(store, known_items)),
+    readers = [
+        Consumer(bus, ConsumerConfig(EVENTS, STORE_GROUP, name, linger_ms=LINGER_MS), StoreEvents(store, known_items, follower)),
         Consumer(bus, ConsumerConfig(EVENTS, FEATURES_GROUP, name, linger_ms=LINGER_MS // 4, max_entries=8000), live),
         Consumer(
             bus,
@@ -68,6 +135,30 @@ def consumers(settings: Settings) -> list[Consumer]:
             StoreRows(exposure_log, decode_exposures, ExperimentError),
         ),
     ]
+    return Worker(readers, follower, [Periodic("trending", TRENDING_S, PostTrending(follower, trending, board))])
+
+
+class PostTrending:
+    """Posts the trending board when events have changed it, and often enough that it does not expire."""
+
+    def __init__(self, follower: StoreFollower, counts: TrendingCounts, board: RedisBoard) -> None:
+        self._follower, self._counts, self._board = follower, counts, board
+        self._posted: tuple[int, float] = (-1, 0.0)
+
+    def __call__(self) -> None:
+        """Post it if need be."""
+        posted, at = self._posted
+        if posted == self._counts.added and time.monotonic() - at < TRENDING_TTL_S / 4:
+            return
+        with self._follower.lock:
+            added, encoded = self._counts.added, self._counts.board()
+        self._board.put(TRENDING, encoded.encode(), TRENDING_TTL_S)
+        self._posted = (added, time.monotonic())
+
+
+def now_us() -> int:
+    """The clock, in microseconds."""
+    return time.time_ns() // 1000
 
 
 class OnlineFeatures:
@@ -107,7 +198,7 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    run_all(consumers(load_settings(tuple(sys.argv[1:]))), stop)
+    build_worker(load_settings(tuple(sys.argv[1:]))).run(stop)
 
 
 if __name__ == "__main__":

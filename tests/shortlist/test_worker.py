@@ -23,11 +23,13 @@ from features.daily_log import DailyLog
 from features.event_codec import encode_event
 from features.events import UNKNOWN_ITEM, Event
 from features.paths import DatasetPaths
+from features.redis_board import RedisBoard
 from features.redis_bus import RedisStreamBus
 from features.store import Features
+from features.trending import TRENDING, TrendingBoard
 from shortlist.settings import load_settings
 from shortlist.stack.errors import StackError
-from shortlist.stack.worker import consumers
+from shortlist.stack.worker import build_worker
 
 pytestmark = pytest.mark.integration
 
@@ -56,6 +58,8 @@ def test_the_worker_moves_everything_and_ends_when_told(redis_server: str, tmp_p
     with (tmp_path / "worker.log").open("w") as log:
         worker = subprocess.Popen([sys.executable, "-m", "shortlist.stack.worker", *settings], stdout=log, stderr=log)
     try:
+        board = RedisBoard(redis_server, paths.dataset)
+        eventually(lambda: (now := TrendingBoard.decode(board.get(TRENDING))) is not None and len(now.top("1h")[0]) == 2)
         eventually(
             lambda: bool(bus.lag(EXPOSURES).groups) and all(not g.entries for s in (EVENTS, EXPOSURES) for g in bus.lag(s).groups)
         )
@@ -70,8 +74,13 @@ def test_the_worker_moves_everything_and_ends_when_told(redis_server: str, tmp_p
     log_of_exposures = DailyLog(paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at")
     assert log_of_exposures.read()["exposure_id"].to_pylist() == ["r1:demo"]
     assert [letter.payload for letter in bus.dead(EXPOSURES, 10)] == [b"?"]
+    posted = TrendingBoard.decode(board.get(TRENDING))
+    assert posted is not None
+    items, counts = posted.top("1h")
+    assert items.tolist() == ["i1", "i2"]
+    assert counts.tolist() == [13.0, 13.0]
 
 
 def test_the_worker_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"needs serve\.dataset, redis\.bus_url and redis\.features_url"):
-        consumers(load_settings((f"home={tmp_path}",), environ={}, folder=tmp_path))
+        build_worker(load_settings((f"home={tmp_path}",), environ={}, folder=tmp_path))
