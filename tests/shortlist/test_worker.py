@@ -34,7 +34,7 @@ from shortlist.stack.worker import build_worker
 pytestmark = pytest.mark.integration
 
 
-def eventually(done: Callable[[], bool], seconds: float = 60) -> None:
+def eventually(done: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, "did not happen in time"
