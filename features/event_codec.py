@@ -6,11 +6,11 @@ JSON, so that `events tail` and any other consumer can read it. Decoding trusts 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import orjson
 import pyarrow as pa
 
 from features.errors import EventError
@@ -38,7 +38,7 @@ def encode_event(event: Event, *, received_at: datetime, site: str = "local") ->
     row = event.to_row(received_at=received_at, site=site)
     for name in _TIMES:
         row[name] = to_microseconds(row[name])
-    return json.dumps({name: value for name, value in row.items() if value is not None}, separators=(",", ":")).encode()
+    return orjson.dumps({name: value for name, value in row.items() if value is not None})
 
 
 def decode_event(payload: bytes) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def decode_event(payload: bytes) -> dict[str, Any]:
         EventError: not JSON, an unknown or missing column, or a value of the wrong type.
     """
     try:
-        row = json.loads(payload)
+        row = orjson.loads(payload)
     except ValueError as error:
         raise EventError(f"not JSON: {error}") from None
     if not isinstance(row, dict):

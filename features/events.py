@@ -7,13 +7,13 @@ An event on the wire (DESIGN 4.5) is validated by `parse_event` into an `Event`;
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pyarrow as pa
 
 from features.errors import EventError
@@ -43,6 +43,9 @@ UNKNOWN_ITEM = "unknown_item"
 
 MAX_ID_LENGTH = 256
 MAX_CONTEXT_BYTES = 4096
+
+MAX_AHEAD = timedelta(days=1)
+"""How far a client's clock may be ahead of the receiver's: a wrong time zone, not a wrong unit or year."""
 
 EVENT_SCHEMA = pa.schema(
     [
@@ -106,7 +109,7 @@ class Event:
             "split": None,
             "recommendation_id": self.recommendation_id,
             "position": self.position,
-            "context": json.dumps(self.context, sort_keys=True) if self.context else None,
+            "context": orjson.dumps(self.context, option=orjson.OPT_SORT_KEYS).decode() if self.context else None,
             "flag": self.flag,
             "origin": "live",
         }
@@ -122,12 +125,14 @@ def parse_event(raw: object, *, dataset: str, now: datetime, extra_actions: froz
     """Validate one event as a client sends it.
 
     An unknown action is kept with `flag="unknown_action"`; whether the item is known is for the catalogue's owner to say.
-    Without `event_id` the id is derived from the fields when a timestamp is given, and fresh otherwise.
+    Without `event_id` the id is derived from the fields when a timestamp is given, and fresh otherwise. A timestamp from 1900 on is
+    taken as it is, however late it comes; one ahead of the receiver's clock becomes the receiver's time (nothing can have happened
+    later than it was told), and one more than `MAX_AHEAD` ahead is refused.
 
     Args:
         raw: the decoded JSON value.
-        dataset: namespace that goes into a derived id.
-        now: the receiver's clock, used when no timestamp is given.
+        dataset: namespace that goes into a derived id, which quotes the timestamp as given.
+        now: the receiver's clock.
         extra_actions: actions added by configuration.
 
     Raises:
@@ -135,9 +140,9 @@ def parse_event(raw: object, *, dataset: str, now: datetime, extra_actions: froz
     """
     if not isinstance(raw, dict):
         raise EventError("an event must be a JSON object")
-    unknown = set(raw) - _EVENT_FIELDS
-    if unknown:
-        raise EventError(f"unknown field {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(_EVENT_FIELDS))}", sorted(unknown)[0])
+    if not raw.keys() <= _EVENT_FIELDS:
+        unknown = sorted(raw.keys() - _EVENT_FIELDS)[0]
+        raise EventError(f"unknown field {unknown!r}; allowed: {', '.join(sorted(_EVENT_FIELDS))}", unknown)
     user_id, session_id = _optional_id(raw, "user_id"), _optional_id(raw, "session_id")
     if user_id is None and session_id is None:
         raise EventError("one of user_id and session_id is required", "user_id")
@@ -154,6 +159,14 @@ def parse_event(raw: object, *, dataset: str, now: datetime, extra_actions: froz
             event_id = uuid.uuid4().hex
         else:
             event_id = derived_event_id(dataset, user_id or session_id, item_id, action, timestamp.isoformat(), value)
+    if timestamp is not None and timestamp > now:
+        if timestamp - now > MAX_AHEAD:
+            raise EventError(
+                f"timestamp {raw['timestamp']!r} is more than a day ahead of the server's clock, which says "
+                f"{now.isoformat(timespec='seconds')}; is it in milliseconds, or the client's clock wrong?",
+                "timestamp",
+            )
+        timestamp = now
     return Event(
         event_id=event_id,
         item_id=item_id,
@@ -188,10 +201,15 @@ def parse_timestamp(raw: object) -> datetime | None:
         else:
             raise ValueError
     except (ValueError, OverflowError, OSError):
+        if isinstance(raw, int | float) and not isinstance(raw, bool):
+            raise EventError(f"timestamp {raw!r} {_OUTSIDE}", "timestamp") from None
         raise EventError(f"timestamp {raw!r} is neither ISO 8601 nor epoch seconds", "timestamp") from None
     if not 1900 <= moment.year <= 2200:
-        raise EventError(f"timestamp {raw!r} is outside the years 1900 to 2200; is it in milliseconds?", "timestamp")
+        raise EventError(f"timestamp {raw!r} {_OUTSIDE}", "timestamp")
     return moment
+
+
+_OUTSIDE = "is outside the years 1900 to 2200; is it in milliseconds?"
 
 
 _EVENT_FIELDS = {
@@ -217,10 +235,11 @@ def _optional_id(raw: dict[str, Any], name: str) -> str | None:
     text = str(given)
     if not text or len(text) > MAX_ID_LENGTH:
         raise EventError(f"{name} must have 1 to {MAX_ID_LENGTH} characters", name)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise EventError(f"{name} is not valid Unicode text", name) from None
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise EventError(f"{name} is not valid Unicode text", name) from None
     return text
 
 
@@ -245,6 +264,10 @@ def _context(given: object) -> dict[str, Any]:
         return {}
     if not isinstance(given, dict):
         raise EventError("context must be a JSON object", "context")
-    if len(json.dumps(given)) > MAX_CONTEXT_BYTES:
+    try:
+        size = len(orjson.dumps(given))
+    except TypeError as error:
+        raise EventError(f"context cannot be kept as JSON: {error}", "context") from None
+    if size > MAX_CONTEXT_BYTES:
         raise EventError(f"context must be at most {MAX_CONTEXT_BYTES} bytes of JSON", "context")
     return given

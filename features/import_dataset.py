@@ -6,7 +6,7 @@ events, user group by user group in bounded memory. Nothing is written before th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,6 +74,7 @@ def import_dataset(
     fmt: str = "auto",
     mapping: Mapping[str, str] | None = None,
     default_action: str = "view",
+    extra_actions: Collection[str] = (),
     progress: Progress = lambda stage, done, total: None,
 ) -> ImportReport:
     """Import files into a dataset; importing the same again adds nothing.
@@ -85,6 +86,7 @@ def import_dataset(
         fmt: `auto`, `movielens`, `sequences`, `csv` or `parquet`.
         mapping: canonical name -> column of the file.
         default_action: action of interactions that have neither action nor value.
+        extra_actions: actions that are known beside the built-in ones.
         progress: told how far it is.
 
     Raises:
@@ -95,10 +97,20 @@ def import_dataset(
     """
     mapping = dict(mapping or {})
     check_mapping(mapping)
-    if default_action not in ACTIONS:
-        raise EventError(f"default action {default_action!r} is not known; use one of {', '.join(ACTIONS)}", "action")
+    known = (*ACTIONS, *extra_actions)
+    if default_action not in known:
+        raise EventError(f"default action {default_action!r} is not known; use one of {', '.join(known)}", "action")
     raw = open_source(source, fmt, cache=paths.home / "downloads", mapping=mapping)
-    return import_raw(raw, paths, catalogue, mapping=mapping, default_action=default_action, progress=progress, source=source)
+    return import_raw(
+        raw,
+        paths,
+        catalogue,
+        mapping=mapping,
+        default_action=default_action,
+        extra_actions=extra_actions,
+        progress=progress,
+        source=source,
+    )
 
 
 def import_raw(
@@ -109,6 +121,7 @@ def import_raw(
     source: str,
     mapping: Mapping[str, str] | None = None,
     default_action: str = "view",
+    extra_actions: Collection[str] = (),
     progress: Progress = lambda stage, done, total: None,
 ) -> ImportReport:
     """Import what a reader opened; see `import_dataset`.
@@ -139,7 +152,7 @@ def import_raw(
                 )
             )
         _write_catalogue(sides, old, paths, catalogue, has_times=has_times, has_values=has_values, progress=progress)
-        counts = _write_events(buffer, traits, paths, started_at, progress)
+        counts = _write_events(buffer, traits, paths, started_at, frozenset({*ACTIONS, *extra_actions}), progress)
     listed = set() if sides["item"] is None else set(sides["item"].table["item_id"].to_pylist())
     bare = counts.items - listed
     catalogue.add_missing_items(sorted(bare))
@@ -260,13 +273,20 @@ def _write_catalogue(
             progress("catalogue", done, None)
 
 
-def _write_events(buffer: RowBuffer, traits: FileTraits, paths: DatasetPaths, started_at: datetime, progress: Progress) -> _Counts:
+def _write_events(
+    buffer: RowBuffer,
+    traits: FileTraits,
+    paths: DatasetPaths,
+    started_at: datetime,
+    known_actions: frozenset[str],
+    progress: Progress,
+) -> _Counts:
     store = ActivityStore(paths.activity)
     counts = _Counts(0, set(), 0, 0, 0, 0)
     done = 0
     progress("writing", 0, buffer.rows)
     for group in buffer.groups():
-        events, repeated = to_events(group, traits, dataset=paths.dataset, received_at=started_at)
+        events, repeated = to_events(group, traits, dataset=paths.dataset, received_at=started_at, known_actions=known_actions)
         lengths = pc.value_counts(pc.coalesce(events["user_id"], events["session_id"]).combine_chunks()).field("counts")
         counts.users += len(lengths)
         counts.single_event_users += int(pc.sum(pc.equal(lengths, 1)).as_py() or 0)

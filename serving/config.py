@@ -59,6 +59,8 @@ class ServingConfig(BaseModel):
     """Seconds between looks at the registry's aliases."""
     reread_s: float = Field(default=5.0, gt=0, le=60)
     """Seconds between re-reads of the control store when no announcement came."""
+    extra_actions: tuple[str, ...] = ()
+    """Actions that events may have beside those known without configuration."""
     read_token_sha256: str | None = None
     write_token_sha256: str | None = None
     admin_token_sha256: str | None = None

@@ -27,10 +27,13 @@ RETRY_AFTER_S = 1
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of a call's events. `event_ids` has an entry for each, None where it was rejected."""
+    """What became of a call's events. `event_ids` has an entry for each, None where it was rejected.
+
+    `duplicate_ids` are those that the bus has had within its window (`UNIQUE_WINDOW_S`); the store tells repeats apart for good.
+    """
 
     accepted: int
-    duplicates: int
+    duplicate_ids: list[str] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     event_ids: list[str | None] = field(default_factory=list)
 
@@ -38,9 +41,10 @@ class Receipt:
         """The body of the 202."""
         return {
             "accepted": self.accepted,
-            "duplicates": self.duplicates,
+            "duplicates": len(self.duplicate_ids),
             "rejected": self.rejected,
             "event_ids": self.event_ids,
+            **({"duplicate_ids": self.duplicate_ids} if self.duplicate_ids else {}),
         }
 
 
@@ -56,6 +60,7 @@ class EventIntake:
 
     def __init__(self, config: ServingConfig, bus: EventBus, cache: ListCache, metrics: GatewayMetrics) -> None:
         self._config, self._bus, self._cache, self._metrics = config, bus, cache, metrics
+        self._extra_actions = frozenset(config.extra_actions)
 
     async def take(self, body: object) -> Receipt:
         """Accept one event, or a batch `{"events": [...]}`.
@@ -70,7 +75,7 @@ class EventIntake:
         rejected: list[dict[str, Any]] = []
         for index, one in enumerate(raw):
             try:
-                event = parse_event(one, dataset=self._config.dataset, now=now)
+                event = parse_event(one, dataset=self._config.dataset, now=now, extra_actions=self._extra_actions)
             except EventError as error:
                 rejected.append({"index": index, "error": str(error)} | ({"field": error.field} if error.field else {}))
                 event_ids.append(None)
@@ -83,10 +88,11 @@ class EventIntake:
             several = f" (and {len(rejected) - 1} more rejected)" if len(rejected) > 1 else ""
             raise RequestError(f"{first['error']}{several}", code="invalid_event", field=first.get("field"))
         new = await self._publish(events, now)
+        duplicate_ids = [event.event_id for event, is_new in zip(events, new, strict=True) if not is_new]
         self._metrics.events("accepted", sum(new))
-        self._metrics.events("duplicate", len(events) - sum(new))
+        self._metrics.events("duplicate", len(duplicate_ids))
         await self._move_marks([event for event, is_new in zip(events, new, strict=True) if is_new], now)
-        return Receipt(len(events), len(events) - sum(new), rejected, event_ids)
+        return Receipt(len(events), duplicate_ids, rejected, event_ids)
 
     async def _publish(self, events: list[Event], now: datetime) -> list[bool]:
         payloads = [encode_event(event, received_at=now, site=self._config.site) for event in events]

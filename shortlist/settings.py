@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 TOML_NAME = "shortlist.toml"
 ENV_PREFIX = "SHORTLIST_"
@@ -82,6 +82,19 @@ class ControlSettings(_Section):
     """SQLAlchemy URL; None is sqlite below the home."""
 
 
+class EventSettings(_Section):
+    """Activity."""
+
+    extra_actions: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = ()
+    """Actions beside the built-in ones that are kept without a flag: experiments may count them. What models learn from stays the
+    built-in list."""
+
+    @field_validator("extra_actions", mode="before")
+    @classmethod
+    def _split(cls, given: object) -> object:
+        return [part.strip() for part in given.split(",") if part.strip()] if isinstance(given, str) else given
+
+
 class TokenSettings(_Section):
     """Bearer tokens, from the environment alone. The admin token is generated at first start where none is given."""
 
@@ -100,6 +113,7 @@ class Settings(_Section):
     mlflow: MlflowSettings = MlflowSettings()
     ray: RaySettings = RaySettings()
     control: ControlSettings = ControlSettings()
+    events: EventSettings = EventSettings()
     token: TokenSettings = TokenSettings()
 
     @property

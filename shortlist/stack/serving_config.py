@@ -48,6 +48,7 @@ def serving_config(settings: Settings, state: StackState, port: int) -> ServingC
         cache_ttl_s=settings.serve.cache_ttl_s,
         precompute_k=settings.serve.precompute_k,
         poll_s=settings.serve.poll_s,
+        extra_actions=settings.events.extra_actions,
         read_token_sha256=_hashed(settings.token.read),
         write_token_sha256=_hashed(settings.token.write),
         admin_token_sha256=hash_token(admin),

@@ -73,21 +73,22 @@ def intake(make_config, bus: StubBus, marks: StubMarks) -> EventIntake:
 
 def test_events_reach_the_bus_and_move_the_marks(intake: EventIntake, bus: StubBus, marks: StubMarks) -> None:
     shown = {"user_id": "u", "item_id": "j", "action": "impression", "timestamp": "2026-11-01T00:00:00Z"}
-    visitor = {"session_id": "s", "item_id": "k", "action": "dislike", "timestamp": 1_800_000_000}
+    visitor = {"session_id": "s", "item_id": "k", "action": "dislike", "timestamp": 1_700_000_000}
     receipt = take(intake, {"events": [GOOD, shown, {"action": "view"}, visitor, GOOD | {"item_id": "other"}]})
-    assert (receipt.accepted, receipt.duplicates) == (4, 0)
+    assert (receipt.accepted, receipt.duplicate_ids) == (4, [])
     assert [one["index"] for one in receipt.rejected] == [2]
     assert [one is None for one in receipt.event_ids] == [False, False, True, False, False]
     assert {stream for stream, _ in bus.published} == {EVENTS}
     assert [decode_event(payload)["item_id"] for _, payload in bus.published] == ["i", "j", "k", "other"]
     moved = marks.appended[0]
     assert [(event.item_id, event.positive) for event in moved["u:u"]] == [("i", True), ("other", True)]
-    assert moved["s:s"] == [RecentEvent("k", 1_800_000_000_000_000, False)]
+    assert moved["s:s"] == [RecentEvent("k", 1_700_000_000_000_000, False)]
 
 
 def test_a_repeated_event_is_a_duplicate_and_moves_no_mark(intake: EventIntake, marks: StubMarks) -> None:
-    assert take(intake, GOOD).duplicates == 0
-    assert take(intake, GOOD).to_json() == {"accepted": 1, "duplicates": 1, "rejected": [], "event_ids": ["e1"]}
+    assert take(intake, GOOD).duplicate_ids == []
+    again = {"accepted": 1, "duplicates": 1, "rejected": [], "event_ids": ["e1"], "duplicate_ids": ["e1"]}
+    assert take(intake, GOOD).to_json() == again
     assert len(marks.appended) == 1
 
 

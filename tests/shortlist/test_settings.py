@@ -43,3 +43,13 @@ def test_secrets_in_the_file_are_refused(tmp_path: Path) -> None:
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
     settings = load_settings(environ={"SHORTLIST_TOKEN__ADMIN": "open-sesame"}, folder=tmp_path)
     assert "open-sesame" not in repr(settings)
+
+
+@pytest.mark.parametrize("given", ["wishlist, share", ["wishlist", "share"]])
+def test_extra_actions_are_a_list_or_text_with_commas(given: object, tmp_path: Path) -> None:
+    if isinstance(given, str):
+        settings = load_settings(environ={"SHORTLIST_EVENTS__EXTRA_ACTIONS": given}, folder=tmp_path)
+    else:
+        (tmp_path / "shortlist.toml").write_text('[events]\nextra_actions = ["wishlist", "share"]\n')
+        settings = load_settings(environ={}, folder=tmp_path)
+    assert settings.events.extra_actions == ("wishlist", "share")
