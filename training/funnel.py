@@ -278,7 +278,7 @@ def _looked_up(pipeline: Pipeline, found: ValidationCandidates, scores: FloatArr
     def recommend(queries: QueryBatch, k: int) -> RankedLists:
         rows = np.array([row_of_user[int(user)] for user in queries.user_idx], dtype=np.int64)
         candidates = found.candidates.take(rows)
-        filled = fill(candidates, k, pipeline.by_popularity, queries, fold.allowed, fold.exclude_history)
+        filled = fill(candidates, k, pipeline.popular, queries, fold.allowed, fold.exclude_history)
         grown = filled.item_idx.shape[1] - scores.shape[1]
         known = np.pad(scores[rows], ((0, 0), (0, grown)), constant_values=-np.inf)
         return best_lists(filled, completed(known, filled, pipeline.popularity_rank), k, pipeline.source_names)

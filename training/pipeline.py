@@ -31,6 +31,7 @@ from training.interactions import BoolArray, FloatArray, IdArray, IntArray, Long
 from training.item_timeline import ItemTimeline
 from training.models.base import Retriever
 from training.models.registry import MODELS
+from training.popular_order import PopularOrder
 from training.queries import QueryBatch, queries_from_histories
 from training.ranked_lists import ahead_of, best_lists, completed
 from training.ranking_features import USER_FEATURES
@@ -113,11 +114,14 @@ class Pipeline:
         return ItemTimeline.of(self.histories.item_idx, self.histories.time_us)
 
     @cached_property
+    def popular(self) -> PopularOrder:
+        """All items, most popular first."""
+        return PopularOrder(self.by_popularity, self.num_items)
+
+    @cached_property
     def popularity_rank(self) -> FloatArray:
         """(N,) float32 in [0, 1): 0 for the most popular item."""
-        rank = np.empty(self.num_items, dtype=np.float32)
-        rank[self.by_popularity] = np.arange(self.num_items, dtype=np.float32) / max(self.num_items, 1)
-        return rank
+        return (self.popular.rank / np.float32(max(self.num_items, 1))).astype(np.float32)
 
     def queries_for(
         self,
@@ -179,7 +183,7 @@ class Pipeline:
             source.retriever.retrieve(queries, source.quota, allowed, exclude_history=exclude_history) for source in self.sources
         ]
         candidates = unite([source.name for source in self.sources], lists)
-        return candidates if k is None else fill(candidates, k, self.by_popularity, queries, allowed, exclude_history)
+        return candidates if k is None else fill(candidates, k, self.popular, queries, allowed, exclude_history)
 
     def score(self, queries: QueryBatch, candidates: CandidateSet) -> FloatArray:
         """(B, K) float32: the funnel's score of each candidate, higher is better; padding gets -inf.

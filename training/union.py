@@ -8,11 +8,13 @@ Legend: `B` queries, `K` candidates, `S` sources, `N` items.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from training.candidates import CandidateSet, Retrieved
-from training.interactions import BoolArray, IntArray, LongArray
+from training.interactions import BoolArray, IntArray
+from training.popular_order import PopularOrder
 from training.queries import QueryBatch
 
 ABSENT = np.iinfo(np.int32).max
@@ -56,7 +58,7 @@ def unite(sources: Sequence[str], lists: Sequence[Retrieved]) -> CandidateSet:
 def fill(
     candidates: CandidateSet,
     count: int,
-    by_popularity: IntArray,
+    popular: PopularOrder,
     queries: QueryBatch,
     allowed: BoolArray | None,
     exclude_history: bool,
@@ -66,34 +68,26 @@ def fill(
     Args:
         candidates: of B queries.
         count: candidates wanted; fewer where the catalogue has no more that may be returned.
-        by_popularity: (N,) int32 every item, most popular first.
+        popular: every item, most popular first.
         queries: B queries.
         allowed: (N,) or (B, N) bool of items that may be returned; None allows all.
         exclude_history: leave out the items of the query's history.
     """
     lengths = candidates.valid.sum(axis=1)
-    short = np.flatnonzero(lengths < count)
-    if not len(short):
-        return candidates
-    num_items = len(by_popularity)
-    blocked = np.zeros((len(short), num_items), dtype=bool)
-    if allowed is not None:
-        blocked |= ~(allowed if allowed.ndim == 1 else allowed[short])
-    local, column = np.nonzero(candidates.item_idx[short] >= 0)
-    blocked[local, candidates.item_idx[short][local, column]] = True
-    if exclude_history:
-        row_of = np.full(len(queries), -1)
-        row_of[short] = np.arange(len(short))
-        rows = row_of[queries.row]
-        blocked[rows[rows >= 0], queries.item_idx[rows >= 0]] = True
-    free = ~blocked[:, by_popularity]
-    position: LongArray = np.cumsum(free, axis=1) - 1
-    local, popularity_rank = np.nonzero(free & (position < (count - lengths[short])[:, None]))
-    slots = lengths[short][local] + position[local, popularity_rank]
-    width = max(candidates.item_idx.shape[1], int(slots.max(initial=-1)) + 1)
+    added: dict[int, IntArray] = {}
+    for b in np.flatnonzero(lengths < count).tolist():
+        there = candidates.item_idx[b, : lengths[b]]
+        taken = np.concatenate([there, queries.history(b)]) if exclude_history else there
+        mask = allowed if allowed is None or allowed.ndim == 1 else allowed[b]
+        head = popular.head(count + len(taken) - int(lengths[b]), mask)
+        added[b] = head[~np.isin(head, taken)][: count - int(lengths[b])]
+    width = max([candidates.item_idx.shape[1], *(int(lengths[b]) + len(items) for b, items in added.items())])
     grow = width - candidates.item_idx.shape[1]
     item = np.pad(candidates.item_idx, ((0, 0), (0, grow)), constant_values=-1)
-    item[short[local], slots] = by_popularity[popularity_rank]
+    for b, items in added.items():
+        item[b, lengths[b] : lengths[b] + len(items)] = items
+    if not grow:
+        return replace(candidates, item_idx=item)
     pad = ((0, 0), (0, grow), (0, 0))
     return CandidateSet(
         candidates.sources,

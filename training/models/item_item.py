@@ -12,16 +12,18 @@ Legend: `B` queries, `N` items, `L` history entries, `M` neighbours kept an item
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 from pydantic import Field
-from safetensors.numpy import load_file, save_file
 
+from training.arrays import map_arrays, save_arrays
 from training.candidates import Retrieved
-from training.interactions import BoolArray, FloatArray, IntArray, Interactions, LongArray
+from training.interactions import BoolArray, FloatArray, Interactions, LongArray
 from training.models.base import ModelConfig, Retriever, top_k
+from training.popular_order import PopularOrder
 from training.queries import QueryBatch
 
 PRIOR = 1e-6
@@ -49,15 +51,16 @@ class ItemItemRetriever(Retriever):
     config: ItemItemConfig
     weights: sp.csr_matrix
     popularity: FloatArray
-    popular_first: IntArray
+    order: PopularOrder
     known: BoolArray
 
     def set_weights(self, weights: sp.csr_matrix, popularity: FloatArray) -> None:
         """Install the fitted state: `weights` (N, N) and the (N,) popularity share in [0, 1]."""
         self.weights = weights
-        self.popularity = popularity.astype(np.float32)
+        self.popularity = popularity.astype(np.float32, copy=False)
         self.known = self.popularity > 0
-        self.popular_first = np.argsort(-self.popularity, kind="stable")[: int(self.known.sum())].astype(np.int32)
+        popular_first = np.argsort(-self.popularity, kind="stable")[: int(self.known.sum())].astype(np.int32)
+        self.order = PopularOrder(popular_first, len(self.popularity))
 
     def score(self, queries: QueryBatch) -> FloatArray:
         """See `Retriever.score`; a query without history gets popularity."""
@@ -69,52 +72,66 @@ class ItemItemRetriever(Retriever):
         return scores
 
     def retrieve(self, queries: QueryBatch, k: int, allowed: BoolArray | None = None, *, exclude_history: bool = True) -> Retrieved:
-        """As `Retriever.retrieve`, touching only the neighbours of the history and the most popular items."""
+        """As `Retriever.retrieve`, touching only the neighbours of the history and the most popular items.
+
+        Where fewer than `k` known items are allowed, the row is padded: unknown ones have nothing to be ordered by.
+        """
         num_items = len(self.popularity)
-        reached = self._history_weights(queries) @ self.weights
+        entry, item, value = self._reached(queries)
         longest = int(np.diff(queries.indptr).max(initial=0)) if exclude_history else 0
         width = min(k + longest, num_items)
-        # Unreached items are ordered by popularity alone: the first `width` allowed ones always fill a row.
-        popular = self.popular_first
-        if allowed is not None and allowed.ndim == 1:
-            popular = popular[allowed[popular]]
-        dense_is_cheaper = reached.nnz + len(queries) * width > len(queries) * num_items // 4
-        if dense_is_cheaper or len(popular) < width or (allowed is not None and allowed.ndim == 2):
+        dense_is_cheaper = len(item) + len(queries) * width > len(queries) * num_items // 4
+        if dense_is_cheaper or (allowed is not None and allowed.ndim == 2):
             return super().retrieve(queries, k, allowed, exclude_history=exclude_history)
-        popular = popular[:width]
-        row = np.concatenate(
-            [np.repeat(np.arange(len(queries)), np.diff(reached.indptr)), np.repeat(np.arange(len(queries)), len(popular))]
-        )
-        item = np.concatenate([reached.indices, np.tile(popular, len(queries))]).astype(np.int64)
-        value = np.concatenate([reached.data, np.zeros(len(queries) * len(popular), dtype=np.float32)])
-        key, first = np.unique(row * num_items + item, return_index=True)
-        value, row, item = value[first], key // num_items, key % num_items
+        # Unreached items are ordered by popularity alone: the first `width` allowed ones fill a row, as far as there are any.
+        popular = self.order.head(width, allowed)
+        row = np.concatenate([entry, np.repeat(np.arange(len(queries)), len(popular))])
+        key = row * num_items + np.concatenate([item, np.tile(popular, len(queries))])
+        key, value = _summed(key, np.concatenate([value, np.zeros(len(queries) * len(popular), dtype=np.float32)]))
+        row, item = key // num_items, key % num_items
+        value += np.float32(PRIOR) * self.popularity[item]
         if allowed is not None:
-            value = np.where(allowed[item], value, -np.inf)
+            value[~allowed[item]] = -np.inf
         if exclude_history:
-            seen = np.isin(key, queries.row.astype(np.int64) * num_items + queries.item_idx)
-            value = np.where(seen, -np.inf, value)
-        value = (value + np.float32(PRIOR) * self.popularity[item]).astype(np.float32)
+            value[np.isin(key, queries.row.astype(np.int64) * num_items + queries.item_idx)] = -np.inf
         return _best_of_ragged(row, item, value, len(queries), k)
+
+    def _reached(self, queries: QueryBatch) -> tuple[LongArray, LongArray, FloatArray]:
+        """Query number, item and weighted score of every neighbour of every history entry that still counts.
+
+        Rows are gathered, not multiplied as matrices: the product of scipy clears arrays of N for each call.
+        """
+        weight = (self.config.history_decay ** queries.age.astype(np.float64)).astype(np.float32)
+        keep = np.flatnonzero(weight >= NEGLIGIBLE)
+        items = queries.item_idx[keep]
+        start = self.weights.indptr[items].astype(np.int64)
+        length = self.weights.indptr[items + 1] - start
+        ends = np.cumsum(length)
+        place = np.repeat(start - (ends - length), length) + np.arange(int(ends[-1]) if len(ends) else 0)
+        score = np.repeat(weight[keep], length) * self.weights.data[place]
+        return np.repeat(queries.row[keep], length).astype(np.int64), self.weights.indices[place].astype(np.int64), score
 
     def save(self, folder: Path) -> None:
         """See `Retriever.save`: one safetensors file."""
         tensors = {
             "data": self.weights.data.astype(np.float32),
-            "indices": self.weights.indices.astype(np.int32),
-            "indptr": self.weights.indptr.astype(np.int64),
+            "indices": _as_index(self.weights.indices, self.weights.nnz),
+            "indptr": _as_index(self.weights.indptr, self.weights.nnz),
             "popularity": self.popularity,
         }
-        save_file(tensors, folder / "item_item.safetensors")
+        save_arrays(folder / "item_item.safetensors", tensors)
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Self:
-        """See `Retriever.load`."""
-        tensors = load_file(folder / "item_item.safetensors")
+        """See `Retriever.load`; the matrix stays memory-mapped."""
+        tensors = map_arrays(folder / "item_item.safetensors")
         num_items = len(tensors["popularity"])
         model = cls(config)
-        matrix = sp.csr_matrix((tensors["data"], tensors["indices"], tensors["indptr"]), shape=(num_items, num_items))
-        model.set_weights(matrix, tensors["popularity"])
+        data = tensors["data"].astype(np.float32, copy=False)
+        # Both index arrays are of one type: else scipy would bring them to one by a copy.
+        indices, indptr = _as_index(tensors["indices"], len(data)), _as_index(tensors["indptr"], len(data))
+        matrix = sp.csr_matrix((data, indices, indptr), shape=(num_items, num_items), copy=False)
+        model.set_weights(matrix, tensors["popularity"].astype(np.float32, copy=False))
         return model
 
     def _history_weights(self, queries: QueryBatch) -> sp.csr_matrix:
@@ -143,6 +160,20 @@ def keep_strongest(matrix: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
     kept = np.sort(order[place < neighbours])
     indptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, neighbours))])
     return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape)
+
+
+def _as_index(array: npt.NDArray[Any], entries: int) -> npt.NDArray[np.integer[Any]]:
+    """In the type that scipy takes for so many entries; copied only where it is another."""
+    return array.astype(np.int32 if entries <= np.iinfo(np.int32).max else np.int64, copy=False)
+
+
+def _summed(key: LongArray, value: FloatArray) -> tuple[LongArray, FloatArray]:
+    """Distinct keys, ascending, and the sum of the values of each."""
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.empty(0, dtype=np.int64)
+    total = np.add.reduceat(value[order], first) if len(key) else value
+    return key[first], total.astype(np.float32, copy=False)
 
 
 def _best_of_ragged(row: LongArray, item: LongArray, value: FloatArray, num_rows: int, k: int) -> Retrieved:

@@ -10,11 +10,12 @@ from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import Field
-from safetensors.numpy import load_file, save_file
 
+from training.arrays import map_arrays, save_arrays
 from training.candidates import Retrieved
-from training.interactions import BoolArray, FloatArray, IntArray, Interactions
+from training.interactions import BoolArray, FloatArray, Interactions
 from training.models.base import ModelConfig, ReportEpoch, Retriever, TrainingData, top_k
+from training.popular_order import PopularOrder
 from training.queries import QueryBatch
 
 US_PER_DAY = 86_400_000_000
@@ -38,7 +39,7 @@ class Popularity(Retriever):
     Config: ClassVar[type[ModelConfig]] = PopularityConfig
     config: PopularityConfig
     share: FloatArray
-    popular_first: IntArray
+    order: PopularOrder
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
         """See `Retriever.fit`. No randomness, no epochs."""
@@ -49,7 +50,7 @@ class Popularity(Retriever):
     def set_share(self, share: FloatArray) -> None:
         """Install the fitted state: (N,) decayed counts over that of the first."""
         self.share = share
-        self.popular_first = np.argsort(-share, kind="stable").astype(np.int32)
+        self.order = PopularOrder(np.argsort(-share, kind="stable").astype(np.int32), len(share))
 
     def score(self, queries: QueryBatch) -> FloatArray:
         """See `Retriever.score`."""
@@ -59,27 +60,27 @@ class Popularity(Retriever):
         """As `Retriever.retrieve`, looking only at as many of the first items as a history can take away."""
         if allowed is not None and allowed.ndim == 2:
             return super().retrieve(queries, k, allowed, exclude_history=exclude_history)
-        first = self.popular_first if allowed is None else self.popular_first[allowed[self.popular_first]]
         longest = int(np.diff(queries.indptr).max(initial=0)) if exclude_history else 0
-        first = first[: k + longest]
+        first = self.order.head(k + longest, allowed)
         scores = np.tile(self.share[first], (len(queries), 1))
         if exclude_history:
-            place = np.full(len(self.share), -1, dtype=np.int64)
-            place[first] = np.arange(len(first))
-            seen = place[queries.item_idx]
-            scores[queries.row[seen >= 0], seen[seen >= 0]] = -np.inf
+            # `first` is in the order of rank: an item's place among them is found by its own rank.
+            ranks, wanted = self.order.rank[first], self.order.rank[queries.item_idx]
+            place = np.minimum(np.searchsorted(ranks, wanted), max(len(first) - 1, 0))
+            seen = np.flatnonzero(ranks[place] == wanted) if len(first) else np.empty(0, dtype=np.int64)
+            scores[queries.row[seen], place[seen]] = -np.inf
         best = top_k(scores, k)
         return Retrieved(np.where(best.item_idx >= 0, np.append(first, -1)[best.item_idx], -1).astype(np.int32), best.score)
 
     def save(self, folder: Path) -> None:
         """See `Retriever.save`: one safetensors file."""
-        save_file({"share": self.share}, folder / "popularity.safetensors")
+        save_arrays(folder / "popularity.safetensors", {"share": self.share})
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Self:
         """See `Retriever.load`."""
         model = cls(config)
-        model.set_share(load_file(folder / "popularity.safetensors")["share"])
+        model.set_share(map_arrays(folder / "popularity.safetensors")["share"].astype(np.float32, copy=False))
         return model
 
 

@@ -66,7 +66,7 @@ def test_fill_stands_last_and_is_named(config: FunnelConfig, data: TrainingData)
     queries = fitted.queries_for(["u1"])
     candidates = fitted.retrieve(queries, k=None)
     assert candidates.item_idx.shape[1] <= 4
-    longer = fill(candidates, 30, fitted.by_popularity, queries, None, True)
+    longer = fill(candidates, 30, fitted.popular, queries, None, True)
     lists = fitted.rank(queries, longer, 30)
     names = [fitted.source_names[s] for s in lists.source[0]]
     first = names.index(POPULARITY_FILL)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.candidates import Retrieved
+from training.popular_order import PopularOrder
 from training.queries import queries_from_histories
 from training.union import fill, unite
 
@@ -57,7 +58,7 @@ def test_fill_gives_the_most_popular_free_items(
     by_popularity = np.array([7, 3, 0, 1, 2, 4, 5, 6, 8, 9, 10, 11], dtype=np.int32)
     allowed = ~np.isin(np.arange(12), list(banned))
     before = unite(tuple(f"s{n}" for n in range(len(sources))), [retrieved(rows) for rows in sources])
-    after = fill(before, count, by_popularity, queries, allowed, exclude_history)
+    after = fill(before, count, PopularOrder(by_popularity, 12), queries, allowed, exclude_history)
     for b in range(3):
         had = before.item_idx[b][before.valid[b]].tolist()
         barred = set(had) | banned | (set(histories[b]) if exclude_history else set())
