@@ -177,7 +177,7 @@ def _evaluate_chosen(study: Study, place: Place, protocol: str, *, refit: bool, 
     found = load_study_data(place, study.model_copy(update={"protocol": protocol}))
     test = fold_of(protocol, found.data.interactions, "test", refit=refit)
     configs = {source.source: dict(source.fixed) for source in study.sources}
-    pipeline = fit_study(study, configs, place.dataset, found, notify).pipeline
+    pipeline = fit_study(study, configs, place, found, notify).pipeline
     if refit:
         pipeline = fit_again(pipeline, replace(found.data, interactions=test.fit), seed=study.seed, progress=notify)
     notify(f"asking for {len(test.queries):,} users")

@@ -35,6 +35,7 @@ from training.rankers.registry import ranker_settings
 from training.ranking_stage import RankingStage
 from training.splits import Fold
 from training.union import fill
+from training.weights import WORTH_KEEPING_SECONDS, WeightStore, data_sha256
 
 __all__ = ["BlendConfig", "FunnelConfig", "FunnelReport", "RankerConfig", "SourceBlend", "SourceConfig", "fit_funnel", "refit"]
 
@@ -87,18 +88,37 @@ class FittedFunnel:
 
 
 def fit_sources(
-    configs: Sequence[SourceConfig], data: TrainingData, *, seed: int, progress: Progress = lambda _: None
+    configs: Sequence[SourceConfig],
+    data: TrainingData,
+    *,
+    seed: int,
+    weights: WeightStore | None = None,
+    progress: Progress = lambda _: None,
 ) -> tuple[Source, ...]:
-    """Fit every retriever on `data`.
+    """Fit every retriever on `data`, those alone that `weights` has not got.
+
+    Args:
+        configs: the sources.
+        data: what they learn from.
+        seed: of every random choice.
+        weights: where fits that took long are found, and kept; None does neither.
+        progress: told what is being done.
 
     Raises:
         StudyError: an unknown model or parameter.
     """
     built = [build_model(config.model, config.config) for config in configs]  # all configurations are checked before any work
+    digest = "" if weights is None else data_sha256(data)
     fitted = []
     for config, model in zip(configs, built, strict=True):
-        progress(f"fitting source {config.source}")
-        fitted.append(Source(config.source, model.fit(data, seed=seed), config.quota))
+        retriever = None if weights is None else weights.find(config.model, config.config, digest, seed)
+        if retriever is None:
+            progress(f"fitting source {config.source}")
+            started = time.perf_counter()
+            retriever = model.fit(data, seed=seed)
+            if weights is not None and time.perf_counter() - started >= WORTH_KEEPING_SECONDS:
+                weights.add(retriever, config.model, config.config, digest, seed)
+        fitted.append(Source(config.source, retriever, config.quota))
     return tuple(fitted)
 
 
@@ -110,6 +130,7 @@ def fit_funnel(
     dataset: str,
     seed: int = 0,
     rankers: Sequence[RankerConfig] | None = None,
+    weights: WeightStore | None = None,
     progress: Progress = lambda _: None,
 ) -> FittedFunnel:
     """Fit a funnel on a fold: first stages on `fold.fit`, blend and ranker on targets that the first stages have not seen.
@@ -121,6 +142,7 @@ def fit_funnel(
         dataset: the dataset's name.
         seed: of every random choice.
         rankers: several to compare instead of `config.ranker`; the pipeline's config names the one that ships.
+        weights: where fitted sources are found and kept.
         progress: told what is being done.
 
     Raises:
@@ -133,7 +155,7 @@ def fit_funnel(
     for ranker in wanted:
         if ranker.kind != "blend":
             ranker_settings(ranker.kind, ranker.config)  # before any work
-    sources = fit_sources(config.sources, replace(data, interactions=fold.fit), seed=seed, progress=progress)
+    sources = fit_sources(config.sources, replace(data, interactions=fold.fit), seed=seed, weights=weights, progress=progress)
     clock.lap("sources")
     draft = assemble(config, sources, None, data, fold.fit, dataset)
     sample = _sample(fold, config.validation_users, seed)
@@ -174,12 +196,19 @@ def fit_funnel(
     return FittedFunnel(pipeline, evaluation, singles, report)
 
 
-def refit(pipeline: Pipeline, data: TrainingData, *, seed: int = 0, progress: Progress = lambda _: None) -> Pipeline:
+def refit(
+    pipeline: Pipeline,
+    data: TrainingData,
+    *,
+    seed: int = 0,
+    weights: WeightStore | None = None,
+    progress: Progress = lambda _: None,
+) -> Pipeline:
     """The same funnel with everything of items and users fitted anew on all of `data`, for serving.
 
     Blend and ranker stay as they are: fitted on targets that their first stages had not seen, which no longer exist here.
     """
-    sources = fit_sources(pipeline.config.sources, data, seed=seed, progress=progress)
+    sources = fit_sources(pipeline.config.sources, data, seed=seed, weights=weights, progress=progress)
     served = assemble(pipeline.config, sources, pipeline.blend, data, data.interactions, pipeline.dataset)
     if pipeline.stage is None:
         return served

@@ -126,6 +126,8 @@ class Study(_Part):
     """No trial starts after this share of an hour; what is under way ends. None sets no limit."""
     grace_epochs: int = Field(default=3, ge=1)
     """Epochs that every trial of a model with epochs gets before it may be stopped for being behind."""
+    patience_epochs: int = Field(default=10, ge=1)
+    """Epochs without a gain on validation after which a fit with epochs stops; what counts is its best epoch."""
     sources: tuple[SourceStudy, ...] = Field(min_length=1)
     funnel: FunnelStage = FunnelStage()
     refit: bool = True

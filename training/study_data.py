@@ -17,6 +17,7 @@ from training.models.base import TrainingData
 from training.registry import Registry
 from training.splits import PROTOCOLS, Fold, Stage
 from training.study import Study
+from training.weights import WeightStore
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Place:
     def study_folder(self, study: str) -> Path:
         """Where a study on this dataset keeps its log and its outcome."""
         return self.paths.root / "studies" / study
+
+    def weights(self, study: str) -> WeightStore:
+        """Where a study on this dataset keeps the models that took long to fit."""
+        return WeightStore(self.study_folder(study) / "weights")
 
     def registry(self) -> Registry:
         """The dataset's versions."""

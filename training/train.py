@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from training.study_data import Place, StudyData, load_study_data
 from training.study_run import OUTCOME_FILE, PROTOCOL_TAG, STUDY_TAG, against_sources, log_outcome, per_user_table, start_run
 from training.tracking import Run, connect, git_commit
 from training.trial_log import TrialRecord
+from training.weights import data_sha256
 
 Notify = Callable[[str], None]
 """Told in one line what is being done."""
@@ -108,7 +109,8 @@ def finish_study(
         records: trials, for the pictures and the count.
         notify: told what is being done.
     """
-    fitted = fit_study(study, configs, place.dataset, found, notify)
+    weights = place.weights(study.name)
+    fitted = fit_study(study, configs, place, found, notify)
     evaluation = fitted.evaluation
     chosen = study.with_configs(dict(configs), fitted.pipeline.config.ranker)
     log_outcome(run, study, chosen, fitted, found, records)
@@ -118,7 +120,7 @@ def finish_study(
 
     pipeline, trained = fitted.pipeline, fingerprint(found.fold.fit, trained_on="fit", includes_test_rows=False, as_of=found.as_of)
     if study.refit:
-        pipeline, trained = refit(fitted.pipeline, found.data, seed=study.seed, progress=notify), found.fingerprint
+        pipeline, trained = refit(fitted.pipeline, found.data, seed=study.seed, weights=weights, progress=notify), found.fingerprint
     registry = place.registry()
     try:
         decision = judge(registry, Validated(place.dataset, study.protocol, per_user_table(evaluation, found), "the candidate"))
@@ -126,17 +128,32 @@ def finish_study(
         version = _register(registry, pipeline, trained, evaluation, study, run, decision)
     finally:
         registry.close()
+    fit = data_sha256(replace(found.data, interactions=found.fold.fit))
+    # What the refit kept is in the version now.
+    weights.prune({weights.path(s.model, s.config, fit, study.seed) for s in fitted.pipeline.config.sources})
     run.set_tags({"shortlist.model_version": version, GATE_TAG: decision.verdict})
     run.end()
     against = against_sources(evaluation, fitted.singles, study.metric)
     return Outcome(study.name, run.run_id, version, len(records), fitted.report.shipped, decision, evaluation, against)
 
 
-def fit_study(study: Study, configs: Mapping[str, dict[str, Any]], dataset: str, found: StudyData, notify: Notify) -> FittedFunnel:
-    """Fit the funnel of a study; the best of its rankers ships, or the blend where none beats it."""
+def fit_study(study: Study, configs: Mapping[str, dict[str, Any]], place: Place, found: StudyData, notify: Notify) -> FittedFunnel:
+    """Fit the funnel of a study; the best of its rankers ships, or the blend where none beats it.
+
+    Sources that the study has fitted on the same rows before, its best trials among them, are not fitted again.
+    """
     rankers = study.funnel.rankers or (RankerConfig(kind="blend"),)
     config = study.funnel_config(dict(configs), rankers[0])
-    return fit_funnel(config, found.data, found.fold, dataset=dataset, seed=study.seed, rankers=rankers, progress=notify)
+    return fit_funnel(
+        config,
+        found.data,
+        found.fold,
+        dataset=place.dataset,
+        seed=study.seed,
+        rankers=rankers,
+        weights=place.weights(study.name),
+        progress=notify,
+    )
 
 
 def comparisons_json(comparisons: Mapping[str, PairedComparison]) -> dict[str, dict[str, Any]]:

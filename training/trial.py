@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 import resource
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,15 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from training.epochs import EpochLimits, EpochWatch
 from training.errors import TrainingError
 from training.evaluate import Evaluation, evaluate, retriever_recommend
 from training.models.base import Retriever, TrainingData
-from training.models.registry import build_model
+from training.models.registry import MODELS, build_model
 from training.splits import Fold
+from training.weights import WORTH_KEEPING_SECONDS, WeightStore
 
-EPOCH_USERS = 2_000
+EPOCH_USERS = 5_000
 """Users that the metric after each epoch looks at; the last one looks at all."""
 
 Report = Callable[[dict[str, float]], None]
@@ -41,20 +45,35 @@ class TrialTask:
         fold: of stage validation.
         metric: the objective.
         seed: of every random choice.
+        patience: epochs without a gain after which a fit stops; None never stops it.
+        weights: where models that took long to fit are kept; None keeps none.
+        data_sha256: of what is fitted on (`training.weights.data_sha256`); needed where `weights` is given.
     """
 
     data: TrainingData
     fold: Fold
     metric: str
     seed: int
+    patience: int | None = None
+    weights: WeightStore | None = None
+    data_sha256: str = ""
 
 
-def run_trial(task: TrialTask, model: str, config: Mapping[str, Any], report: Report, *, threads: int | None = None) -> Evaluation:
+def run_trial(
+    task: TrialTask,
+    model: str,
+    config: Mapping[str, Any],
+    report: Report,
+    *,
+    threads: int | None = None,
+    end_at: float | None = None,
+    refit_share: float = 0.0,
+) -> Evaluation:
     """Fit one configuration and measure it on the fold.
 
-    Models with epochs are measured after the first and then whenever as much time went into training as the last measurement took,
-    so that half of the time at most goes into measuring: `report` gets the objective on a sample of users and `epoch`. It is called
-    once more at the end with all metrics, the objective as `objective`, and `final` = 1.
+    A model with epochs is measured on a sample of users as it learns (`training.epochs`), and what counts in the end is its best
+    epoch: `report` gets the objective on the sample, the same as `curve.<metric>`, and `epoch`. It is called once more at the end
+    with all metrics on all users, the objective as `objective`, `final` = 1, and the best epoch as `epoch`.
 
     Args:
         task: data, fold and objective.
@@ -62,6 +81,7 @@ def run_trial(task: TrialTask, model: str, config: Mapping[str, Any], report: Re
         config: of the model.
         report: see above.
         threads: cap on the threads of numerical libraries; None leaves them alone.
+        end_at, refit_share: see `EpochLimits`.
 
     Returns:
         The evaluation on all users of the fold.
@@ -71,27 +91,26 @@ def run_trial(task: TrialTask, model: str, config: Mapping[str, Any], report: Re
         TrialDivergedError: the model's scores, or its metrics, are not finite.
     """
     reset_peak_memory()
-    with threadpool_limits(limits=threads):
+    with threadpool_limits(limits=threads), _scratch(task.weights) as folder:
         retriever = build_model(model, dict(config))
         sample = _sample(task.fold)
-        last_epoch: float | None = None
-        started = resumed = time.perf_counter()
-        measuring = 0.0
 
-        def on_epoch(epoch: int, fitted: Retriever) -> bool:
-            nonlocal last_epoch, measuring, resumed
-            last_epoch = float(epoch)
-            began = time.perf_counter()
-            if began - resumed >= measuring:
-                value = _measured(fitted, sample, task, model).metrics[task.metric]
-                report({"objective": value, task.metric: value, "epoch": last_epoch, "seconds": began - started})
-                resumed = time.perf_counter()
-                measuring = resumed - began
-            return False
+        def on_sample(epoch: int, value: float, seconds: float) -> None:
+            report({"objective": value, f"curve.{task.metric}": value, "epoch": float(epoch), "seconds": round(seconds, 3)})
 
-        retriever.fit(replace(task.data, interactions=task.fold.fit), seed=task.seed, on_epoch=on_epoch)
+        started = time.perf_counter()
+        watch = EpochWatch(
+            measure=lambda fitted: _measured(fitted, sample, task, model).metrics[task.metric],
+            limits=EpochLimits(task.patience, end_at, refit_share),
+            folder=folder,
+            report=on_sample,
+        )
+        retriever.fit(replace(task.data, interactions=task.fold.fit), seed=task.seed, on_epoch=watch.on_epoch)
         fit_seconds = time.perf_counter() - started
+        retriever = watch.finish(retriever)
         evaluation = _measured(retriever, task.fold, task, model)
+        if task.weights is not None:
+            _keep(task, task.weights, folder, model, with_epochs(model, config, watch.best_epoch), retriever, watch, fit_seconds)
     metrics = {name: value for name, value in evaluation.metrics.items() if math.isfinite(value)}
     metrics |= {
         "objective": evaluation.metrics[task.metric],
@@ -101,8 +120,48 @@ def run_trial(task: TrialTask, model: str, config: Mapping[str, Any], report: Re
         "peak_memory_mb": peak_memory_mb(),
         "final": 1.0,
     }
-    report(metrics if last_epoch is None else {**metrics, "epoch": last_epoch})
+    if watch.best_epoch is not None and watch.last_epoch is not None:
+        metrics |= {
+            "epoch": float(watch.best_epoch),
+            "epochs_run": float(watch.last_epoch),
+            "epoch_seconds": round(watch.epoch_seconds, 3),
+        }
+    report(metrics)
     return evaluation
+
+
+def with_epochs(model: str, config: Mapping[str, Any], best_epoch: float | None) -> dict[str, Any]:
+    """The configuration with the number of epochs at the best one: what later fits take."""
+    parameter = MODELS[model].epochs_parameter
+    return dict(config) if best_epoch is None or parameter is None else {**config, parameter: int(best_epoch)}
+
+
+def _keep(
+    task: TrialTask,
+    store: WeightStore,
+    folder: Path,
+    model: str,
+    config: Mapping[str, Any],
+    fitted: Retriever,
+    watch: EpochWatch,
+    fit_seconds: float,
+) -> None:
+    if watch.best_epoch is None:
+        if fit_seconds < WORTH_KEEPING_SECONDS:
+            return
+        fitted.save(folder)
+    note = {"model": model, "config": dict(config), "fit_seconds": round(fit_seconds, 1)}
+    store.keep(folder, store.path(model, config, task.data_sha256, task.seed), note)
+
+
+@contextlib.contextmanager
+def _scratch(store: WeightStore | None) -> Iterator[Path]:
+    """A folder for the weights of the best epoch; what is still there in the end goes away."""
+    folder = Path(tempfile.mkdtemp(prefix="shortlist-epochs-")) if store is None else store.scratch()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def reset_peak_memory() -> None:

@@ -32,7 +32,7 @@ from training.models.registry import MODELS
 from training.search import Proposal, StudySearch
 from training.study import Study
 from training.tracking import TrialRuns
-from training.trial import TrialTask, run_trial
+from training.trial import TrialTask, run_trial, with_epochs
 from training.trial_log import TrialLog, TrialRecord
 from training.tune_progress import SearchProgress
 
@@ -72,7 +72,7 @@ def run_search(
     Returns:
         All records of the log, those of earlier calls included.
     """
-    observer = _Observer(study, search.planned, log, runs, on_progress, deadline)
+    observer = _Observer(study, search.planned, log, runs, task, on_progress, deadline)
     mode = "max" if study.direction == "maximize" else "min"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -105,6 +105,8 @@ def run_search(
         finally:
             observer.interrupted()
             shutil.rmtree(scratch, ignore_errors=True)
+            if task.weights is not None:
+                task.weights.sweep()
     return log.records()
 
 
@@ -118,6 +120,13 @@ def best_trials(study: Study, records: list[TrialRecord]) -> dict[str, TrialReco
             if held is None or held.value is None or sign * record.value > sign * held.value:
                 best[record.source] = record
     return best
+
+
+def keep_best(study: Study, task: TrialTask, records: list[TrialRecord]) -> None:
+    """Delete the weights of all trials but the best of each source."""
+    if task.weights is not None:
+        best = best_trials(study, records).values()
+        task.weights.prune({task.weights.path(r.model, r.config, task.data_sha256, task.seed) for r in best})
 
 
 def _trainable(config: dict[str, Any], task: TrialTask) -> None:
@@ -260,10 +269,11 @@ class _Observer(_NotKept, tune.Callback):
         planned: int,
         log: TrialLog,
         runs: TrialRuns,
+        task: TrialTask,
         on_progress: Callable[[SearchProgress], None] | None,
         deadline: float | None,
     ) -> None:
-        self._study, self._planned, self._log, self._runs = study, planned, log, runs
+        self._study, self._planned, self._log, self._runs, self._task = study, planned, log, runs, task
         self._on_progress, self._deadline = on_progress, deadline
         self._running: dict[str, _Running] = {}
         self._records = log.records()
@@ -313,7 +323,7 @@ class _Observer(_NotKept, tune.Callback):
             model=config["model"],
             number=config["number"],
             params=config["params"],
-            config=config["config"],
+            config=with_epochs(config["model"], config["config"], running.result.get("epoch") if status == "finished" else None),
             status=status,
             value=running.result.get("objective") if status != "failed" else None,
             metrics={name: value for name, value in running.result.items() if name not in ("objective", "final")},
@@ -323,6 +333,7 @@ class _Observer(_NotKept, tune.Callback):
         )
         self._log.append(record)
         self._records.append(record)
+        keep_best(self._study, self._task, self._records)
         self._runs.end(running.run_id, record.run_status, reason)
         self._show(record)
 

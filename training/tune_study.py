@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +22,7 @@ from training.trial import TrialTask
 from training.trial_log import TrialLog, TrialRecord
 from training.tune import best_trials, run_search
 from training.tune_progress import SearchProgress
+from training.weights import data_sha256
 
 SEARCH_SHARE = 0.7
 """Share of a study's minutes in which trials start; the rest is for the funnel, the refit and the registration."""
@@ -75,7 +77,7 @@ def tune_study(
             runs.end_abandoned({r.run_id: (r.run_status, r.reason) for r in log.records() if r.run_id})
         records = run_search(
             study,
-            TrialTask(found.data, found.fold, study.metric, study.seed),
+            trial_task(study, place, found),
             StudySearch(study, study.allocation(trials), _finished(log.records())),
             log,
             runs,
@@ -87,6 +89,19 @@ def tune_study(
     except BaseException as error:
         run.fail(error)
         raise
+
+
+def trial_task(study: Study, place: Place, found: StudyData) -> TrialTask:
+    """What the trials of a study share."""
+    return TrialTask(
+        found.data,
+        found.fold,
+        study.metric,
+        study.seed,
+        patience=study.patience_epochs,
+        weights=place.weights(study.name),
+        data_sha256=data_sha256(replace(found.data, interactions=found.fold.fit)),
+    )
 
 
 def chosen_configs(study: Study, records: Sequence[TrialRecord], notify: Notify) -> dict[str, dict[str, Any]]:

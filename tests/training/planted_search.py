@@ -31,6 +31,7 @@ from training.tracking import Run, TrialRuns, connect, experiment_id
 from training.trial import TrialTask
 from training.trial_log import TrialLog
 from training.tune import run_search
+from training.weights import WeightStore
 
 
 class Planted(Retriever):
@@ -45,14 +46,17 @@ class Planted(Retriever):
         return np.where(knows[:, None], -distance, distance)
 
     def save(self, folder: Path) -> None:
-        raise NotImplementedError
+        (folder / "planted.json").write_text(json.dumps([self.num_items, self.height]))
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Self:
-        raise NotImplementedError
+        fitted = cls(config)
+        fitted.num_items, fitted.height = json.loads((folder / "planted.json").read_text())
+        return fitted
 
 
 class LearnerConfig(ModelConfig):
+    epochs: int = 10
     height: float = 0.5
     seconds: float = 0.0
 
@@ -60,10 +64,11 @@ class LearnerConfig(ModelConfig):
 class Learner(Planted):
     name: ClassVar[str] = "learner"
     Config: ClassVar[type[ModelConfig]] = LearnerConfig
+    epochs_parameter: ClassVar[str | None] = "epochs"
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
         self.num_items = data.interactions.num_items
-        for epoch in range(1, 11):
+        for epoch in range(1, self.config.epochs + 1):
             self.height = self.config.height * epoch / 10
             time.sleep(self.config.seconds)
             if on_epoch is not None and on_epoch(epoch, self):
@@ -108,7 +113,7 @@ class PlantedTask(TrialTask):
     """Brings the planted models along when it is unpickled in a worker."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return rebuilt, (self.data, self.fold, self.metric, self.seed)
+        return rebuilt, (self.data, self.fold, self.metric, self.seed, self.patience, self.weights, self.data_sha256)
 
 
 def main(folder: Path, uri: str, raw_study: dict[str, Any]) -> None:
@@ -133,7 +138,8 @@ def main(folder: Path, uri: str, raw_study: dict[str, Any]) -> None:
             address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _temp_dir=scratch
         )
         finished = [Finished(r.source, r.number, r.params, r.value) for r in log.records()]
-        task = PlantedTask(TrainingData(interactions), leave_one_out(interactions), study.metric, 0)
+        weights = WeightStore(folder / "weights")
+        task = PlantedTask(TrainingData(interactions), leave_one_out(interactions), study.metric, 0, None, weights, "planted")
         seen: list[tuple[int, int]] = []
         run_search(
             study,

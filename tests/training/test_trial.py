@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,20 +19,23 @@ from training.models.base import ModelConfig, ReportEpoch, Retriever, TrainingDa
 from training.models.registry import MODELS
 from training.queries import QueryBatch
 from training.splits import leave_one_out
-from training.trial import TrialDivergedError, TrialTask, run_trial
+from training.trial import TrialDivergedError, TrialTask, run_trial, with_epochs
+from training.weights import WeightStore
 
 
 class LearnerConfig(ModelConfig):
     epochs: int = 4
+    best: int = 99
     seconds: float = 0.2
     diverges_at: int = 99
 
 
 class Learner(Retriever):
-    """Knows the planted next item better with every epoch; from `diverges_at` on its scores are NaN."""
+    """Knows the planted next item better with every epoch until `best`, then worse; from `diverges_at` on its scores are NaN."""
 
     name: ClassVar[str] = "learner"
     Config: ClassVar[type[ModelConfig]] = LearnerConfig
+    epochs_parameter: ClassVar[str | None] = "epochs"
     config: LearnerConfig
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
@@ -46,16 +51,19 @@ class Learner(Retriever):
     def score(self, queries: QueryBatch) -> FloatArray:
         last = queries.item_idx[queries.indptr[1:] - 1]
         distance = (np.arange(self.num_items)[None, :] - last[:, None] - 1) % self.num_items
-        knows = np.arange(len(queries)) % self.config.epochs < self.epoch
+        height = self.epoch if self.epoch <= self.config.best else 2 * self.config.best - self.epoch
+        knows = np.arange(len(queries)) % min(self.config.epochs, self.config.best) < height
         scores = np.where(knows[:, None], -distance, distance).astype(np.float32)
         return scores * np.float32("nan") if self.epoch >= self.config.diverges_at else scores
 
     def save(self, folder: Path) -> None:
-        raise NotImplementedError
+        (folder / "state.json").write_text(json.dumps([self.num_items, self.epoch]))
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Self:
-        raise NotImplementedError
+        fitted = cls(config)
+        fitted.num_items, fitted.epoch = json.loads((folder / "state.json").read_text())
+        return fitted
 
 
 @pytest.fixture
@@ -67,9 +75,11 @@ def task(monkeypatch: pytest.MonkeyPatch) -> TrialTask:
     return TrialTask(TrainingData(interactions), leave_one_out(interactions), "ndcg@10", seed=0)
 
 
-def run(task: TrialTask, model: str, **config: Any) -> list[dict[str, float]]:
+def run(
+    task: TrialTask, model: str, *, end_at: float | None = None, refit_share: float = 0.0, **config: Any
+) -> list[dict[str, float]]:
     reports: list[dict[str, float]] = []
-    run_trial(task, model, config, reports.append, threads=1)
+    run_trial(task, model, config, reports.append, threads=1, end_at=end_at, refit_share=refit_share)
     return reports
 
 
@@ -100,6 +110,58 @@ def test_measuring_takes_half_of_the_time_at_most(task: TrialTask) -> None:
 def test_scores_that_are_not_finite_end_the_trial(task: TrialTask) -> None:
     with pytest.raises(TrialDivergedError, match=r"learner diverged: .* scores are not finite"):
         run(task, "learner", diverges_at=3)
+
+
+def test_what_counts_is_the_best_epoch(task: TrialTask, tmp_path: Path) -> None:
+    keeping = replace(task, weights=WeightStore(tmp_path), data_sha256="planted")
+    reports = run(keeping, "learner", epochs=8, best=5, seconds=0.5)
+    assert reports[-1]["epoch"] == 5
+    assert reports[-1]["epochs_run"] == 8
+    assert reports[-1]["objective"] == pytest.approx(max(r["objective"] for r in reports))
+    assert "curve.ndcg@10" in reports[0]
+    assert "curve.ndcg@10" not in reports[-1]
+    config = with_epochs("learner", {"epochs": 8, "best": 5, "seconds": 0.5}, reports[-1]["epoch"])
+    assert config == {"epochs": 5, "best": 5, "seconds": 0.5}
+    found = WeightStore(tmp_path).find("learner", config, "planted", 0)
+    assert isinstance(found, Learner)
+    assert found.epoch == 5
+    assert WeightStore(tmp_path).find("learner", config, "other rows", 0) is None
+    assert WeightStore(tmp_path).find("learner", config, "planted", 1) is None
+    assert WeightStore(tmp_path).find("learner", {**config, "epochs": 6}, "planted", 0) is None
+
+
+def test_a_fit_stops_after_epochs_without_a_gain(task: TrialTask) -> None:
+    reports = run(replace(task, patience=2), "learner", epochs=50, best=4)
+    # An epoch is not measured where the last measurement took longer than an epoch, as on a busy machine.
+    assert reports[-1]["epoch"] in (3, 4, 5)
+    assert reports[-1]["epochs_run"] == reports[-1]["epoch"] + 2
+
+
+def test_a_fit_stops_where_its_refit_would_be_late(task: TrialTask) -> None:
+    alone = run(task, "learner", epochs=50, end_at=time.time() + 3.0)[-1]["epochs_run"]
+    with_refit = run(task, "learner", epochs=50, end_at=time.time() + 3.0, refit_share=3.0)[-1]["epochs_run"]
+    assert 1 <= with_refit < alone < 50
+
+
+def test_a_trial_that_fails_leaves_no_weights(task: TrialTask, tmp_path: Path) -> None:
+    with pytest.raises(TrialDivergedError):
+        run(replace(task, weights=WeightStore(tmp_path)), "learner", diverges_at=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fast_fits_are_not_kept(task: TrialTask, tmp_path: Path) -> None:
+    run(replace(task, weights=WeightStore(tmp_path)), "transition_knn")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fit_of_the_best_epoch_is_what_the_search_kept(task: TrialTask, tmp_path: Path) -> None:
+    store = WeightStore(tmp_path)
+    report = run(replace(task, weights=store, data_sha256="planted"), "ials", iterations=8, factors=4, alpha=40.0)[-1]
+    config = with_epochs("ials", {"iterations": 8, "factors": 4, "alpha": 40.0}, report["epoch"])
+    kept = store.find("ials", config, "planted", 0)
+    assert kept is not None
+    fitted = MODELS["ials"](MODELS["ials"].Config(**config)).fit(TrainingData(task.fold.fit), seed=0)
+    np.testing.assert_allclose(kept.score(task.fold.queries), fitted.score(task.fold.queries), atol=1e-5)
 
 
 def test_an_unknown_parameter_is_named(task: TrialTask) -> None:

@@ -85,8 +85,14 @@ def test_failures_stay_single_and_slow_learners_are_stopped(tmp_path: Path, mlfl
     run = runs[best.name]
     assert float(run.data.params["config.height"]) == pytest.approx(best.params["height"])
     assert run.data.tags["shortlist.seed"] == "0"
-    curve = connect(mlflow_server).get_metric_history(run.info.run_id, "ndcg_at_10")
+    curve = connect(mlflow_server).get_metric_history(run.info.run_id, "curve.ndcg_at_10")
     assert len({point.step for point in curve}) >= 5
+    assert [point.value for point in curve] == sorted(point.value for point in curve)
+
+    # The weights of the best trial of a source with epochs are kept, and nothing else.
+    (kept,) = (folder / "weights").iterdir()
+    assert json.loads((kept / "planted.json").read_text()) == [40, pytest.approx(best.params["height"])]
+    assert best.config["epochs"] == 10
 
     progress = json.loads((folder / "progress.json").read_text())
     assert progress[-1] == [14, 14]
@@ -105,7 +111,7 @@ def test_after_kill_9_only_the_trials_under_way_are_repeated(tmp_path: Path, mlf
     process = start(folder, mlflow_server, study)
     deadline = time.monotonic() + 120
     while len(TrialLog(folder).records()) < 4:
-        assert process.poll() is None
+        assert process.poll() is None, (process.communicate()[0] or b"").decode()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

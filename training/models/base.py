@@ -54,10 +54,13 @@ class Retriever(ABC):
     Class attributes:
         name: the source's name in study files, candidate sets and answers.
         Config: its pydantic configuration.
+        epochs_parameter: of a model with epochs: its parameter that says how many. A search measures after epochs and sets it to
+            the best one for all later fits, so a fit of e epochs must be the one that a longer fit was after e epochs.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[ModelConfig]]
+    epochs_parameter: ClassVar[str | None] = None
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         self.config = config if config is not None else self.Config()
@@ -69,8 +72,8 @@ class Retriever(ABC):
         Args:
             data: the fold's activity and attributes.
             seed: of every random choice.
-            on_epoch: for models with epochs: called as `on_epoch(epoch, self)` after each, with the model in a state in which
-                it can score; returning True stops the training. Models without epochs ignore it.
+            on_epoch: for models with epochs: called as `on_epoch(epoch, self)` after each, from 1 on, with the model in a state in
+                which it can score and be saved; returning True stops the training. Models without epochs ignore it.
         """
 
     @classmethod

@@ -56,6 +56,7 @@ class Ials(VectorRetriever):
 
     name: ClassVar[str] = "ials"
     Config: ClassVar[type[ModelConfig]] = IalsConfig
+    epochs_parameter: ClassVar[str | None] = "iterations"
     config: IalsConfig
     vectors: FloatArray
     """(N, D + 1) float32: the factors and, last, what popularity adds."""
@@ -74,7 +75,7 @@ class Ials(VectorRetriever):
 
         def after_epoch(epoch: int, _seconds: float, *_loss: float) -> None:
             self.set_factors(library.item_factors, popularity)
-            if on_epoch is not None and on_epoch(epoch, self):
+            if on_epoch is not None and on_epoch(epoch + 1, self):
                 raise _StopTraining
 
         # BLAS threads beside the library's own would fight for the cores. The starting factors come from the seed.
