@@ -65,6 +65,8 @@ class ServingConfig(BaseModel):
     write_token_sha256: str | None = None
     admin_token_sha256: str | None = None
     """SHA-256 of the bearer tokens in hex; None: no token of that scope exists."""
+    webhook_secret_file: Path | None = None
+    """File with the secret that MLflow signs deliveries with; None refuses them, and aliases are polled."""
     open_loopback: bool = True
     """Read and write calls need no token. Only for a gateway that binds a loopback address."""
 

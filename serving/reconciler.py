@@ -10,6 +10,7 @@ goes on; after a restart without MLflow the last routing state is deployed again
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -21,7 +22,7 @@ from typing import Protocol
 from tenacity import RetryError, Retrying, stop_after_attempt, wait_exponential
 
 from features.control_store import ControlStore
-from serving.announce import announce
+from serving.announce import WANTED, announce, listen
 from serving.config import ServingConfig
 from serving.control import ServingControl, ServingState
 from serving.errors import VersionRefusedError
@@ -36,6 +37,7 @@ _log = logging.getLogger("shortlist.serving")
 LOAD_ATTEMPTS = 3
 REASON_CHARACTERS = 200
 ACTOR = "reconciler"
+STOP_WITHIN_S = 0.5
 
 
 class Graph(Protocol):
@@ -97,13 +99,19 @@ class Reconciler:
         self._running: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
-        """Step every `poll_s` seconds until `stop` is set. No trouble ends it."""
+        """Step whenever other versions may be wanted, and every `poll_s` seconds, until `stop` is set. No trouble ends it."""
+        look = threading.Event()
+        listening = threading.Thread(target=_listen, args=(self._config, look), name="reconciler-listen", daemon=True)
+        listening.start()
         while not stop.is_set():
+            look.clear()
             try:
                 self.step()
             except Exception:
                 _log.exception("reconciliation failed, tried again in %.0f s", self._config.poll_s)
-            stop.wait(self._config.poll_s)
+            until = time.monotonic() + self._config.poll_s
+            while not stop.is_set() and not look.is_set() and time.monotonic() < until:
+                look.wait(min(STOP_WITHIN_S, max(0.0, until - time.monotonic())))
 
     def step(self) -> ServingState:
         """Look once and do what is needed; returns the routing state.
@@ -260,8 +268,8 @@ class Reconciler:
 
     def _audit_alias(self, alias: str, before: str | None, after: str | None) -> None:
         subject = f"alias:{alias}"
-        if before is None and self._control.audit.last_value(subject) == after:
-            return  # the first look after a start, and the log has it
+        if self._control.audit.last_value(subject) == after:
+            return  # moved over our own API, or the first look after a start: the log has it
         self._control.audit.record(actor="mlflow", action="alias", subject=subject, before=before, after=after)
 
 
@@ -294,6 +302,10 @@ class ServeGraph:
         from serving.graph import running_versions
 
         return {version for version, status in running_versions(self._config).items() if status == "RUNNING"}
+
+
+def _listen(config: ServingConfig, look: threading.Event) -> None:
+    asyncio.run(listen(config, look.set, WANTED))
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -11,11 +11,12 @@ from fastapi import Depends, Request
 
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
-from serving.announce import announce
+from serving.announce import WANTED, announce
 from serving.config import Scope, ServingConfig
 from serving.control import ServingControl
 from serving.errors import RequestError
 from serving.http import authorize
+from serving.webhooks import Deliveries
 from training.errors import RegistryError
 from training.registry import GATE_REASON_TAG, Registry
 
@@ -52,10 +53,17 @@ class ApiContext:
         """Versions and aliases."""
         return Registry(self.config.mlflow_uri, self.config.dataset, cache=self.config.home / "bundles")
 
-    def changed(self) -> None:
-        """Say that the control store has changed."""
+    @cached_property
+    def deliveries(self) -> Deliveries:
+        """Checks of webhook deliveries."""
+        return Deliveries(self.store, self.config.webhook_secret_file)
+
+    def changed(self, *, wanted: bool = False) -> None:
+        """Say that the control store has changed, and with `wanted` that other versions may be wanted."""
         self.refresh()
         announce(self.config)
+        if wanted:
+            announce(self.config, WANTED)
 
     def aliases(self) -> dict[str, str]:
         """Aliases now.

@@ -60,7 +60,7 @@ def start_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any
     record = context.control.start_experiment(name, pins, actor=actor)
     if record.status == "starting" and not _missing(context, record):
         record = context.control.run_experiment(name, actor=actor)
-    context.changed()
+    context.changed(wanted=True)
     return _described(context, record)
 
 
@@ -119,7 +119,7 @@ def _end(context: ApiContext, name: str, status: Any, actor: str) -> dict[str, A
     record = _existing(context, name)
     if record.status != status:
         record = context.control.end_experiment(name, status, actor=actor)
-        context.changed()
+        context.changed(wanted=True)
     return _described(context, record)
 
 

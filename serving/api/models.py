@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
+from serving.announce import WANTED, announce
 from serving.api.context import Admin, ApiContext, Context
 from serving.errors import RequestError
 from training.errors import RegistryError
@@ -103,6 +104,7 @@ def _rollback(context: ApiContext, alias: str, actor: str) -> dict[str, Any]:
 
 def _moved(context: ApiContext, alias: str, before: str | None, after: str, action: str, actor: str) -> dict[str, Any]:
     context.control.audit.record(actor=actor, action=f"alias.{action}", subject=f"alias:{alias}", before=before, after=after)
+    announce(context.config, WANTED)  # without waiting for MLflow's webhook
     return {**_listing(context), "alias": alias, "version": after, "previous": before}
 
 

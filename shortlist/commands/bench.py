@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
 import typer
 
+from shortlist.bench.faults import faults_markdown, measure_faults
+from shortlist.bench.idle import idle_markdown, measure_idle
+from shortlist.bench.stack import bench_stack, known_users
 from shortlist.client import Client
 from shortlist.commands import console
 from shortlist.demo.flow import DemoResult, run_demo, study, summary
@@ -62,6 +66,30 @@ def quality(
         "peak_mb": max(record.peak_mb for record in runner.records),
     }
     console.finish(result, quality_markdown(result))
+
+
+HereOption = Annotated[bool, typer.Option("--here", help="Measure the running stack of this home, not a small one of its own.")]
+
+
+@app.command()
+def idle(
+    here: HereOption = False, seconds: Annotated[float, typer.Option(help="How long to look.", min=1)] = 60, settle: float = 20
+) -> None:
+    """Processor time and memory of a stack that nobody asks."""
+    with bench_stack(console.settings(), here=here) as state:
+        time.sleep(settle)
+        costs = measure_idle(state, seconds)
+    result = {"machine": machine(), "seconds": seconds, "processes": [vars(cost) for cost in costs]}
+    console.finish(result, f"{machine()}; {seconds:.0f} s\n\n{idle_markdown(costs)}")
+
+
+@app.command()
+def faults(here: HereOption = False, repeats: Annotated[int, typer.Option(help="Kills of each process.", min=1)] = 3) -> None:
+    """kill -9 of HAProxy, of the proxy actor and of a gateway under load: until when do answers fail?"""
+    settings = console.settings()
+    with bench_stack(settings, here=here) as state:
+        found = measure_faults(state, known_users(state), repeats)
+    console.finish({"machine": machine(), "faults": [vars(one) for one in found]}, f"{machine()}\n\n{faults_markdown(found)}")
 
 
 def demo_markdown(result: DemoResult, versions: dict[str, dict[str, float]]) -> str:

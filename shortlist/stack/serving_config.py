@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from serving.config import ServingConfig, hash_token
 from shortlist.settings import Settings
 from shortlist.stack.errors import StackError
-from shortlist.stack.secrets import kept_secret
+from shortlist.stack.secrets import kept_secret, webhook_secret_file
 from shortlist.stack.state import StackState
 
 
@@ -52,6 +52,9 @@ def serving_config(settings: Settings, state: StackState, port: int) -> ServingC
         read_token_sha256=_hashed(settings.token.read),
         write_token_sha256=_hashed(settings.token.write),
         admin_token_sha256=hash_token(admin),
+        webhook_secret_file=webhook_secret_file(
+            home, settings.token.webhook.get_secret_value() if settings.token.webhook else None
+        ),
         open_loopback=loopback,
     )
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import signal
 import sys
@@ -97,6 +98,7 @@ class Supervisor:
         self._start_worker()
         self._step("model versions")
         self._start_reconciler(config)
+        self._register_webhook(config)
         self._note(phase="ready", processes=self._process_notes())
 
     def _own(self, child: Child) -> None:
@@ -196,6 +198,25 @@ class Supervisor:
         thread = threading.Thread(target=reconciler.run, args=(self.stop_requested,), name="reconciler", daemon=True)
         thread.start()
         self._undo.append(lambda: thread.join(10))
+
+    def _register_webhook(self, config: ServingConfig) -> None:
+        """Let MLflow say at once when an alias moves. Without it the reconciler sees a move at its next look."""
+        from training.errors import RegistryError
+        from training.mlflow_rest import MlflowRest
+        from training.webhooks import ensure_webhook
+
+        public = self.settings.mlflow.webhook_url
+        if public is None and self.settings.mlflow.tracking_uri is not None:
+            return  # whether a named server reaches this machine is for the settings to say
+        url = f"{(public or self.state.base_url).rstrip('/')}/v1/webhooks/mlflow"
+        name = f"{config.paths.registered_model}-{hashlib.sha256(str(self.home).encode()).hexdigest()[:8]}"
+        try:
+            assert config.webhook_secret_file is not None
+            rest = MlflowRest(config.mlflow_uri)
+            ensure_webhook(rest, name=name, url=url, secret=config.webhook_secret_file.read_text())
+            rest.close()
+        except RegistryError as error:
+            sys.stderr.write(f"MLflow's webhook is not registered, aliases are looked at every {config.poll_s:g} s: {error}\n")
 
     def _watch(self) -> None:
         """Restart a child that died, with growing pauses, until asked to stop."""

@@ -1,0 +1,32 @@
+"""`/v1/webhooks/mlflow`: MLflow says that an alias has moved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from serving.announce import WANTED, announce
+from serving.api.context import Context
+from serving.errors import RequestError
+from serving.http import read_body
+
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+MAX_DELIVERY_BYTES = 64 << 10
+
+
+@router.post("/mlflow", status_code=202)
+async def mlflow_delivery(request: Request, context: Context) -> dict[str, Any]:
+    """Take a signed delivery: serving looks at the aliases at once. One about another model is accepted and changes nothing."""
+    body = await read_body(request.receive, MAX_DELIVERY_BYTES)
+    await run_in_threadpool(context.deliveries.check, request.headers, body)
+    try:
+        model = orjson.loads(body)["data"]["name"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise RequestError("the delivery is not about a registered model", code="unknown_delivery", status=422) from None
+    ours = model == context.config.paths.registered_model
+    if ours:
+        await run_in_threadpool(announce, context.config, WANTED)
+    return {"accepted": True, "followed": ours}

@@ -1,0 +1,48 @@
+"""Promotion on the whole stack: in the MLflow UI by a real browser, over our API, and what the log says of it afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+MODEL = "shortlist-planted"
+
+
+def chromium() -> str:
+    found = os.environ.get("SHORTLIST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not found:
+        pytest.skip("no Chromium: set SHORTLIST_CHROMIUM or install it (apt-get install chromium)")
+    return found
+
+
+@pytest.mark.browser
+def test_an_alias_set_in_the_mlflow_ui_is_served_without_a_failed_request(rollout, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    binary = chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=binary, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(f"{rollout.state.mlflow_uri}/#/models/{MODEL}/versions/2")
+        page.locator('[data-component-id*="modelversionviewaliaseditor"]').first.click()
+        box = page.get_by_role("combobox").last
+        box.fill("champion")
+        box.press("Enter")
+        with rollout.load() as load:
+            rollout.wait(lambda: len(load.answers) > 50, "load")
+            page.locator('[data-component-id="mlflow.edit-aliases-modal.save-button"]').click()
+            rollout.wait(lambda: rollout.registry.aliases().get("champion") == "2", "the alias in the registry")
+            followed_s = rollout.wait_for("2")
+        browser.close()
+    assert followed_s < 10
+    assert load.statuses == {200}
+    assert {"1", "2"} <= set(load.versions)
+    assert rollout.tag("2") == "live"
+    (tag,) = [entry for entry in rollout.control.audit.entries() if entry.subject == "alias:champion"][-1:]
+    assert (tag.actor, tag.before, tag.after) == ("mlflow", "1", "2")
