@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from features.errors import StoreError
 from features.event_index import EventIndex, first_of_each
 from features.events import EVENT_SCHEMA
+from features.session_merges import JOINED_EVENTS, merge_log
 from features.store_files import Part, dates, partition, parts, write_synced, writer_lock
 
 COMPACT_AT_PARTS = 16
@@ -77,6 +78,7 @@ class ActivityStore:
         self._journal = self._state / "journal"
         self._scratch = self._state / "scratch"
         self._index = EventIndex(self._state / "index")
+        self._merges = merge_log(self.root)
         self._lock_timeout_s = lock_timeout_s
         self._opened = False
 
@@ -115,6 +117,8 @@ class ActivityStore:
     ) -> pa.Table:
         """Events sorted by user (then session, for events without a user) and time.
 
+        Anonymous events of a session that was merged into an account have the account's user (`features.session_merges`).
+
         Args:
             columns: names of `EVENT_SCHEMA`; all by default.
             as_of: only events up to this moment of event time, included.
@@ -138,11 +142,14 @@ class ActivityStore:
             files = self._files(since, as_of)
             if not files:
                 return schema.empty_table()
+            merges = self._merges.read()
+            source = JOINED_EVENTS if merges.num_rows else "read_parquet(?, hive_partitioning = false)"
             try:
                 with duckdb.connect() as connection:
                     connection.execute("SET TimeZone = 'UTC'")
+                    connection.register("merges", merges)
                     found = connection.sql(
-                        f"SELECT {names} FROM read_parquet(?, hive_partitioning = false) {condition} "
+                        f"SELECT {names} FROM {source} {condition} "
                         "ORDER BY user_id NULLS LAST, session_id NULLS LAST, timestamp, event_id",
                         params=[files, *limits],
                     )

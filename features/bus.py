@@ -16,10 +16,17 @@ EVENTS = "events"
 EXPOSURES = "exposures"
 """Stream of A/B exposures."""
 
+SESSIONS = "sessions"
+"""Stream of sessions that joined an account."""
+
 STORE_GROUP = "store"
 FEATURES_GROUP = "features"
 
-GROUPS: dict[str, tuple[str, ...]] = {EVENTS: (STORE_GROUP, FEATURES_GROUP), EXPOSURES: (STORE_GROUP,)}
+GROUPS: dict[str, tuple[str, ...]] = {
+    EVENTS: (STORE_GROUP, FEATURES_GROUP),
+    EXPOSURES: (STORE_GROUP,),
+    SESSIONS: (STORE_GROUP, FEATURES_GROUP),
+}
 """Every group of every stream: nothing is trimmed before all of them have read it."""
 
 

@@ -8,9 +8,11 @@ while.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,9 +25,10 @@ from features.activity_store import ActivityStore
 from features.aggregates import ItemCategories, UserStates
 from features.bus import BusEntry
 from features.consumer import BatchResult
-from features.errors import StoreError
+from features.errors import EventError, StoreError
 from features.event_codec import event_table
 from features.ingest import KnownItems, decode_events, flag_unknown_items
+from features.session_merges import decode_merges
 
 MAX_CACHED_EVENTS = 500_000
 """Events of recently active users kept in memory: about 100 MB."""
@@ -78,6 +81,9 @@ class UserHistories:
         users = events["user_id"].unique().to_pylist()
         self._load(users)
         self._add(events)
+        return self._table(users)
+
+    def _table(self, users: Sequence[str]) -> pa.Table:
         columns: dict[str, list[object]] = {"user_id": [], "item_id": [], "timestamp": [], "value": []}
         for user in users:
             history = self._kept[user]
@@ -89,6 +95,17 @@ class UserHistories:
         self._forget(len(users))
         types = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.timestamp("us", tz="UTC"), "value": pa.float64()}
         return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
+
+    def forget(self, users: Collection[str]) -> None:
+        """Read these users from the store again when next they are asked for."""
+        for user in users:
+            kept = self._kept.pop(user, None)
+            self._events -= len(kept.item_ids) if kept else 0
+
+    def of(self, users: Sequence[str]) -> pa.Table:
+        """All positive stored events of users, as `with_events`."""
+        self._load(users)
+        return self._table(users)
 
     def _load(self, users: Collection[str]) -> None:
         now = time.monotonic()
@@ -146,6 +163,7 @@ class UpdateUserFeatures:
     ) -> None:
         self._histories, self._sink, self._categories = histories, sink, categories
         self._known_items, self._is_stored, self._has_times, self._patience_s = known_items, is_stored, has_times, patience_s
+        self._lock = threading.Lock()
 
     def __call__(self, entries: Sequence[BusEntry]) -> BatchResult:
         """Push the states of all users of a batch.
@@ -162,7 +180,25 @@ class UpdateUserFeatures:
             return BatchResult()
         self._wait_for_store(good[-1].id)
         flag_unknown_items(rows, self._known_items)
-        history = self._histories.with_events(event_table(rows))
+        with self._lock:
+            history = self._histories.with_events(event_table(rows))
+        return self._push(sink, history)
+
+    def refresh(self, users: Sequence[str]) -> BatchResult:
+        """Push the states of users as the store has them now, whatever was kept of them.
+
+        Raises:
+            FeatureStoreError: the online store cannot be reached.
+        """
+        sink = self._sink()
+        if sink is None or not users:
+            return BatchResult()
+        with self._lock:
+            self._histories.forget(users)
+            history = self._histories.of(users)
+        return self._push(sink, history)
+
+    def _push(self, sink: UserFeatureSink, history: pa.Table) -> BatchResult:
         if not history.num_rows:
             return BatchResult()
         log = activity_log(history, "user", has_times=self._has_times)
@@ -177,6 +213,48 @@ class UpdateUserFeatures:
             if time.monotonic() > deadline:
                 raise StoreError(f"live features wait for the activity store, which has not stored bus entry {entry_id} yet")
             time.sleep(0.01)
+
+
+class RefreshMergedUsers:
+    """`process` of the group `features` of session merges: the account's features with the session's activity in them.
+
+    Args:
+        update: pushes.
+        is_stored: whether the store has the merge of that bus entry, and all before it.
+        stored_until_us: time up to which the store has every event of the bus.
+        patience_s: how long to wait for the store within one batch.
+    """
+
+    def __init__(
+        self,
+        update: UpdateUserFeatures,
+        is_stored: Callable[[str], bool],
+        stored_until_us: Callable[[], int],
+        *,
+        patience_s: float = 5.0,
+    ) -> None:
+        self._update, self._is_stored, self._stored_until_us, self._patience_s = update, is_stored, stored_until_us, patience_s
+
+    def __call__(self, entries: Sequence[BusEntry]) -> BatchResult:
+        """Push the states of all accounts of a batch.
+
+        Raises:
+            StoreError: the store is behind.
+            FeatureStoreError: the online store cannot be reached.
+        """
+        rows = []
+        for entry in entries:
+            with suppress(EventError):  # the group `store`'s dead letter
+                rows += decode_merges([entry.payload]).to_pylist()
+        if not rows:
+            return BatchResult()
+        newest_us = max(int(row["merged_at"].timestamp() * 1e6) for row in rows)
+        deadline = time.monotonic() + self._patience_s
+        while not (self._is_stored(entries[-1].id) and self._stored_until_us() >= newest_us):
+            if time.monotonic() > deadline:
+                raise StoreError("merged sessions wait for the activity store, which has not all of their events yet")
+            time.sleep(0.02)
+        return self._update.refresh(sorted({row["user_id"] for row in rows}))
 
 
 def _counted(events: pa.Table) -> pa.Table:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import NamedTuple
 
 from serving.cached_list import CachedList, decode_list
@@ -110,15 +110,17 @@ class ListCache:
             events: unit -> events, oldest first.
             now_us: the receiver's clock.
         """
-        time_to_live = self._config.cache_ttl_s + MARK_EXTRA_S
-        calls = [
-            self._wire.call(
-                "EVAL", APPEND_SCRIPT, 1, activity_key(self._config, unit), now_us, encode_events(new), MAX_BYTES, time_to_live
-            )
-            for unit, new in events.items()
-        ]
+        calls = [self._append(unit, encode_events(new), now_us, MAX_BYTES) for unit, new in events.items()]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         return not any(isinstance(answer, BaseException) for answer in answers)
+
+    async def forget_activity(self, unit: str, now_us: int) -> None:
+        """Drop a unit's events and move its mark, so that its lists are stale."""
+        await asyncio.gather(self._append(unit, b"", now_us, 0), return_exceptions=True)
+
+    def _append(self, unit: str, entries: bytes, now_us: int, max_bytes: int) -> Awaitable[Reply]:
+        time_to_live = self._config.cache_ttl_s + MARK_EXTRA_S
+        return self._wire.call("EVAL", APPEND_SCRIPT, 1, activity_key(self._config, unit), now_us, entries, max_bytes, time_to_live)
 
     def _keys(self, version: str | None, unit: str) -> tuple[str, ...]:
         activity = activity_key(self._config, unit)

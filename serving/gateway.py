@@ -35,6 +35,7 @@ from serving.metrics import GatewayMetrics
 from serving.schemas import (
     DEFAULT_TOP_K,
     RecommendationRequest,
+    checked_id,
     parse_body,
     parse_fields,
     parse_get,
@@ -42,11 +43,13 @@ from serving.schemas import (
     parse_top_k,
     query_parameters,
 )
+from serving.sessions import SessionMerger
 
 _log = logging.getLogger("shortlist.serving")
 
 _RECOMMENDATIONS = "/v1/recommendations"
 _PER_USER = _RECOMMENDATIONS + "/"
+_SESSIONS, _MERGE = "/v1/sessions/", "/merge"
 _POPULAR_PARAMETERS = frozenset({"top_k", "filter", "region", "language", "category", "fields"})
 
 
@@ -88,6 +91,7 @@ class GatewayApp:
         self.answerer = Answerer(config, self.cache, VersionHandles(config).compute, self.snapshot, self.metrics)
         self._bus = RedisStreamBus(config.bus_url, config.dataset, site=config.site)
         self._intake = EventIntake(config, self._bus, self.cache, self.metrics)
+        self._sessions = SessionMerger(config, self._bus, self.cache, self.metrics)
         self._exposures = ExposureLog(config, self._bus, self.metrics)
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -136,6 +140,13 @@ class GatewayApp:
                 authorize(self.config, scope, "write")
                 receipt = await self._intake.take(await read_json(scope, receive))
                 await send_json(send, 202, receipt.to_json(), request_id=request_id)
+            elif path.startswith(_SESSIONS) and path.endswith(_MERGE):
+                route = "sessions"
+                _only(scope, "POST")
+                authorize(self.config, scope, "write")
+                session_id = checked_id(path[len(_SESSIONS) : -len(_MERGE)], "session_id")
+                merged = await self._sessions.merge(session_id, await read_json(scope, receive))
+                await send_json(send, 200, merged, request_id=request_id)
             elif path == "/v1/popular":
                 route = "popular"
                 _only(scope, "GET")

@@ -113,7 +113,7 @@ class EventIntake:
                 recent = RecentEvent(event.item_id, to_microseconds(event.timestamp), event.action in POSITIVE_ACTIONS)
                 if event.user_id is not None:
                     fresh.setdefault(user_unit(event.user_id), []).append(recent)
-                if event.session_id is not None:
+                elif event.session_id is not None:
                     fresh.setdefault(session_unit(event.session_id), []).append(recent)
         if fresh and not await self._cache.append_activity(fresh, to_microseconds(now)):
             self._metrics.fallback("mark")

@@ -69,6 +69,14 @@ class EventReceipt(BaseModel):
     event_ids: list[str | None]
 
 
+class SessionMerge(BaseModel):
+    """The session's activity is the account's; `recent_events` of it were new to the next answer."""
+
+    session_id: str
+    user_id: str
+    recent_events: int
+
+
 class ErrorDetail(BaseModel):
     """Why a call was refused."""
 
@@ -83,7 +91,7 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
-_MODELS = (Recommendations, PopularItems, EventReceipt, ErrorBody)
+_MODELS = (Recommendations, PopularItems, EventReceipt, SessionMerge, ErrorBody)
 HOT_SCHEMAS: dict[str, Any] = models_json_schema(
     [(model, "serialization") for model in _MODELS], ref_template="#/components/schemas/{model}"
 )[1]["$defs"]
@@ -197,6 +205,15 @@ HOT_PATHS: dict[str, Any] = {
             "tags": ["events"],
             "requestBody": _json_body({"anyOf": [_EVENT, _BATCH]}),
             "responses": _answers("EventReceipt", "202"),
+        }
+    },
+    "/v1/sessions/{session_id}/merge": {
+        "post": {
+            "summary": "A visitor has logged in: what the session did without a user until now joins the account",
+            "tags": ["events"],
+            "parameters": [{"name": "session_id", "in": "path", "required": True, "schema": _TEXT}],
+            "requestBody": _json_body({"type": "object", "required": ["user_id"], "properties": {"user_id": _TEXT}}),
+            "responses": _answers("SessionMerge"),
         }
     },
     "/healthz": _open_route("Alive"),

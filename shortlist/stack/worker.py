@@ -18,17 +18,18 @@ from experiments.errors import ExperimentError
 from experiments.exposure import EXPOSURE_SCHEMA, decode_exposures
 from features.activity_store import ActivityStore
 from features.aggregates import categories_of
-from features.bus import EVENTS, EXPOSURES, FEATURES_GROUP, STORE_GROUP
+from features.bus import EVENTS, EXPOSURES, FEATURES_GROUP, SESSIONS, STORE_GROUP
 from features.catalogue import Catalogue
 from features.consumer import PASSING_FAILURES, Consumer, ConsumerConfig, run_all
 from features.control_store import ControlStore
 from features.daily_log import DailyLog
-from features.errors import StoreError
+from features.errors import EventError, StoreError
 from features.ingest import KnownItems, StoreEvents, StoreRows
-from features.live_features import UpdateUserFeatures, UserFeatureSink, UserHistories
+from features.live_features import RefreshMergedUsers, UpdateUserFeatures, UserFeatureSink, UserHistories
 from features.paths import DatasetPaths
 from features.redis_board import RedisBoard
 from features.redis_bus import RedisStreamBus
+from features.session_merges import decode_merges, merge_log
 from features.store import Features
 from features.store_follower import StoreFollower
 from features.trending import TRENDING, TrendingCounts
@@ -134,6 +135,14 @@ def build_worker(settings: Settings) -> Worker:
             ConsumerConfig(EXPOSURES, STORE_GROUP, name, linger_ms=5 * LINGER_MS),
             StoreRows(exposure_log, decode_exposures, ExperimentError),
         ),
+        Consumer(bus, ConsumerConfig(SESSIONS, STORE_GROUP, name), StoreRows(merge_log(paths.activity), decode_merges, EventError)),
+        Consumer(
+            bus,
+            ConsumerConfig(SESSIONS, FEATURES_GROUP, name),
+            RefreshMergedUsers(
+                live, lambda entry_id: bus.has_finished(SESSIONS, STORE_GROUP, entry_id), lambda: stored_until_us(bus)
+            ),
+        ),
     ]
     return Worker(readers, follower, [Periodic("trending", TRENDING_S, PostTrending(follower, trending, board))])
 
@@ -154,6 +163,13 @@ class PostTrending:
             added, encoded = self._counts.added, self._counts.board()
         self._board.put(TRENDING, encoded.encode(), TRENDING_TTL_S)
         self._posted = (added, time.monotonic())
+
+
+def stored_until_us(bus: RedisStreamBus) -> int:
+    """Time up to which the activity store has every event of the bus."""
+    asked = now_us()
+    unfinished = [group.seconds for group in bus.lag(EVENTS).groups if group.group == STORE_GROUP and group.entries]
+    return asked - int(max(unfinished) * 1e6) if unfinished else asked
 
 
 def now_us() -> int:
