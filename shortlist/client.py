@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import json
-import random
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -23,48 +22,19 @@ import httpx
 import tenacity
 
 from shortlist import client_calls as calls
+from shortlist.background import BackgroundEvents
 from shortlist.client_calls import Call
+from shortlist.client_errors import ApiError, NoAnswerError, is_passing, pause_s
+
+__all__ = ["ApiError", "AsyncClient", "BackgroundEvents", "Client", "NoAnswerError"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-RETRIED_STATUS = frozenset({429, 502, 503, 504})
-MAX_PAUSE_S = 10.0
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ApiError(Exception):
-    """The server refused a call.
-
-    Args:
-        code: short name of the error, such as `unknown_model`.
-        message: what was wrong and what is allowed.
-        field: the offending field or parameter, when one is to blame.
-        status: of HTTP; None when no answer came.
-        retry_after_s: when the server asks to come back.
-    """
-
-    def __init__(
-        self, code: str, message: str, field: str | None = None, status: int | None = None, retry_after_s: float | None = None
-    ) -> None:
-        super().__init__(f"{message} ({code})")
-        self.code, self.message, self.field, self.status, self.retry_after_s = code, message, field, status, retry_after_s
-
-
-class NoAnswerError(ApiError):
-    """The server could not be reached, or did not answer in time."""
-
-
-def _retried(error: BaseException) -> bool:
-    return isinstance(error, NoAnswerError) or (isinstance(error, ApiError) and error.status in RETRIED_STATUS)
-
-
 def _pause_s(state: tenacity.RetryCallState) -> float:
-    """0.1 s, doubling, up to half of it at random so that clients do not come back together; at least what the server asks."""
-    growing = min(MAX_PAUSE_S, 0.1 * 2 ** (state.attempt_number - 1)) * random.uniform(0.5, 1)
-    error = state.outcome.exception() if state.outcome else None
-    asked = error.retry_after_s if isinstance(error, ApiError) else None
-    return max(growing, min(asked or 0.0, MAX_PAUSE_S))
+    return pause_s(state.attempt_number, state.outcome.exception() if state.outcome else None)
 
 
 class _Connection:
@@ -77,7 +47,7 @@ class _Connection:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http_options: dict[str, Any] = {"base_url": self.base_url, "headers": headers, "timeout": timeout}
         self._retry_options: dict[str, Any] = {
-            "retry": tenacity.retry_if_exception(_retried),
+            "retry": tenacity.retry_if_exception(is_passing),
             "wait": _pause_s,
             "stop": tenacity.stop_after_attempt(attempts),
             "reraise": True,
@@ -175,14 +145,19 @@ class Client(_Connection):
         Raises:
             ApiError: the server refused it, or (`NoAnswerError`) could not be reached.
         """
-        return tenacity.Retrying(**self._retry_options)(self._send_once, call)
+        return tenacity.Retrying(**self._retry_options)(self.send_once, call)
 
-    def _send_once(self, call: Call[T]) -> T:
+    def send_once(self, call: Call[T]) -> T:
+        """`send` without another attempt."""
         try:
             response = self._http.request(**self._request(call))
         except httpx.HTTPError as error:
             raise self._no_answer(call, error) from error
         return self._result(call, response)
+
+    def background(self, **options: Any) -> BackgroundEvents:
+        """A buffer that logs activity without waiting; options as of `shortlist.background.BackgroundEvents`."""
+        return BackgroundEvents(self, **options)
 
     def close(self) -> None:
         """Close the connections."""

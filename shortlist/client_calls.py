@@ -128,7 +128,7 @@ def log_user_activity(
         context: such as `{"device": "phone"}`.
         event_id: to log the same event again without storing it twice; a fresh one by default.
     """
-    return Call("POST", "/v1/events", lambda body: str(body["event_ids"][0]), body=_event(locals()))
+    return Call("POST", "/v1/events", lambda body: str(body["event_ids"][0]), body=event_body(locals()))
 
 
 def log_events(events: Sequence[Mapping[str, Any]]) -> Call[Json]:
@@ -142,7 +142,7 @@ def log_events(events: Sequence[Mapping[str, Any]]) -> Call[Json]:
     """
     if not 1 <= len(events) <= MAX_EVENTS_PER_CALL:
         raise ValueError(f"log_events takes 1 to {MAX_EVENTS_PER_CALL} events, got {len(events)}")
-    return Call("POST", "/v1/events", _as_is, body={"events": [_event(event) for event in events]})
+    return Call("POST", "/v1/events", _as_is, body={"events": [event_body(event) for event in events]})
 
 
 def merge_session(session_id: str, user_id: str) -> Call[Json]:
@@ -233,7 +233,7 @@ def _experiment(name: str) -> str:
     return f"/v1/experiments/{_part(name)}"
 
 
-def _event(event: Mapping[str, Any]) -> Json:
+def event_body(event: Mapping[str, Any]) -> Json:
     """The event as it goes over the wire; it always has an id, so that sending it again stores nothing twice."""
     sent = {"event_id": uuid.uuid4().hex, **_given(event)}
     if isinstance(sent.get("timestamp"), datetime):
