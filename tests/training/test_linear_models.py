@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,9 +11,9 @@ import scipy.sparse as sp
 
 from training.dataset import from_frame
 from training.errors import NotTrainableError
-from training.models import ease
+from training.models import ease, ease_local
 from training.models.base import TrainingData
-from training.models.ease import Ease, EaseConfig, gram_inverse
+from training.models.ease import Ease, EaseConfig
 from training.models.ials import Ials, IalsConfig
 from training.models.item_item import PRIOR
 from training.models.popularity import Popularity, PopularityConfig
@@ -51,11 +53,60 @@ def test_ease_keeps_the_strongest_neighbours() -> None:
         np.testing.assert_allclose(np.sort(np.abs(few[row].data)), strongest, rtol=1e-5)
 
 
+def test_local_ease_with_every_item_as_neighbour_is_the_closed_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ease_local, "PRODUCT_ENTRIES", 500)
+    data = small_world()
+    dense = Ease(EaseConfig(l2=3.0)).fit(data).weights.toarray()
+    local = Ease(EaseConfig(l2=3.0, dense_up_to=0, support=100)).fit(data).weights.toarray()
+    # Items that share no user with the target have no weight in the local solve, and get a small one in the closed form.
+    taken = data.interactions.to_csr().toarray() > 0
+    together = taken.T.astype(int) @ taken.astype(int) > 0
+    complete = np.flatnonzero(together.sum(axis=0) == together.any(axis=0).sum())
+    assert len(complete)
+    np.testing.assert_allclose(local[:, complete], dense[:, complete], atol=1e-5)
+
+
+def test_local_ease_solves_each_item_on_its_nearest(rng: np.random.Generator) -> None:
+    taken = sp.csr_matrix((rng.random((60, 12)) < 0.5).astype(np.float32))
+    gram = (taken.T @ taken).toarray()
+    cosine = gram / np.sqrt(np.outer(np.diag(gram), np.diag(gram)))
+    found = ease_local.local_weights(taken, 2.0, 3).toarray()
+    for item in range(12):
+        near = np.flatnonzero(found[:, item])
+        others = np.delete(np.arange(12), [item, *near])
+        assert cosine[near, item].min() >= cosine[others, item].max() - 1e-6
+        expected = np.linalg.solve(gram[np.ix_(near, near)] + 2.0 * np.eye(3), gram[near, item])
+        np.testing.assert_allclose(found[near, item], expected, rtol=1e-4)
+
+
+def test_ease_finds_planted_pairs_above_the_dense_limit() -> None:
+    # Item 2n is always taken with item 2n + 1, among random others.
+    rng = np.random.default_rng(3)
+    rows = []
+    for user in range(600):
+        pair = 2 * rng.integers(0, 100)
+        rows += [(user, int(item)) for item in {pair, pair + 1, *rng.integers(0, 200, 3).tolist()}]
+    data = TrainingData(from_frame(pd.DataFrame(rows, columns=["user_id", "item_id"])))
+    model = Ease(EaseConfig(l2=1.0, dense_up_to=50, support=20)).fit(data)
+    numbers = data.interactions.item_ids.astype(int)
+    found = model.retrieve(queries_from_histories([[n] for n in range(len(numbers))]), 1).item_idx[:, 0]
+    assert (numbers[found] == (numbers ^ 1)).mean() > 0.95
+
+
 def test_ease_refuses_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrix = small_world().interactions.to_csr()
-    monkeypatch.setattr(ease, "MAX_ITEMS", 20)
-    with pytest.raises(NotTrainableError, match=r"32 x 32 items, about .* GB; the limit is 20 items: leave ease out"):
-        gram_inverse(matrix, 1.0)
+    monkeypatch.setattr(ease.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    for config in (EaseConfig(), EaseConfig(dense_up_to=0)):
+        with pytest.raises(
+            NotTrainableError, match=r"ease needs about .* GB for 30 items and 0.0 GB are free: set a lower dense_up"
+        ):
+            Ease(config).fit(small_world())
+
+
+def test_ease_asks_for_less_memory_where_it_solves_locally() -> None:
+    frame = pd.DataFrame({"user_id": np.arange(30_000) // 2, "item_id": np.arange(30_000)})
+    interactions = from_frame(frame)
+    assert Ease.training_bytes(EaseConfig(dense_up_to=60_000), interactions) > 4 * 30_000**2
+    assert Ease.training_bytes(EaseConfig(), interactions) < 2_000_000_000
 
 
 def test_ials_folds_in_by_its_equation() -> None:

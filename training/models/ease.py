@@ -1,7 +1,8 @@
 """EASE: a linear item-to-item model in closed form, the history decayed by age at scoring.
 
 B = I - P / diag(P) with P = (X'X + l2 I)^-1 and a zero diagonal; X holds who took what. One dense Cholesky inverse of the items
-that have activity; then the strongest entries of each row are kept.
+that have activity; then the strongest entries of each row are kept. Above `dense_up_to` items each column is solved on its own
+neighbourhood instead (`ease_local`).
 
 Source: Steck 2019, "Embarrassingly Shallow Autoencoders for Sparse Data", equation 8.
 
@@ -22,10 +23,8 @@ from scipy.linalg import lapack
 from training.errors import NotTrainableError
 from training.interactions import Interactions
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
-from training.models.item_item import ItemItemConfig, ItemItemRetriever, popularity_share
-
-MAX_ITEMS = 20_000
-"""Items with activity up to which a dense inverse is tried: 20,000 take 3.2 GB and about 3 minutes on 2 cores."""
+from training.models.ease_local import local_bytes, local_weights
+from training.models.item_item import ItemItemConfig, ItemItemRetriever, keep_strongest, popularity_share
 
 DOUBLE_UP_TO = 6_000
 """Items up to which the inverse is taken in float64; above, float32 halves time and memory."""
@@ -38,9 +37,13 @@ class EaseConfig(ItemItemConfig):
 
     Args:
         l2: added to the diagonal of X'X.
+        dense_up_to: items with activity up to which one dense inverse is taken: 20,000 need 1.9 GB and minutes on 2 cores.
+        support: above it, how many neighbours the weights of an item are solved on.
     """
 
     l2: float = Field(default=200.0, gt=0)
+    dense_up_to: int = Field(default=20_000, ge=0, le=60_000)
+    support: int = Field(default=100, ge=1, le=1_000)
 
 
 class Ease(ItemItemRetriever):
@@ -52,21 +55,29 @@ class Ease(ItemItemRetriever):
 
     @classmethod
     def training_bytes(cls, config: ModelConfig, interactions: Interactions) -> int:
-        """See `Retriever.training_bytes`: the dense matrix of items with activity."""
-        return super().training_bytes(config, interactions) + dense_bytes(len(np.unique(interactions.item_idx)))
+        """See `Retriever.training_bytes`: the dense matrix of items with activity, or the kept pairs of a local solve."""
+        assert isinstance(config, EaseConfig)
+        size = len(np.unique(interactions.item_idx))
+        dense = size <= config.dense_up_to
+        own = dense_bytes(size) if dense else local_bytes(size, config.support, np.diff(interactions.indptr))
+        return super().training_bytes(config, interactions) + own
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
         """See `Retriever.fit`. No randomness, no epochs.
 
         Raises:
-            NotTrainableError: too many items with activity for a dense inverse, or too little memory for it.
+            NotTrainableError: too little memory, or too small an l2 for the precision.
         """
         interactions = data.interactions
         active = np.flatnonzero(np.bincount(interactions.item_idx, minlength=interactions.num_items))
         taken = interactions.to_csr()
         taken.data[:] = 1.0
-        precision = gram_inverse(taken[:, active], self.config.l2)
-        weights = _strongest_rows(precision, self.config.neighbours)
+        if len(active) <= self.config.dense_up_to:
+            weights = _strongest_rows(gram_inverse(taken[:, active], self.config.l2), self.config.neighbours)
+        else:
+            _check_memory(local_bytes(len(active), self.config.support, np.diff(interactions.indptr)), len(active))
+            found = local_weights(taken[:, active], self.config.l2, self.config.support)
+            weights = keep_strongest(found, self.config.neighbours)
         grown = weights.tocoo()
         shape = (interactions.num_items, interactions.num_items)
         matrix = sp.csr_matrix((grown.data, (active[grown.row], active[grown.col])), shape=shape)
@@ -78,18 +89,11 @@ def gram_inverse(matrix: sp.csr_matrix, l2: float) -> npt.NDArray[np.floating]:
     """(A, A) inverse of X'X + l2 I by Cholesky, in place; float64 up to `DOUBLE_UP_TO` columns, float32 above.
 
     Raises:
-        NotTrainableError: A is above `MAX_ITEMS`, or the memory at hand does not hold it.
+        NotTrainableError: the memory at hand does not hold it, or the matrix is not positive definite in its precision.
     """
     size = matrix.shape[1]
     dtype = np.float64 if size <= DOUBLE_UP_TO else np.float32
-    need_gb = dense_bytes(size) / 1e9
-    free_gb = psutil.virtual_memory().available / 1e9
-    if size > MAX_ITEMS or need_gb > free_gb:
-        limit = f"the limit is {MAX_ITEMS:,} items" if size > MAX_ITEMS else f"{free_gb:.1f} GB are free"
-        raise NotTrainableError(
-            f"ease needs a dense matrix of {size:,} x {size:,} items, about {need_gb:.1f} GB; {limit}: "
-            "leave ease out of the study (transition_knn and ials stay sparse) or train on fewer items"
-        )
+    _check_memory(dense_bytes(size), size)
     gram = np.empty((size, size), dtype=dtype, order="F")
     by_item = matrix.T.tocsr()
     for start in range(0, size, ROWS_AT_ONCE):
@@ -109,6 +113,15 @@ def gram_inverse(matrix: sp.csr_matrix, l2: float) -> npt.NDArray[np.floating]:
 def dense_bytes(size: int) -> int:
     """Memory of the inverse of `size` columns: the dense matrix, and blocks of it that are small beside it."""
     return int(1.2 * size * size * (8 if size <= DOUBLE_UP_TO else 4))
+
+
+def _check_memory(need: int, items: int) -> None:
+    free = psutil.virtual_memory().available
+    if need > free:
+        raise NotTrainableError(
+            f"ease needs about {need / 1e9:.1f} GB for {items:,} items and {free / 1e9:.1f} GB are free: set a lower dense_up_to "
+            "or support, or leave ease out of the study (transition_knn and ials need less)"
+        )
 
 
 def _mirror_lower(square: npt.NDArray[np.floating]) -> None:
