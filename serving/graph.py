@@ -58,6 +58,12 @@ def deploy_gateway(config: ServingConfig) -> None:
     serve.run(application, name=GATEWAY_APP, route_prefix="/", logging_config=_QUIET)
 
 
+def deploy_beside(name: str, route_prefix: str, target: type) -> None:
+    """Deploy a class that answers HTTP as an application of its own in the gateway's mode: what the gateway is measured against."""
+    application = serve.deployment(target).options(max_ongoing_requests=1000, ray_actor_options=_NO_CPU).bind()
+    serve.run(application, name=name, route_prefix=route_prefix, logging_config=_QUIET)
+
+
 def version_app(config: ServingConfig, version: str) -> str:
     """Name of a version's application."""
     return f"{config.paths.registered_model}-v{version}"

@@ -92,6 +92,25 @@ def faults(here: HereOption = False, repeats: Annotated[int, typer.Option(help="
     console.finish({"machine": machine(), "faults": [vars(one) for one in found]}, f"{machine()}\n\n{faults_markdown(found)}")
 
 
+@app.command()
+def serving(
+    items: Annotated[int, typer.Option("--items", help="Size of the simulated catalogue.", min=1_000)] = 1_000_000,
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Where the simulated world is made and kept; minutes at a million items.")
+    ] = Path(".shortlist-bench"),
+    seconds: Annotated[float, typer.Option("--seconds", help="Length of each measurement.", min=0.5)] = 5.0,
+    connections: Annotated[int, typer.Option("--connections", help="Connections kept open.", min=1, max=64)] = 8,
+    rounds: Annotated[int, typer.Option("--rounds", help="No-op and cached answers in turn so many times.", min=1)] = 3,
+) -> None:
+    """Cached and computed answers over HTTP against a no-op on Ray Serve in the same run."""
+    from shortlist.bench.serving import bench_serving, serving_markdown
+    from shortlist.bench.world import large_world
+
+    world = large_world(folder.absolute() / f"items-{items}", items, console.log.print)
+    result = bench_serving(world, seconds=seconds, connections=connections, rounds=rounds, notify=console.log.print)
+    console.finish({**result, "machine": machine()}, serving_markdown(result, machine()))
+
+
 def demo_markdown(result: DemoResult, versions: dict[str, dict[str, float]]) -> str:
     """The demo's tables."""
     lines = [machine(), "", "| step | s | MB in all |", "|---|---|---|"]
