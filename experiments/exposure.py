@@ -68,6 +68,11 @@ class Exposure:
         """The same for a repeated emission of the same answer."""
         return f"{self.recommendation_id}:{self.experiment}"
 
+    @property
+    def key(self) -> str:
+        """What the bus tells exposures apart by."""
+        return self.exposure_id
+
     def encode(self) -> bytes:
         """The payload on the bus; `exposure_id` is its key."""
         row: dict[str, Any] = {field.name: getattr(self, field.name) for field in EXPOSURE_SCHEMA}

@@ -19,6 +19,12 @@ EXPOSURES = "exposures"
 SESSIONS = "sessions"
 """Stream of sessions that joined an account."""
 
+SLATES = "slates"
+"""Stream of served slates (`features.served`)."""
+
+SERVED_FEATURES = "served_features"
+"""Stream of the feature values that ranked a list."""
+
 STORE_GROUP = "store"
 FEATURES_GROUP = "features"
 
@@ -26,6 +32,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     EVENTS: (STORE_GROUP, FEATURES_GROUP),
     EXPOSURES: (STORE_GROUP,),
     SESSIONS: (STORE_GROUP, FEATURES_GROUP),
+    SLATES: (STORE_GROUP,),
+    SERVED_FEATURES: (STORE_GROUP,),
 }
 """Every group of every stream: nothing is trimmed before all of them have read it."""
 

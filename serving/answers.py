@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from experiments.assignment import Assignment
+from features.served import is_sampled
 from serving.cache import ABSENT, CacheRead, ListCache, session_unit, user_unit
 from serving.cached_list import CachedList, decode_list
 from serving.config import ServingConfig
@@ -147,7 +148,7 @@ class Answerer:
                 return hit
         outcome = "down" if not read.reachable else "miss" if read.cached is None else "stale"
         self._metrics.cache_read(outcome)
-        wanted = self._compute_request(request, read)
+        wanted = self._compute_request(live, request, read)
         try:
             blob = await asyncio.wait_for(self._compute(live.version, wanted), self._config.deadline_ms / 1000)
         except TimeoutError:
@@ -168,7 +169,7 @@ class Answerer:
         unit = _unit(request)
         return ABSENT if unit is None else await self._cache.read(live.version, unit)
 
-    def _compute_request(self, request: RecommendationRequest, read: CacheRead) -> ComputeRequest:
+    def _compute_request(self, live: LiveVersion, request: RecommendationRequest, read: CacheRead) -> ComputeRequest:
         cacheable_list = request.cacheable and not request.selection and not request.exclude
         return ComputeRequest(
             user_id=request.user_id,
@@ -179,7 +180,12 @@ class Answerer:
             exclude=request.exclude,
             exclude_seen=request.exclude_seen,
             candidates=request.candidates,
+            log_as=self._log_as(live, request),
         )
+
+    def _log_as(self, live: LiveVersion, request: RecommendationRequest) -> tuple[str, str] | None:
+        unit = _unit(request)
+        return (unit, live.version) if unit is not None and is_sampled(unit, self._config.feature_log_rate) else None
 
     def _fall_back(
         self, live: LiveVersion, request: RecommendationRequest, read: CacheRead, mask: BoolArray, reason: str

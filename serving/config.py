@@ -55,6 +55,8 @@ class ServingConfig(BaseModel):
     """Time a version may take from deployment to ready before it is refused."""
     precompute_k: int = Field(default=200, ge=10, le=1000)
     """Length of precomputed lists, which is also the least that a computed and cached list holds."""
+    feature_log_rate: float = Field(default=0.05, ge=0, le=1)
+    """Share of users and sessions whose slates and feature values are logged."""
     poll_s: float = Field(default=2.0, gt=0, le=60)
     """Seconds between looks at the registry's aliases."""
     reread_s: float = Field(default=5.0, gt=0, le=60)

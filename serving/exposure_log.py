@@ -1,58 +1,42 @@
-"""Exposures on their way to the bus: kept for a moment and sent together, so that no answer waits for them.
-
-Bounded: when the bus is gone for longer than the buffer lasts, the oldest exposures go, and are counted.
-"""
+"""Exposures and slates of answers on their way to the bus; `serving.bus_sender` sends them."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-from collections import deque
+import time
 from datetime import UTC, datetime
 
 from experiments.exposure import Exposure
-from features.bus import EXPOSURES, EventBus
-from features.errors import BusUnavailableError
+from features.bus import EXPOSURES, SLATES, EventBus
+from features.served import ServedRow, is_sampled, list_id
 from serving.answers import Answer
+from serving.bus_sender import BusSender
+from serving.cache import session_unit, user_unit
 from serving.config import ServingConfig
 from serving.metrics import GatewayMetrics
 
-_log = logging.getLogger("shortlist.serving")
-MAX_WAITING = 50_000
-BATCH = 500
-PAUSE_S = 0.05
-RETRY_S = 1.0
-
 
 class ExposureLog:
-    """Sends exposures of one gateway replica. Belongs to one event loop."""
+    """Notes what one gateway replica shows: an exposure for each experiment, and the slates of sampled units."""
 
     def __init__(self, config: ServingConfig, bus: EventBus, metrics: GatewayMetrics) -> None:
-        self._site, self._bus, self._metrics = config.site, bus, metrics
-        self._waiting: deque[Exposure] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._site, self._rate = config.site, config.feature_log_rate
+        self._exposures = BusSender(EXPOSURES, bus, metrics.exposures)
+        self._slates = BusSender(SLATES, bus, metrics.slates)
 
     def start(self) -> None:
         """Begin to send."""
-        self._task = asyncio.create_task(self._run(), name="exposures")
+        self._exposures.start()
+        self._slates.start()
 
     async def stop(self) -> None:
         """Send what is left, as far as the bus takes it, and end."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        with contextlib.suppress(BusUnavailableError):
-            while self._waiting:
-                await self._send()
+        await self._exposures.stop()
+        await self._slates.stop()
 
     def add(self, answer: Answer) -> None:
-        """Note the exposures of an answer: one an experiment that it is in."""
+        """Note what an answer shows: an exposure for each experiment that it is in, and its slate where its unit is sampled."""
         for one in answer.assignments:
-            if len(self._waiting) >= MAX_WAITING:
-                self._waiting.popleft()
-                self._metrics.exposures("dropped", 1)
-            self._waiting.append(
+            self._exposures.put(
                 Exposure(
                     recommendation_id=answer.recommendation_id,
                     experiment=one.experiment,
@@ -69,22 +53,38 @@ class ExposureLog:
                     site=self._site,
                 )
             )
+        unit = unit_of(answer.request.user_id, answer.request.session_id)
+        # Who cannot be told apart is sampled by answer.
+        if is_sampled(unit or answer.recommendation_id, self._rate):
+            self._slates.put(self._slate(answer, unit))
 
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(PAUSE_S)
-            try:
-                while self._waiting:
-                    await self._send()
-            except BusUnavailableError as error:
-                _log.warning("exposures wait (%d): %s", len(self._waiting), error)
-                await asyncio.sleep(RETRY_S)
+    def _slate(self, answer: Answer, unit: str | None) -> ServedRow:
+        values = {
+            "recommendation_id": answer.recommendation_id,
+            "site": self._site,
+            "at": time.time_ns() // 1000,
+            "list_id": _list_of(answer, unit),
+            "user_id": answer.request.user_id,
+            "session_id": answer.request.session_id,
+            "model_version": answer.model_version,
+            "served_from": answer.served_from,
+            "degraded": answer.degraded,
+            "placement": None,
+            "assignments": [f"{one.experiment}:{one.variant}" for one in answer.assignments],
+            "item_ids": [item["item_id"] for item in answer.items],
+            "sample_rate": self._rate,
+        }
+        return ServedRow(answer.recommendation_id, values)
 
-    async def _send(self) -> None:
-        batch = [self._waiting[position] for position in range(min(BATCH, len(self._waiting)))]
-        await self._bus.publish_async(EXPOSURES, [one.encode() for one in batch], [one.exposure_id for one in batch])
-        for one in batch:
-            # While it was being sent, the oldest may have been dropped for newer ones.
-            if self._waiting and self._waiting[0] is one:
-                self._waiting.popleft()
-        self._metrics.exposures("published", len(batch))
+
+def unit_of(user_id: str | None, session_id: str | None) -> str | None:
+    """Whose answer it is, as the cache and the logs name it; None for somebody who cannot be told apart."""
+    if user_id is not None:
+        return user_unit(user_id)
+    return None if session_id is None else session_unit(session_id)
+
+
+def _list_of(answer: Answer, unit: str | None) -> str | None:
+    if unit is None or answer.model_version is None or answer.served_from not in ("cache", "online", "stale"):
+        return None
+    return list_id(unit, answer.model_version, answer.computed_at_us)

@@ -20,6 +20,7 @@ class ComputeRequest:
         exclude: items to leave out.
         exclude_seen: leave out items of the history.
         candidates: rank these and no others.
+        log_as: unit and version under which the feature values are logged; None logs nothing.
     """
 
     user_id: str | None
@@ -30,3 +31,4 @@ class ComputeRequest:
     exclude: tuple[str, ...] = ()
     exclude_seen: bool = True
     candidates: tuple[str, ...] | None = None
+    log_as: tuple[str, str] | None = None

@@ -34,6 +34,9 @@ class GatewayMetrics:
         self._exposures = Counter(
             "shortlist_exposures", "Exposures by outcome: published, dropped.", ["outcome"], registry=self.registry
         )
+        self._slates = Counter(
+            "shortlist_slates", "Logged slates by outcome: published, dropped.", ["outcome"], registry=self.registry
+        )
         self.model_trained_at = Gauge(
             "shortlist_model_trained_timestamp_seconds", "When the champion was trained.", registry=self.registry
         )
@@ -68,6 +71,10 @@ class GatewayMetrics:
     def exposures(self, outcome: str, number: int) -> None:
         """Count exposures."""
         self._exposures.labels(outcome).inc(number)
+
+    def slates(self, outcome: str, number: int) -> None:
+        """Count logged slates."""
+        self._slates.labels(outcome).inc(number)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -24,6 +24,7 @@ from features.errors import FeaturesError
 from serving.cached_list import CachedList
 from serving.config import ServingConfig
 from serving.control import ServingControl
+from serving.feature_log import FeatureLog
 from serving.item_table import ItemTable
 from serving.live_state import ItemChanges, set_availability
 from serving.logs import log_to_file
@@ -191,6 +192,7 @@ class Retriever:
         self._stage = RetrieverStage(pipeline, items)
         self._online = OnlineUsers(config, with_ranking=bool(pipeline.user_feature_names))
         self._online.start()
+        self._feature_log = FeatureLog(config, pipeline)
         self._remote_ranker = ranker
         self._local_ranker = RankerStage(pipeline) if ranker is None else None
 
@@ -208,4 +210,6 @@ class Retriever:
             lists = self._local_ranker.rank(query, candidates, request.k)
         else:
             lists = await self._remote_ranker.rank.remote(query, candidates, request.k)
+        if request.log_as is not None:
+            self._feature_log.note(request, query, candidates, lists, now_us)
         return encode_answer(lists, activity, now_us)

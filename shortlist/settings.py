@@ -46,6 +46,8 @@ class ServeSettings(_Section):
     """How long a cached list lives."""
     precompute_k: int = Field(default=200, ge=10, le=1000)
     """Length of precomputed lists: top_k plus what filters and new activity may take away."""
+    feature_log_rate: float = Field(default=0.05, ge=0, le=1)
+    """Share of users and sessions whose slates and feature values are logged, for skew reports and training sets."""
     poll_s: float = Field(default=2.0, gt=0, le=60)
     """Seconds between looks at the registry's aliases."""
 

@@ -193,14 +193,19 @@ class Pipeline:
         """
         if self.stage is None:
             return completed(self.blend.score(candidates), candidates, self.popularity_rank)
+        reaching, columns = self.reaching(candidates)
+        ranked = completed(self.stage.score(queries, reaching, self.blend, self.timeline), reaching, self.popularity_rank)
+        if columns is None:
+            return ranked
+        return ahead_of(columns, ranked, completed(self.blend.score(candidates), candidates, self.popularity_rank))
+
+    def reaching(self, candidates: CandidateSet) -> tuple[CandidateSet, LongArray | None]:
+        """The candidates that a ranker sees, and (B, k_candidates) their columns; all of them and None where they are few."""
         if candidates.item_idx.shape[1] <= self.config.k_candidates:
-            ranked = self.stage.score(queries, candidates, self.blend, self.timeline)
-            return completed(ranked, candidates, self.popularity_rank)
+            return candidates, None
         blended = completed(self.blend.score(candidates), candidates, self.popularity_rank)
         columns = np.sort(np.argsort(-blended, axis=1, kind="stable")[:, : self.config.k_candidates], axis=1)
-        reaching = candidates.columns(columns)
-        ranked = self.stage.score(queries, reaching, self.blend, self.timeline)
-        return ahead_of(columns, completed(ranked, reaching, self.popularity_rank), blended)
+        return candidates.columns(columns), columns
 
     def rank(self, queries: QueryBatch, candidates: CandidateSet, k: int) -> RankedLists:
         """The `k` best candidates of each query, best first, equal scores in the order of the candidates."""

@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -105,6 +107,52 @@ def check_(
     console.finish(report.to_dict(), _report_table(report))
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command("skew")
+def skew_(
+    dataset: DatasetOption,
+    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only lists computed from this time on.")] = None,
+    sample: Annotated[int, typer.Option("--sample", min=1, max=100_000, help="Logged lists compared.")] = 500,
+) -> None:
+    """Compare the feature values that ranked lists with those that the offline store gives for the same moment.
+
+    Exits 1 when serving gets a feature wrong. Features that training saw otherwise, such as windows that are empty because the
+    dataset is old, are named without an alarm.
+    """
+    from features.skew import describe, skew_report
+
+    paths, catalogue = _dataset(dataset)
+    has_times = catalogue.schema().has_times
+    report = skew_report(paths.root, dataset, catalogue.items(), has_times=has_times, since=_moment(since), sample=sample)
+    shown = Table(title=f"skew of {dataset}, {report.lists} lists: {'NOT OK' if report.alarms else 'ok'}", show_header=False)
+    for name, line in describe(report).items():
+        shown.add_row(f"[red]{name}[/red]" if name in report.alarms else name, escape(line))
+    console.finish(report.to_dict(), shown)
+    if report.alarms:
+        raise typer.Exit(1)
+
+
+@app.command("logged")
+def logged_(
+    dataset: DatasetOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Parquet file to write.")],
+    since: Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only slates from this time on.")] = None,
+) -> None:
+    """Write training rows out of what was served: each shown item, the logged values that ranked it, and what was done with it."""
+    import pyarrow.parquet as pq
+
+    from features.logged_examples import logged_examples
+
+    paths, _ = _dataset(dataset)
+    rows = logged_examples(paths.root, since=_moment(since))
+    try:
+        pq.write_table(rows, out, compression="zstd")
+    except OSError as error:
+        raise console.CommandError(f"{out} cannot be written: {error}") from None
+    labels = sum(rows["label"].to_pylist())
+    result = {"dataset": dataset, "rows": rows.num_rows, "positive": labels, "columns": rows.num_columns, "file": str(out)}
+    console.finish(result, f"{rows.num_rows:,} rows, {labels:,} positive: {out}")
 
 
 def _dataset(dataset: str) -> tuple[DatasetPaths, Catalogue]:

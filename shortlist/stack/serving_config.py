@@ -47,6 +47,7 @@ def serving_config(settings: Settings, state: StackState, port: int) -> ServingC
         deadline_ms=settings.serve.deadline_ms,
         cache_ttl_s=settings.serve.cache_ttl_s,
         precompute_k=settings.serve.precompute_k,
+        feature_log_rate=settings.serve.feature_log_rate,
         poll_s=settings.serve.poll_s,
         extra_actions=settings.events.extra_actions,
         read_token_sha256=_hashed(settings.token.read),

@@ -18,7 +18,7 @@ from experiments.errors import ExperimentError
 from experiments.exposure import EXPOSURE_SCHEMA, decode_exposures
 from features.activity_store import ActivityStore
 from features.aggregates import categories_of
-from features.bus import EVENTS, EXPOSURES, FEATURES_GROUP, SESSIONS, STORE_GROUP
+from features.bus import EVENTS, EXPOSURES, FEATURES_GROUP, SERVED_FEATURES, SESSIONS, SLATES, STORE_GROUP
 from features.catalogue import Catalogue
 from features.consumer import PASSING_FAILURES, Consumer, ConsumerConfig, run_all
 from features.control_store import ControlStore
@@ -29,6 +29,7 @@ from features.live_features import RefreshMergedUsers, UpdateUserFeatures, UserF
 from features.paths import DatasetPaths
 from features.redis_board import RedisBoard
 from features.redis_bus import RedisStreamBus
+from features.served import decode_feature_rows, decode_slates, feature_log, slate_log
 from features.session_merges import decode_merges, merge_log
 from features.store import Features
 from features.store_follower import StoreFollower
@@ -134,6 +135,16 @@ def build_worker(settings: Settings) -> Worker:
             bus,
             ConsumerConfig(EXPOSURES, STORE_GROUP, name, linger_ms=5 * LINGER_MS),
             StoreRows(exposure_log, decode_exposures, ExperimentError),
+        ),
+        Consumer(
+            bus,
+            ConsumerConfig(SLATES, STORE_GROUP, name, linger_ms=5 * LINGER_MS),
+            StoreRows(slate_log(paths.root), decode_slates, EventError),
+        ),
+        Consumer(
+            bus,
+            ConsumerConfig(SERVED_FEATURES, STORE_GROUP, name, linger_ms=5 * LINGER_MS),
+            StoreRows(feature_log(paths.root), decode_feature_rows, EventError),
         ),
         Consumer(bus, ConsumerConfig(SESSIONS, STORE_GROUP, name), StoreRows(merge_log(paths.activity), decode_merges, EventError)),
         Consumer(
