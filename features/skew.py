@@ -287,7 +287,7 @@ def describe(report: SkewReport) -> Mapping[str, str]:
     for shift in report.shifts:
         if shift.lost:
             lines[f"{shift.feature} (shifted)"] = (
-                f"training saw {shift.trained_mean:.3g} on average, serving sees it empty in {shift.served_empty_share:.0%} of lists: "
-                "the dataset's events are older than the window. Rank with fresh events, or train without it"
+                f"training saw {shift.trained_mean:.3g} on average, serving sees it empty in {shift.served_empty_share:.0%} of "
+                "lists: the dataset's events are older than the window. Rank with fresh events, or train without it"
             )
     return lines
