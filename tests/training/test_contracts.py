@@ -10,6 +10,7 @@ from training.models.ease import Ease
 from training.models.ials import Ials
 from training.models.popularity import Popularity
 from training.models.registry import MODELS, build_model
+from training.models.sequential import Sequential
 from training.models.transition_knn import TransitionKnn
 from training.testing import ITEMS_WITHOUT_ACTIVITY, RetrieverContract
 
@@ -43,12 +44,32 @@ class TestIals(KnowsNothingOfNewItems):
     config = {"factors": 8, "iterations": 3}  # noqa: RUF012
 
 
+class TestSequential(KnowsNothingOfNewItems):
+    model = Sequential
+    config = {"width": 16, "epochs": 2, "batch_size": 32, "max_len": 8}  # noqa: RUF012
+
+
+class TestSequentialOfEveryPosition(KnowsNothingOfNewItems):
+    model = Sequential
+    config = {  # noqa: RUF012
+        "targets": "every",
+        "width": 16,
+        "epochs": 2,
+        "batch_size": 8,
+        "max_len": 6,
+        "time_bias": True,
+        "temperature": 0.1,
+        "members": 2,
+        "filter_share": 0.3,
+    }
+
+
 def test_every_registered_model_has_a_contract_test() -> None:
-    assert {case.model for case in (TestPopularity, TestTransitionKnn, TestEase, TestIals)} == set(MODELS.values())
+    assert {case.model for case in (TestPopularity, TestTransitionKnn, TestEase, TestIals, TestSequential)} == set(MODELS.values())
 
 
 def test_registry_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(StudyError, match="known: ease, ials, popularity, transition_knn"):
+    with pytest.raises(StudyError, match="known: ease, ials, popularity, sequential, transition_knn"):
         build_model("sasrec2")
     with pytest.raises(StudyError, match=r"'windows'.*parameters: .*window"):
         build_model("transition_knn", {"windows": 3})

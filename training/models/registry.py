@@ -11,9 +11,10 @@ from training.models.base import Retriever
 from training.models.ease import Ease
 from training.models.ials import Ials
 from training.models.popularity import Popularity
+from training.models.sequential import Sequential
 from training.models.transition_knn import TransitionKnn
 
-MODELS: dict[str, type[Retriever]] = {model.name: model for model in (Popularity, TransitionKnn, Ease, Ials)}
+MODELS: dict[str, type[Retriever]] = {model.name: model for model in (Popularity, TransitionKnn, Ease, Ials, Sequential)}
 
 
 def build_model(name: str, config: dict[str, Any] | None = None) -> Retriever:

@@ -1,0 +1,163 @@
+"""The sequential transformer: what comes next, given the order of a history. Nothing is learnt of users, only of items.
+
+score(b, j) = mean over the members of <network(history of b), vector of j>; the user is folded in from the history, so activity of
+a second ago counts, and users unseen in training are like any other.
+
+Sources: Kang and McAuley 2018 (SASRec); Tan et al. 2016 (every beginning of a sequence as a sample); Klenitskiy and Vasilev 2023
+(cross entropy over the catalogue). Batches, network, loss and epochs have files of their own beside this one.
+
+Legend: `B` queries, `N` items, `M` members, `D` width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import numpy as np
+
+from training.arrays import map_arrays, save_arrays
+from training.errors import BundleError, NotTrainableError
+from training.interactions import BoolArray, FloatArray, Interactions, LongArray
+from training.models.base import ModelConfig, ReportEpoch, TrainingData
+from training.models.item_item import PRIOR, popularity_share
+from training.models.sequential_config import SequentialConfig
+from training.models.vector_retriever import VectorRetriever
+from training.queries import QueryBatch
+
+if TYPE_CHECKING:
+    from training.models.sequential_network import SequenceNetwork
+
+MODEL_FILE = "sequential.safetensors"
+ENCODE_TOKENS = 16_384
+"""Tokens that are encoded at once, padding left out of the count: bounds memory."""
+
+
+class Sequential(VectorRetriever):
+    """The sequential transformer; see the module and `SequentialConfig`."""
+
+    name: ClassVar[str] = "sequential"
+    Config: ClassVar[type[ModelConfig]] = SequentialConfig
+    config: SequentialConfig
+    networks: list[SequenceNetwork]
+    vectors: FloatArray
+    popularity: FloatArray
+
+    def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
+        """See `Retriever.fit`. Runs on the GPU where there is one; scoring runs where training ran.
+
+        Raises:
+            NotTrainableError: nobody has a second item.
+        """
+        from training.models.sequential_training import Trainer
+
+        interactions, config = data.interactions, self.config
+        if not (np.diff(interactions.indptr) > 1).any():
+            raise NotTrainableError("sequential: no history has two entries, so nothing follows anything: use popularity")
+        popularity = popularity_share(interactions)
+        trainers = [Trainer(interactions, popularity, config, seed + 1_000 * member) for member in range(config.members)]
+        for epoch in range(1, config.epochs + 1):
+            for trainer in trainers:
+                trainer.epoch(epoch)
+            if on_epoch is not None or epoch == config.epochs:
+                self.set_networks([trainer.scoring for trainer in trainers], popularity)
+            if on_epoch is not None and on_epoch(epoch, self):
+                break
+        self.vectors_changed(interactions, seed)
+        return self
+
+    @classmethod
+    def training_bytes(cls, config: ModelConfig, interactions: Interactions) -> int:
+        """See `Retriever.training_bytes`."""
+        assert isinstance(config, SequentialConfig)
+        num_items, width, blocks = interactions.num_items, config.width, config.blocks
+        weights = (num_items + config.max_len) * width + blocks * 13 * width * width
+        # Weights, gradients, two moments, the average, item vectors as they are compared and their gradients.
+        state = 4 * 7 * weights * config.members
+        longest = min(config.max_len, int(np.diff(interactions.indptr).max(initial=1)))
+        mean = min(longest, len(interactions) / max(interactions.num_users, 1))
+        # A long batch may hold twice the mean; a token keeps some 30 rows a block for the way back, attention a few matrices.
+        tokens = config.batch_size * min(float(longest), 2 * mean)
+        activations = 4 * tokens * blocks * (30 * width + 8 * config.heads * longest)
+        loss = 8 * (max(3_000_000, num_items) if not config.samples(num_items) else 4 * config.batch_size * config.sampled_items)
+        return int(state + activations + loss + 60 * len(interactions) + 300 * 2**20)
+
+    def item_vectors(self) -> FloatArray:
+        """See `VectorRetriever.item_vectors`: those of all members side by side, and a trace of popularity."""
+        return self.vectors
+
+    def known(self) -> BoolArray:
+        """See `VectorRetriever.known`."""
+        return self._known
+
+    def query_vectors(self, queries: QueryBatch) -> FloatArray:
+        """See `VectorRetriever.query_vectors`: (B, M * D + 1); a query without history gets popularity."""
+        import torch
+
+        from training.models.sequential_batches import lay_out
+        from training.models.sequential_training import scaled
+
+        found = np.zeros((len(queries), self.vectors.shape[1]), dtype=np.float32)
+        found[:, -1] = 1.0
+        start = np.maximum(queries.indptr[:-1], queries.indptr[1:] - self.config.max_len)
+        with torch.inference_mode():
+            for rows in _blocks_of_like_length(queries.indptr[1:] - start):
+                batch = lay_out(start[rows], queries.indptr[1:][rows], queries.item_idx, queries.time_us)
+                parts = [scaled(network(batch, every=False), self.config) for network in self.networks]
+                found[rows[batch.row], :-1] = torch.cat(parts, dim=1).cpu().numpy() / len(self.networks)
+        return found
+
+    def save(self, folder: Path) -> None:
+        """See `Retriever.save`: one safetensors file."""
+        arrays = {"popularity": self.popularity, "time_bias": np.array([self.networks[0].shape.time_bias])}
+        for member, network in enumerate(self.networks):
+            arrays |= {f"{member}.{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+        save_arrays(folder / MODEL_FILE, arrays)
+        self.save_index(folder)
+
+    @classmethod
+    def load(cls, folder: Path, config: ModelConfig) -> Self:
+        """See `Retriever.load`."""
+        import torch
+
+        from training.models.sequential_network import SequenceNetwork
+
+        model, arrays = cls(config), map_arrays(folder / MODEL_FILE)
+        networks = []
+        try:
+            popularity = np.array(arrays["popularity"], dtype=np.float32)
+            shape = model.config.shape(len(popularity), bool(arrays["time_bias"][0]))
+            for member in range(model.config.members):
+                network, mark = SequenceNetwork(shape), f"{member}."
+                state = {name.removeprefix(mark): array for name, array in arrays.items() if name.startswith(mark)}
+                network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
+                networks.append(network.eval())
+        except (KeyError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise BundleError(f"{MODEL_FILE} does not fit its configuration ({reason}); fetch or build the bundle again") from error
+        model.set_networks(networks, popularity)
+        model.load_index(folder)
+        return model
+
+    def set_networks(self, networks: list[SequenceNetwork], popularity: FloatArray) -> None:
+        """Install the fitted state: the members, and the (N,) popularity share in [0, 1]."""
+        import torch
+
+        from training.models.sequential_training import normalised
+
+        self.networks, self.popularity, self._known = [network.eval() for network in networks], popularity, popularity > 0
+        trace = torch.from_numpy(np.float32(PRIOR) * popularity)[:, None]
+        with torch.inference_mode():
+            tables = [normalised(network.items.weight, self.config).cpu() for network in networks]
+            self.vectors = torch.cat([*tables, trace], dim=1).numpy()
+
+
+def _blocks_of_like_length(lengths: LongArray) -> Iterator[LongArray]:
+    """Numbers of the sequences that are not empty, short ones first, in blocks of about `ENCODE_TOKENS` tokens."""
+    order = np.argsort(lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    block = np.cumsum(lengths[order]) // ENCODE_TOKENS
+    for rows in np.split(order, np.flatnonzero(np.diff(block)) + 1):
+        if len(rows):
+            yield rows
