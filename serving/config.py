@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from features.paths import DatasetPaths
+from serving.placements import Placement
 
 Scope = Literal["read", "write", "admin"]
 
@@ -61,6 +62,8 @@ class ServingConfig(BaseModel):
     """Seconds between looks at the registry's aliases."""
     reread_s: float = Field(default=5.0, gt=0, le=60)
     """Seconds between re-reads of the control store when no announcement came."""
+    placements: dict[str, Placement] = Field(default_factory=dict)
+    """Named places with their own defaults."""
     extra_actions: tuple[str, ...] = ()
     """Actions that events may have beside those known without configuration."""
     read_token_sha256: str | None = None

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from experiments.exposure import Exposure
 from features.bus import EXPOSURES, SLATES, EventBus
 from features.served import ServedRow, is_sampled, list_id
-from serving.answers import Answer
+from serving.answer import Answer
 from serving.bus_sender import BusSender
 from serving.cache import session_unit, user_unit
 from serving.config import ServingConfig
@@ -50,6 +50,7 @@ class ExposureLog:
                     session_id=answer.request.session_id,
                     model_version=answer.model_version,
                     degraded=answer.degraded,
+                    placement=answer.request.placement,
                     site=self._site,
                 )
             )
@@ -69,7 +70,7 @@ class ExposureLog:
             "model_version": answer.model_version,
             "served_from": answer.served_from,
             "degraded": answer.degraded,
-            "placement": None,
+            "placement": answer.request.placement,
             "assignments": [f"{one.experiment}:{one.variant}" for one in answer.assignments],
             "item_ids": [item["item_id"] for item in answer.items],
             "sample_rate": self._rate,

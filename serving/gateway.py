@@ -19,9 +19,11 @@ from ray import serve
 from features.errors import FeaturesError
 from features.redis_bus import RedisStreamBus
 from serving.announce import listen
-from serving.answers import Answer, Answerer
+from serving.answer import Answer
+from serving.answers import Answerer
 from serving.api.app import build_api
 from serving.api.context import ApiContext
+from serving.browse import Browser
 from serving.cache import ListCache
 from serving.config import ServingConfig
 from serving.errors import RequestError
@@ -32,9 +34,8 @@ from serving.live_state import Snapshot, SnapshotLoader
 from serving.logs import log_to_file
 from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
-from serving.schemas import (
-    DEFAULT_TOP_K,
-    RecommendationRequest,
+from serving.request_parsing import (
+    SELECTION_PARAMETERS,
     checked_id,
     parse_body,
     parse_fields,
@@ -43,6 +44,7 @@ from serving.schemas import (
     parse_top_k,
     query_parameters,
 )
+from serving.schemas import DEFAULT_TOP_K, RecommendationRequest
 from serving.sessions import SessionMerger
 
 _log = logging.getLogger("shortlist.serving")
@@ -50,7 +52,6 @@ _log = logging.getLogger("shortlist.serving")
 _RECOMMENDATIONS = "/v1/recommendations"
 _PER_USER = _RECOMMENDATIONS + "/"
 _SESSIONS, _MERGE = "/v1/sessions/", "/merge"
-_POPULAR_PARAMETERS = frozenset({"top_k", "filter", "region", "language", "category", "fields"})
 
 
 class VersionHandles:
@@ -89,13 +90,14 @@ class GatewayApp:
         self._snapshot = self._loader.load()
         self.cache = ListCache(config)
         self.answerer = Answerer(config, self.cache, VersionHandles(config).compute, self.snapshot, self.metrics)
+        self._browser = Browser(self.snapshot)
         self._bus = RedisStreamBus(config.bus_url, config.dataset, site=config.site)
         self._intake = EventIntake(config, self._bus, self.cache, self.metrics)
         self._sessions = SessionMerger(config, self._bus, self.cache, self.metrics)
         self._exposures = ExposureLog(config, self._bus, self.metrics)
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._api = build_api(ApiContext(config, self._refresh))
+        self._api = build_api(ApiContext(config, self._refresh, self.answerer))
         self._tasks: list[asyncio.Task[None]] = []
         self._degraded, self._degraded_logged_at = 0, 0.0
 
@@ -204,10 +206,10 @@ class GatewayApp:
             self._degraded, self._degraded_logged_at = 0, now
 
     async def _popular(self, scope: AsgiScope, send: Send, request_id: bytes | None) -> None:
-        given = query_parameters(scope["query_string"], _POPULAR_PARAMETERS)
+        given = query_parameters(scope["query_string"], SELECTION_PARAMETERS)
         top_k = parse_top_k(given["top_k"][0]) if "top_k" in given else DEFAULT_TOP_K
-        items, at = self.answerer.popular(parse_selection(given), top_k, parse_fields(given.get("fields", ())))
-        await send_json(send, 200, {"items": items, "last_updated": at.isoformat()}, request_id=request_id)
+        shown = self._browser.popular(parse_selection(given), top_k, parse_fields(given.get("fields", ())))
+        await send_json(send, 200, shown, request_id=request_id)
 
     def _readiness(self) -> dict[str, object]:
         champion = self._snapshot.champion

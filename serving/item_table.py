@@ -32,8 +32,8 @@ from training.arrays import map_arrays
 from training.interactions import BoolArray, IntArray
 from training.pipeline import ITEMS_FILE, POPULARITY_FILE
 
-CACHED_MASKS = 64
-"""Masks kept of selections, and as many of expressions, least recently used first out. A mask of 1M items is 1 MB."""
+CACHED_SELECTIONS, CACHED_EXPRESSIONS = 64, 256
+"""Masks kept, least recently used first out; rules hold some of those of expressions. A mask of 1M items is 1 MB."""
 
 
 class ItemTable:
@@ -66,8 +66,8 @@ class ItemTable:
         )
         self.columns["available"] = BoolColumn(self.available, np.zeros(len(item_ids), dtype=bool))
         self.columns["item_id"] = IdColumn(item_ids, self._row_of)
-        self._selected = lru_cache(maxsize=CACHED_MASKS)(self._select)
-        self._expressed = lru_cache(maxsize=CACHED_MASKS)(self._express)
+        self._selected = lru_cache(maxsize=CACHED_SELECTIONS)(self._select)
+        self._expressed = lru_cache(maxsize=CACHED_EXPRESSIONS)(self._express)
 
     @classmethod
     def from_bundle(cls, folder: Path) -> ItemTable:
@@ -183,6 +183,15 @@ class ItemTable:
         """
         there = self.available[rows]
         return there & self._selected(selection)[rows] if selection else there
+
+    def matches(self, selection: Selection) -> None:
+        """Check that a selection can be answered.
+
+        Raises:
+            FilterError: as `mask`.
+        """
+        if selection:
+            self._selected(selection)
 
     def matching(self, expression: str) -> BoolArray:
         """(N,) bool of items for which an expression holds, available or not. Not to be written to.

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from sqlalchemy import select
 
 from experiments.assignment import AssignmentPlan, Targeting
@@ -23,14 +21,18 @@ from experiments.spec import ExperimentSpec
 from features.activity_store import ActivityStore
 from features.catalogue import ITEMS, Catalogue
 from features.control_store import ControlStore
-from serving.columns import column_from_arrow
 from serving.config import ServingConfig
+from serving.context_conditions import compile_condition
 from serving.control import ExperimentRecord, ServingControl
 from serving.errors import FilterError
-from serving.filters import compile_filter
 from serving.item_table import ItemTable
+from serving.rule_store import RuleStore
+from serving.rules import RuleBook
 from training.bundle import MANIFEST_FILE, BundleManifest
+from training.interactions import FloatArray
 from training.pipeline import POPULARITY_FILL
+from training.ranking_features import stored_vectors
+from training.ranking_stage import FEATURES_FOLDER
 
 _log = logging.getLogger("shortlist.serving")
 
@@ -49,12 +51,14 @@ class LiveVersion:
     Args:
         sources: names by the source number of its lists.
         trained_at: when its bundle was made.
+        vectors: (N, D) item vectors for diversity, None where the bundle has none.
     """
 
     version: str
     items: ItemTable
     sources: tuple[str, ...]
     trained_at: datetime
+    vectors: FloatArray | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Snapshot:
         pins: experiment -> variant -> version.
         items: what popular items are taken from: the champion's, or the catalogue where there is no model.
         items_at: as of when.
+        rules: of the dataset, without those that do not fit the items.
     """
 
     champion: LiveVersion | None
@@ -76,6 +81,7 @@ class Snapshot:
     pins: Mapping[str, Mapping[str, str]]
     items: ItemTable
     items_at: datetime
+    rules: RuleBook = field(default_factory=RuleBook)
 
     def tables(self) -> list[ItemTable]:
         """All distinct item tables."""
@@ -96,6 +102,7 @@ class SnapshotLoader:
         self._store = ControlStore(config.control_url).create()
         self._control = ServingControl(self._store, config.dataset)
         self._changes = ItemChanges(self._control)
+        self._rules = RuleStore(self._store, config.dataset)
 
     def load(self, before: Snapshot | None = None) -> Snapshot:
         """The present state. Versions that `before` holds are taken from it; one whose bundle cannot be read is left out.
@@ -118,7 +125,9 @@ class SnapshotLoader:
         else:
             items, items_at = self._catalogue_items(), datetime.now(UTC)
         plan, pins = self._experiments()
-        snapshot = Snapshot(champion, versions, plan, pins, items, items_at)
+        tables = {id(table): table for table in (items, *(live.items for live in versions.values()))}
+        rules = self._rules.book().fitting(list(tables.values()))
+        snapshot = Snapshot(champion, versions, plan, pins, items, items_at, rules)
         self._changes.apply(snapshot.tables())
         return snapshot
 
@@ -131,7 +140,7 @@ class SnapshotLoader:
             return None
         set_availability(items, self._store, self._config.dataset)
         sources = (*manifest.sources, POPULARITY_FILL)
-        return LiveVersion(version, items, sources, manifest.created_at)
+        return LiveVersion(version, items, sources, manifest.created_at, stored_vectors(folder / FEATURES_FOLDER))
 
     def _catalogue_items(self) -> ItemTable:
         catalogue = Catalogue(self._store, self._config.dataset)
@@ -193,18 +202,9 @@ def compile_targeting(expression: str) -> Targeting:
         SpecError: the expression is wrong.
     """
     try:
-        compiled = compile_filter(expression)
+        return compile_condition(expression).holds
     except FilterError as error:
         raise SpecError(f"targeting: {error}", "targeting") from None
-
-    def applies(context: Mapping[str, Any]) -> bool:
-        columns = {name: column_from_arrow(pa.array([value])) for name, value in context.items() if not isinstance(value, dict)}
-        try:
-            return bool(compiled.mask({name: column for name, column in columns.items() if column is not None}, 1)[0])
-        except (FilterError, pa.ArrowException):
-            return False  # a context of other types than the expression expects is not in the target
-
-    return applies
 
 
 def check_variants(spec: ExperimentSpec) -> None:

@@ -32,6 +32,7 @@ from serving.messages import ComputeRequest
 from serving.online_users import OnlineUser, OnlineUsers
 from serving.ranker import RankerStage
 from serving.recent_activity import RecentActivity, RecentEvent, decode_activity
+from serving.schemas import Seen
 from training.candidates import CandidateSet, RankedLists
 from training.interactions import BoolArray, IntArray, LongArray
 from training.pipeline import Pipeline
@@ -41,6 +42,7 @@ MAX_HISTORY = 5_000
 """Newest entries of a history that models see: no user of real data reaches it, so that answers equal the evaluation's."""
 FIRST_REAL_TIME_US = 10**12
 """Times below (the first days of 1970) are places in an order: the dataset has no times."""
+DAY_US = 86_400_000_000
 _log = logging.getLogger("shortlist.serving")
 
 
@@ -73,7 +75,7 @@ class RetrieverStage:
         events = (*(online.events if online is not None else ()), *activity.events)
         item_idx, time_us = self._with_recent(histories.item_idx[known], histories.time_us[known], events)
         if request.recent_items:
-            own = self.items.rows(request.recent_items)
+            own = self._trained(self.items.rows(request.recent_items))
             start = max(now_us, int(time_us[-1]) + 1 if len(time_us) else 0)
             item_idx = np.concatenate([item_idx, own]).astype(np.int32)
             time_us = np.concatenate([time_us, start + np.arange(len(own))]).astype(np.int64)
@@ -84,7 +86,7 @@ class RetrieverStage:
         if online is not None and not request.recent_items and _is_current(online, activity, len(item_idx)):
             names = self.pipeline.user_feature_names
             query = replace(query, user_features={name: online.features[name] for name in names})
-        rejected = self.items.rows([event.item_id for event in activity.events if not event.positive])
+        rejected = self._trained(self.items.rows([event.item_id for event in activity.events if not event.positive]))
         return query, rejected
 
     def retrieve(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray) -> CandidateSet:
@@ -93,21 +95,26 @@ class RetrieverStage:
         return self.pipeline.retrieve(query.truncated(MAX_HISTORY), allowed, request.k, exclude_history=False)
 
     def _allowed(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray) -> BoolArray:
-        allowed = self.items.mask(request.selection).copy()
+        allowed = self.items.mask(request.selection)[: self.items.num_trained].copy()
         if request.candidates is not None:
             wanted = np.zeros(len(allowed), dtype=bool)
-            wanted[self.items.rows(request.candidates)] = True
+            wanted[self._trained(self.items.rows(request.candidates))] = True
             allowed &= wanted
-        if request.exclude_seen:
-            allowed[query.item_idx] = False
+        if request.seen is not None:
+            allowed[_seen(query, request.seen)] = False
         allowed[rejected] = False
-        allowed[self.items.rows(request.exclude)] = False
+        allowed[self._trained(self.items.rows(request.exclude))] = False
         return allowed
+
+    def _trained(self, rows: IntArray) -> IntArray:
+        """Those of the rows that the version's models know."""
+        return rows[rows < self.items.num_trained]
 
     def _with_recent(self, item_idx: IntArray, time_us: LongArray, events: Sequence[RecentEvent]) -> tuple[IntArray, LongArray]:
         """A history with the recent positive events that it lacks, in the order of time. Unknown items are left out."""
         recent = [(event.time_us, self.items.row(event.item_id)) for event in events if event.positive]
-        fresh = sorted({one for one in recent if one[1] >= 0} - self._tail(item_idx, time_us, recent))
+        known = {one for one in recent if 0 <= one[1] < self.items.num_trained}
+        fresh = sorted(known - self._tail(item_idx, time_us, recent))
         if not fresh:
             return np.asarray(item_idx, dtype=np.int32), np.asarray(time_us, dtype=np.int64)
         times = np.concatenate([time_us, [one[0] for one in fresh]]).astype(np.int64)
@@ -127,14 +134,33 @@ class RetrieverStage:
         return set(zip(time_us[start:].tolist(), item_idx[start:].tolist(), strict=True))
 
 
+def _seen(query: QueryBatch, seen: Seen) -> IntArray:
+    """Rows of the history's items that are left out."""
+    if seen.days is None:
+        return query.item_idx
+    return query.item_idx[query.time_us >= query.request_time_us[0] - round(seen.days * DAY_US)]
+
+
+def joined(first: RankedLists, second: RankedLists) -> RankedLists:
+    """One list of one query: the first, then what the second has beside it."""
+    new = ~np.isin(second.item_idx[0], first.item_idx[0]) & (second.item_idx[0] >= 0)
+    old = first.item_idx[0] >= 0
+    return RankedLists(
+        first.sources,
+        np.concatenate([first.item_idx[0][old], second.item_idx[0][new]])[None, :],
+        np.concatenate([first.score[0][old], second.score[0][new]])[None, :],
+        np.concatenate([first.source[0][old], second.source[0][new]])[None, :],
+    )
+
+
 def _is_current(online: OnlineUser, activity: RecentActivity, num_history: int) -> bool:
     """Whether online features say no less than the history: else the ranker takes them from the history."""
     newest_us = max((event.time_us for event in activity.events if event.positive), default=0)
     return online.num_events >= num_history and online.last_event_us >= newest_us
 
 
-def encode_answer(lists: RankedLists, activity: RecentActivity, now_us: int) -> bytes:
-    """The one list of a query as bytes (`serving.cached_list`)."""
+def encode_answer(lists: RankedLists, activity: RecentActivity, now_us: int, k: int) -> bytes:
+    """The one list of a query as bytes (`serving.cached_list`); complete where it is shorter than the `k` that were asked for."""
     keep = lists.item_idx[0] >= 0
     return CachedList(
         item_idx=lists.item_idx[0][keep],
@@ -142,7 +168,7 @@ def encode_answer(lists: RankedLists, activity: RecentActivity, now_us: int) -> 
         source=lists.source[0][keep].astype(np.uint8),
         computed_at_us=now_us,
         activity_at_us=activity.mark_us,
-        complete=not keep.all(),
+        complete=int(keep.sum()) < k,
     ).encode()
 
 
@@ -204,6 +230,16 @@ class Retriever:
         query, rejected = self._stage.query(request, activity, now_us, online)
         if len(query.item_idx) == 0 and request.candidates is None:
             return anonymous_answer(activity, now_us)
+        lists = None
+        for step in request.selection.steps:
+            found = await self._ranked(replace(request, selection=step), query, rejected, now_us)
+            lists = found if lists is None else joined(lists, found)
+            if int((lists.item_idx[0] >= 0).sum()) >= max(request.top_k, 1):
+                break
+        assert lists is not None
+        return encode_answer(lists, activity, now_us, request.k)
+
+    async def _ranked(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray, now_us: int) -> RankedLists:
         candidates = self._stage.retrieve(request, query, rejected)
         query = query.truncated(MAX_HISTORY)
         if self._local_ranker is not None:
@@ -212,4 +248,4 @@ class Retriever:
             lists = await self._remote_ranker.rank.remote(query, candidates, request.k)
         if request.log_as is not None:
             self._feature_log.note(request, query, candidates, lists, now_us)
-        return encode_answer(lists, activity, now_us)
+        return lists

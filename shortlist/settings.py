@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from serving.placements import Placement
+
 TOML_NAME = "shortlist.toml"
 ENV_PREFIX = "SHORTLIST_"
 _ENV_NOT_SETTINGS = {"SHORTLIST_TEST_SHARED", "SHORTLIST_CHROMIUM", "SHORTLIST_DEBUG"}
@@ -50,6 +52,8 @@ class ServeSettings(_Section):
     """Share of users and sessions whose slates and feature values are logged, for skew reports and training sets."""
     poll_s: float = Field(default=2.0, gt=0, le=60)
     """Seconds between looks at the registry's aliases."""
+    placements: dict[str, Placement] = Field(default_factory=dict)
+    """Named places in the application, `[serve.placements.NAME]`: filter, rules, top_k, diversity, exploration."""
 
 
 class RedisSettings(_Section):

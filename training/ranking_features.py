@@ -230,6 +230,16 @@ class RankingFeatures:
             raise BundleError(f"{folder.name}/{STATE_FILE} cannot be read ({error}); fetch or build the bundle again") from error
 
 
+def stored_vectors(folder: Path) -> FloatArray | None:
+    """(N, D) float32 item vectors of a ranker's features below `folder`, as a memory map; None where there are none.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    file = folder / ARRAYS_FILE
+    return map_arrays(file)["vectors"].astype(np.float32, copy=False) if file.exists() else None
+
+
 def blend_columns(candidates: CandidateSet, blend: Blend) -> tuple[FloatArray, FloatArray, FloatArray]:
     """`blend_score`, `blend_z` and `blend_inverse_rank`, (B, K) float32 each."""
     there = candidates.sourced

@@ -12,10 +12,12 @@ from fastapi import Depends, Request
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from serving.announce import WANTED, announce
+from serving.answers import Answerer
 from serving.config import Scope, ServingConfig
 from serving.control import ServingControl
 from serving.errors import RequestError
 from serving.http import authorize
+from serving.rule_store import RuleStore
 from serving.webhooks import Deliveries
 from training.errors import RegistryError
 from training.registry import GATE_REASON_TAG, Registry
@@ -28,10 +30,12 @@ class ApiContext:
     Args:
         config: of the stack.
         refresh: makes this replica look at the control store at once; the others hear it announced.
+        answerer: of this replica, for previews.
     """
 
     config: ServingConfig
     refresh: Callable[[], None]
+    answerer: Answerer
 
     @cached_property
     def store(self) -> ControlStore:
@@ -42,6 +46,11 @@ class ApiContext:
     def control(self) -> ServingControl:
         """Experiments, routing state and audit log."""
         return ServingControl(self.store, self.config.dataset)
+
+    @cached_property
+    def rules(self) -> RuleStore:
+        """Rules of the dataset."""
+        return RuleStore(self.store, self.config.dataset)
 
     @cached_property
     def catalogue(self) -> Catalogue:

@@ -9,7 +9,8 @@ from pydantic.json_schema import models_json_schema
 
 from features.events import ACTIONS
 from serving.intake import MAX_BATCH
-from serving.schemas import DEFAULT_TOP_K, MAX_CANDIDATES, MAX_RECENT_ITEMS, MAX_TOP_K
+from serving.request_parsing import MAX_CANDIDATES, MAX_RECENT_ITEMS
+from serving.schemas import DEFAULT_TOP_K, MAX_TOP_K
 
 
 class RecommendedItem(BaseModel):

@@ -49,6 +49,7 @@ def serving_config(settings: Settings, state: StackState, port: int) -> ServingC
         precompute_k=settings.serve.precompute_k,
         feature_log_rate=settings.serve.feature_log_rate,
         poll_s=settings.serve.poll_s,
+        placements=settings.serve.placements,
         extra_actions=settings.events.extra_actions,
         read_token_sha256=_hashed(settings.token.read),
         write_token_sha256=_hashed(settings.token.write),

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from experiments.assignment import AssignmentPlan
 from experiments.spec import parse_spec
-from serving.answers import Answer, Answerer
+from serving.answer import Answer
+from serving.answers import Answerer
+from serving.asked import resolved
 from serving.cache import CacheRead
 from serving.cached_list import CachedList
 from serving.errors import FilterError, RequestError
@@ -19,8 +25,12 @@ from serving.item_table import ItemTable
 from serving.live_state import LiveVersion, Snapshot, compile_targeting
 from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
+from serving.page_cursor import MAX_SHOWN, decode_cursor, encode_cursor
+from serving.placements import Placement
 from serving.recent_activity import RecentEvent, encode_events
-from serving.schemas import RecommendationRequest, Selection, parse_body, parse_get
+from serving.request_parsing import parse_body, parse_get
+from serving.rules import Rule, RuleBook
+from serving.schemas import RecommendationRequest, Selection
 
 TRAINED = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -101,7 +111,7 @@ def test_a_fresh_list_is_answered_without_a_hop(ladder: Ladder) -> None:
         (None, b"", {}),
         (ranked(*range(20), mark=6), b"%016d" % 7, {}),
         (ranked(0, 1), b"", {}),
-        (ranked(*range(20)), b"", {"exclude_seen": False}),
+        (ranked(*range(20)), b"", {"seen": None}),
         (ranked(*range(20)), b"", {"selection": Selection(filter="year > 2010")}),
         (ranked(*range(20)), b"", {"top_k": 21}),
     ],
@@ -116,7 +126,7 @@ def test_misses_stale_lists_and_lists_that_are_too_short_are_computed(ladder: La
 
 def test_only_lists_that_anybody_could_use_again_are_kept(ladder: Ladder) -> None:
     ladder.ask()
-    ladder.ask(exclude_seen=False)
+    ladder.ask(seen=None)
     ladder.ask(selection=Selection(category=("Comedy",)))
     ladder.ask(exclude=("i001",))
     ladder.ask(candidates=("i001",))
@@ -262,3 +272,132 @@ def test_query_and_body_mean_the_same() -> None:
     assert parse_get("u", query) == parse_body(body)
     with pytest.raises(RequestError):
         parse_get("u", b"top_k=1&top_k=2")
+
+
+def with_rules(ladder: Ladder, *rules: dict[str, object]) -> None:
+    ladder.snapshot = replace(
+        ladder.snapshot, rules=RuleBook([Rule.model_validate({"name": f"r{n}"} | one) for n, one in enumerate(rules)])
+    )
+
+
+def test_rules_reach_cached_computed_and_popular_lists_alike(ladder: Ladder) -> None:
+    with_rules(ladder, {"kind": "pin", "item_ids": ["i058"], "position": 1}, {"kind": "exclude", "items": "year == 1980"})
+    ladder.cache.held = CacheRead(ranked(*range(20)), b"", True)
+    cached = ladder.ask()
+    assert (cached.served_from, rows(ladder, cached)) == ("cache", [1, 58, 2, 3, 4])
+    assert cached.items[1]["source"] == "pinned"
+    ladder.cache.held = CacheRead(None, b"", True)
+    ladder.reply = lambda: ranked(0, *range(30, 57)).encode()
+    online = ladder.ask()
+    assert (online.served_from, rows(ladder, online)) == ("online", [30, 58, 31, 32, 33])
+    ladder.reply = fail
+    popular = ladder.ask()
+    assert (popular.served_from, rows(ladder, popular)[1]) == ("popular", 58)
+    assert 0 not in rows(ladder, popular)
+
+
+def test_a_list_computed_under_a_rules_filter_is_kept_without_it_and_asked_again_where_it_holds_too_little(ladder: Ladder) -> None:
+    with_rules(ladder, {"kind": "include", "items": "year >= 2030"})
+    ladder.reply = lambda: ranked(*range(30)).encode() if len(ladder.asked) == 1 else ranked(*range(50, 58)).encode()
+    answer = ladder.ask()
+    assert rows(ladder, answer) == [50, 51, 52, 53, 54]
+    assert ladder.cache.written == [("1", "u:u")]
+    assert [bool(request.selection) for _, request in ladder.asked] == [False, True]
+
+
+def test_a_rule_holds_by_time_placement_and_context(ladder: Ladder) -> None:
+    book = RuleBook(
+        [
+            Rule(name="a", kind="bury", items="year > 1", placements=("home",)),
+            Rule(name="b", kind="bury", items="year > 2", when='region == "es"'),
+            Rule(name="c", kind="bury", items="year > 3", starts_at=datetime(2026, 1, 2), ends_at=datetime(2026, 1, 3)),
+            Rule(name="d", kind="bury", items="year > 4", enabled=False),
+        ]
+    )
+    first = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+
+    def names(placement: str | None, context: dict[str, object], day: float, only: tuple[str, ...] | None = None) -> str:
+        return "".join(name for name, _ in book.plan(placement, context, first + 86_400 * (day - 1), only).buries)
+
+    assert names(None, {}, 1) == ""
+    assert names("home", {}, 1) == "a"
+    assert names("home", {"region": "es"}, 2) == "abc"
+    assert names("home", {"region": "es"}, 2, ("b",)) == "b"
+    assert names(None, {"region": ["es"]}, 2.999) == "c"
+    assert names(None, {"region": {"deep": 1}}, 3) == ""
+    assert names(None, {}, 1) == ""
+
+
+def test_pages_do_not_repeat_whatever_happens_between_them(ladder: Ladder) -> None:
+    ladder.cache.held = CacheRead(ranked(*range(20)), b"", True)
+    first = ladder.ask()
+    assert first.next_cursor is not None
+    second = ladder.ask(shown=decode_cursor(first.next_cursor))
+    assert rows(ladder, second) == [5, 6, 7, 8, 9]
+    other = ItemTable.from_arrow(pa.table({"item_id": [f"i{n:03d}" for n in range(59, -1, -1)]}), np.arange(60, dtype=np.int32))
+    switched = LiveVersion("3", other, ("knn", "popularity", "popular"), TRAINED)
+    ladder.snapshot = replace(ladder.snapshot, champion=switched, versions={"3": switched})
+    ladder.cache.held = CacheRead(ranked(*range(59, 35, -1)), b"", True)
+    third = ladder.ask(shown=decode_cursor(second.next_cursor or ""))
+    assert third.model_version == "3"
+    assert [item["item_id"] for item in third.items] == [f"i{n:03d}" for n in range(10, 15)]
+
+
+def test_paging_to_the_end_shows_everything_once(ladder: Ladder) -> None:
+    ladder.cache.held = CacheRead(ranked(*range(33), complete=True), b"", True)
+    seen: list[int] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        answer = ladder.ask(shown=decode_cursor(cursor))
+        seen += rows(ladder, answer)
+        cursor = answer.next_cursor
+    assert seen == list(range(33))
+
+
+@pytest.mark.parametrize("cursor", ["x", "AAAA", "é", "A" * 7000, "AQAAAAAAAAAA", "AQAAAAA=A"])
+def test_a_damaged_cursor_is_refused(cursor: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        decode_cursor(cursor)
+    assert caught.value.field == "cursor"
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=MAX_SHOWN + 1))
+def test_a_cursor_keeps_what_was_shown_up_to_its_bound(hashes: list[int]) -> None:
+    cursor = encode_cursor(np.array(hashes, np.uint32))
+    assert (cursor is None) == (len(hashes) > MAX_SHOWN)
+    if cursor is not None:
+        assert decode_cursor(cursor).tolist() == hashes
+        assert len(cursor) < 5400
+
+
+def test_items_that_came_after_the_training_fill_a_list_that_runs_short(ladder: Ladder) -> None:
+    items = ladder.live["1"].items.with_items({"new1": {"categories": ["Comedy"]}, "new2": {"categories": ["Drama"]}})
+    live = replace(ladder.live["1"], items=items)
+    ladder.snapshot = replace(ladder.snapshot, champion=live, versions={"1": live})
+    ladder.cache.held = CacheRead(ranked(0, 1, 2, complete=True), b"", True)
+    answer = ladder.ask(selection=Selection(category=("Comedy",)))
+    assert [(item["item_id"], item["source"]) for item in answer.items] == [("i000", "knn"), ("i002", "knn"), ("new1", "new")]
+
+
+def test_a_placement_gives_defaults_that_the_request_may_change(ladder: Ladder, make_config) -> None:
+    home = Placement(top_k=3, filter='"Comedy" in categories', diversity=0.2)
+    asked = [
+        resolved(RecommendationRequest(user_id="u", placement="home", **changes), {"home": home}, RuleBook(), [], 0.0)
+        for changes in ({}, {"top_k": 7, "diversity": 0.0, "selection": Selection(filter="year > 1")})
+    ]
+    assert (asked[0].top_k, asked[0].diversity, asked[0].selection.filter) == (3, 0.2, '"Comedy" in categories')
+    assert (asked[1].top_k, asked[1].diversity) == (7, 0.0)
+    assert asked[1].selection.filter == '(year > 1) && ("Comedy" in categories)'
+    with pytest.raises(RequestError) as caught:
+        ladder.ask(placement="nowhere")
+    assert caught.value.field == "placement"
+
+
+def test_a_preferred_language_that_the_cached_list_lacks_is_asked_of_the_version(ladder: Ladder) -> None:
+    ladder.cache.held = CacheRead(ranked(*range(20)), b"", True)
+    ladder.reply = lambda: ranked(50, 51, 52, 53, 54, 55).encode()
+    chain = Selection(language=("fr", "en"))
+    assert rows(ladder, ladder.ask(selection=chain)) == [0, 1, 2, 3, 4]  # items without languages are for everyone
+    french = Selection(language=("fr", "en"), filter="size(languages) > 0")
+    assert rows(ladder, ladder.ask(selection=french)) == [50, 51, 52, 53, 54]
+    assert ladder.asked[-1][1].top_k == 5

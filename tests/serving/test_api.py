@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,10 +13,16 @@ from fastapi.testclient import TestClient
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from features.schema import Attribute, DatasetSchema
+from serving.answers import Answerer
 from serving.api.app import build_api
 from serving.api.context import ApiContext
+from serving.cache import ListCache
 from serving.config import ServingConfig, hash_token
 from serving.control import ServingControl
+from serving.live_state import SnapshotLoader
+from serving.messages import ComputeRequest
+from serving.metrics import GatewayMetrics
+from serving.placements import Placement
 
 ADMIN = {"Authorization": "Bearer admin-secret"}
 NOWHERE = "http://127.0.0.1:9"
@@ -45,6 +52,7 @@ def config(tmp_path: Path) -> ServingConfig:
         cache_url="redis://127.0.0.1:9/0",
         admin_token_sha256=hash_token("admin-secret"),
         read_token_sha256=hash_token("read-secret"),
+        placements={"home": Placement(top_k=3)},
     )
 
 
@@ -54,8 +62,14 @@ def api(config: ServingConfig) -> Iterator[TestClient]:
     columns = (Attribute("title", "title", "string"), Attribute("year", "year", "int"))
     catalogue.save_schema(DatasetSchema("shop", item_attributes=columns))
     catalogue.upsert_items(pa.table({"item_id": ["a", "b"], "title": ["A", "B"], "year": [1990, 2000]}))
-    with TestClient(build_api(ApiContext(config, lambda: None)), raise_server_exceptions=False) as client:
+    snapshot = SnapshotLoader(config).load()
+    answerer = Answerer(config, ListCache(config), no_version, lambda: snapshot, GatewayMetrics())
+    with TestClient(build_api(ApiContext(config, lambda: None, answerer)), raise_server_exceptions=False) as client:
         yield client
+
+
+async def no_version(version: str, request: ComputeRequest) -> bytes:
+    raise AssertionError("there is no version to ask")
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/experiments"])
@@ -155,3 +169,64 @@ def test_openapi_has_the_whole_api(api: TestClient) -> None:
 def test_nowhere_is_a_404_in_the_form_of_the_api(api: TestClient) -> None:
     assert api.get("/v2/anything").json()["error"]["code"] == "not_found"
     assert api.delete("/v1/models").json()["error"]["code"] == "method_not_allowed"
+
+
+BURY = {"name": "old", "kind": "bury", "items": "year < 1995"}
+
+
+def test_rules_are_replaced_as_a_whole_and_audited(api: TestClient, config: ServingConfig) -> None:
+    pin = {"name": "top", "kind": "pin", "item_ids": ["a"], "placements": ["home"], "starts_at": "2026-01-01T00:00:00Z"}
+    assert api.get("/v1/rules", headers=ADMIN).json() == {"rules": []}
+    stored = api.put("/v1/rules", json={"rules": [BURY, pin]}, headers=ADMIN).json()
+    assert stored["changed"] == 2
+    assert [rule["name"] for rule in api.get("/v1/rules", headers=ADMIN).json()["rules"]] == ["old", "top"]
+    changed = {**BURY, "enabled": False}
+    assert api.put("/v1/rules", json={"rules": [changed]}, headers=ADMIN).json()["changed"] == 2
+    audit = ServingControl(ControlStore(config.control_url), "shop").audit
+    log = [(entry.actor, entry.subject, entry.before is None, entry.after is None) for entry in audit.entries()]
+    assert log == [
+        ("http:admin", "rule:old", True, False),
+        ("http:admin", "rule:top", True, False),
+        ("http:admin", "rule:old", False, False),
+        ("http:admin", "rule:top", False, True),
+    ]
+    assert set(audit.replay(datetime.now(UTC))) == {"rule:old"}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"name": "x", "kind": "boost", "items": "year > 1"},
+        {"name": "x", "kind": "bury", "items": "year >"},
+        {"name": "x", "kind": "bury", "items": 'year > "x"'},
+        {"name": "x", "kind": "bury", "items": "year > 1", "weight": 1},
+        {"name": "x", "kind": "pin"},
+        {"name": "x", "kind": "cap", "attribute": "year"},
+        {"name": "X y", "kind": "bury", "items": "year > 1"},
+        {"name": "x", "kind": "bury", "items": "year > 1", "placements": ["nowhere"]},
+        {"name": "x", "kind": "bury", "items": "year > 1", "when": "region =="},
+        {"name": "x", "kind": "bury", "items": "year > 1", "starts_at": "2026-01-02", "ends_at": "2026-01-01"},
+        {"name": "x", "kind": "boost", "items": "year > 1", "weight": "much"},
+        {"name": "x", "kind": "hide", "items": "year > 1"},
+        {**BURY},
+    ],
+)
+def test_rules_that_could_not_be_applied_are_refused_and_change_nothing(api: TestClient, rule: dict) -> None:
+    api.put("/v1/rules", json={"rules": [BURY]}, headers=ADMIN)
+    answer = api.put("/v1/rules", json={"rules": [BURY, rule]}, headers=ADMIN)
+    assert answer.status_code == 422, answer.json()
+    assert "error" in answer.json()
+    assert len(api.get("/v1/rules", headers=ADMIN).json()["rules"]) == 1
+
+
+def test_a_preview_shows_before_and_after_and_changes_nothing(api: TestClient) -> None:
+    ask = {"rules": [BURY], "request": {"user_id": "u", "top_k": 2}}
+    shown = api.post("/v1/rules/preview", json=ask, headers=ADMIN).json()
+    ids = [[item["item_id"] for item in shown[when]["recommended_items"]] for when in ("before", "after")]
+    assert ids == [["a", "b"], ["b", "a"]]
+    assert {one["item_id"]: (one["from"], one["to"]) for one in shown["moved"]} == {"a": (0, 1), "b": (1, 0)}
+    assert api.get("/v1/rules", headers=ADMIN).json() == {"rules": []}
+    bad = api.post("/v1/rules/preview", json={"rules": [], "request": {"top_k": 0}}, headers=ADMIN)
+    assert (bad.status_code, bad.json()["error"]["field"]) == (422, "top_k")
+    for call in (api.get("/v1/rules"), api.put("/v1/rules", json={"rules": []}), api.post("/v1/rules/preview", json=ask)):
+        assert call.status_code == 401

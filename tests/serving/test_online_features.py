@@ -107,7 +107,7 @@ def test_online_features_are_used_and_agree_with_the_history(config: ServingConf
         lists = []
         for asked in (query, replace(query, user_features={})):
             ranked = stage.pipeline.rank(asked, stage.retrieve(request, asked, rejected), request.k)
-            lists.append(encode_answer(ranked, RecentActivity(), now_us))
+            lists.append(encode_answer(ranked, RecentActivity(), now_us, 30))
         assert lists[0] == lists[1]
 
 

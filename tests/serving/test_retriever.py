@@ -13,7 +13,7 @@ from serving.messages import ComputeRequest
 from serving.online_users import OnlineUser, OnlineUsers, parse_user
 from serving.recent_activity import RecentActivity, RecentEvent
 from serving.retriever import RetrieverStage, encode_answer
-from serving.schemas import Selection
+from serving.schemas import ALL_SEEN, Selection
 
 DAY_US = 86_400_000_000
 NOW_US = 1_800_000_000_000_000
@@ -27,7 +27,7 @@ def stage(pipeline, bundle) -> RetrieverStage:
 def compute(stage: RetrieverStage, request: ComputeRequest, activity: RecentActivity = RecentActivity()) -> CachedList:
     query, rejected = stage.query(request, activity, NOW_US)
     lists = stage.pipeline.rank(query, stage.retrieve(request, query, rejected), request.k)
-    decoded = decode_list(encode_answer(lists, activity, NOW_US))
+    decoded = decode_list(encode_answer(lists, activity, NOW_US, request.k))
     assert decoded is not None
     return decoded
 
@@ -75,7 +75,7 @@ def test_the_callers_items_come_last(stage) -> None:
 @pytest.mark.parametrize("exclude_seen", [True, False])
 def test_exclusions(stage, exclude_seen: bool) -> None:
     disliked = RecentActivity(1, (RecentEvent("i013", NOW_US - 1, False),))
-    request = ComputeRequest("u3", 60, exclude=("i014",), exclude_seen=exclude_seen)
+    request = ComputeRequest("u3", 60, exclude=("i014",), seen=ALL_SEEN if exclude_seen else None)
     got = set(compute(stage, request, disliked).item_idx.tolist())
     assert stage.items.row("i013") not in got
     assert stage.items.row("i014") not in got
@@ -83,7 +83,7 @@ def test_exclusions(stage, exclude_seen: bool) -> None:
 
 
 def test_candidates_and_filters_restrict(stage) -> None:
-    got = compute(stage, ComputeRequest("u3", 20, candidates=("i002", "i012", "x"), exclude_seen=False))
+    got = compute(stage, ComputeRequest("u3", 20, candidates=("i002", "i012", "x"), seen=None))
     assert sorted(stage.items.item_ids[got.item_idx]) == ["i002", "i012"]
     assert got.complete
     got = compute(stage, ComputeRequest("u3", 20, selection=Selection(filter="year < 1984")))

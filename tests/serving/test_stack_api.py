@@ -174,3 +174,34 @@ def test_metrics_count(stack) -> None:
     assert "shortlist_recommendation_seconds_count" in text
     assert 'shortlist_http_requests_total{route="recommendations",status="200"}' in text
     assert 'shortlist_cache_reads_total{outcome="hit"}' in text
+
+
+def test_rules_hold_in_every_answer_within_seconds_and_leave_again(stack) -> None:
+    def items() -> list[str]:
+        return [item["item_id"] for item in stack.http.get("/v1/recommendations/u31").json()["recommended_items"]]
+
+    before = items()
+    pin = {"name": "pin", "kind": "pin", "item_ids": ["i049"], "position": 0}
+    hide = {"name": "hide", "kind": "exclude", "items": f'item_id == "{before[1]}"'}
+    preview = stack.admin.post("/v1/rules/preview", json={"rules": [pin, hide], "request": {"user_id": "u31"}}).json()
+    assert [item["item_id"] for item in preview["before"]["recommended_items"]] == before
+    assert stack.admin.put("/v1/rules", json={"rules": [pin, hide]}).json()["changed"] == 2
+    try:
+        assert stack.wait(lambda: items()[0] == "i049", 5.0) < 5.0
+        assert items() == [item["item_id"] for item in preview["after"]["recommended_items"]]
+        assert before[1] not in items()
+        assert stack.http.get("/v1/recommendations/u31").json()["served_from"] == "cache"
+    finally:
+        stack.admin.put("/v1/rules", json={"rules": []})
+    stack.wait(lambda: items() == before, 5.0)
+
+
+def test_pages_of_a_list_over_http_end_and_never_repeat(stack) -> None:
+    seen, cursor = [], ""
+    while cursor is not None:
+        page = stack.http.get("/v1/recommendations/u32", params={"top_k": 7, "cursor": cursor}).json()
+        seen += [item["item_id"] for item in page["recommended_items"]]
+        cursor = page["next_cursor"]
+    assert len(seen) == len(set(seen)) > 40
+    refused = stack.http.get("/v1/recommendations/u32", params={"cursor": "nonsense"})
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "cursor")

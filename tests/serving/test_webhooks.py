@@ -31,7 +31,7 @@ def deliver(make_config: Callable[..., Any], tmp_path: Path) -> Deliver:
     (tmp_path / "webhook.secret").write_text(SECRET + "\n")
     config = make_config(webhook_secret_file=tmp_path / "webhook.secret")
     ControlStore(config.control_url).create()
-    client = TestClient(build_api(ApiContext(config, lambda: None)))
+    client = TestClient(build_api(ApiContext(config, lambda: None, None)))
 
     def send(
         delivery_id: str, *, body: str = BODY, age_s: int = 0, sent: str | None = None, **changed: str | None
@@ -85,7 +85,7 @@ def test_other_models_and_other_bodies_change_nothing(deliver: Deliver) -> None:
 def test_without_a_secret_everything_is_refused(make_config: Callable[..., Any], tmp_path: Path) -> None:
     config = make_config(webhook_secret_file=tmp_path / "missing")
     ControlStore(config.control_url).create()
-    answer = TestClient(build_api(ApiContext(config, lambda: None))).post(
+    answer = TestClient(build_api(ApiContext(config, lambda: None, None))).post(
         "/v1/webhooks/mlflow",
         content=BODY,
         headers={"X-MLflow-Delivery-Id": "e", "X-MLflow-Timestamp": "1", "X-MLflow-Signature": sign("", "e", "1", BODY.encode())},

@@ -1,0 +1,124 @@
+"""A request with everything that applies to it beside itself: its placement's defaults, the rules that hold, variants' parameters.
+
+What an answer then does with it is `answers`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from experiments.assignment import Assignment
+from serving.errors import RequestError
+from serving.filters import both
+from serving.item_table import ItemTable
+from serving.placements import NO_PLACEMENT, Exploration, Placement
+from serving.rules import RuleBook, RulePlan
+from serving.schemas import ALL_SEEN, RecommendationRequest, Selection
+from serving.slate import Wish
+from training.interactions import FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A resolved request.
+
+    Args:
+        request: as it came, with its variants' parameters.
+        top_k: items of the answer.
+        selection: the request's own, the placement's filter and the rules' includes and excludes.
+        diversity: 0 to 1.
+        rules: that hold.
+        exploration: of the placement.
+    """
+
+    request: RecommendationRequest
+    top_k: int
+    selection: Selection
+    diversity: float
+    rules: RulePlan
+    exploration: Exploration | None
+
+    def wish(self, items: ItemTable, vectors: FloatArray | None) -> Wish:
+        """The same for one version's items."""
+        request = self.request
+        excluded = None
+        if request.exclude or len(request.shown):
+            excluded = _excluded(items, request)
+        return Wish(self.top_k, self.selection, excluded, request.boost, self.diversity, self.rules, vectors)
+
+    def excluded_ids(self, items: ItemTable) -> tuple[str, ...]:
+        """Ids of what the request excludes and of the items of earlier pages."""
+        shown = self.request.shown
+        if not len(shown):
+            return self.request.exclude
+        return (*self.request.exclude, *items.item_ids[items.rows_of_hashes(shown)].tolist())
+
+
+def resolved(
+    request: RecommendationRequest,
+    placements: Mapping[str, Placement],
+    rules: RuleBook,
+    assignments: Sequence[Assignment],
+    now: float,
+) -> Asked:
+    """A request with what applies to it.
+
+    Args:
+        request: as it came.
+        placements: of the settings, by name.
+        rules: of the dataset.
+        assignments: variants whose parameters change the request.
+        now: seconds since the epoch.
+
+    Raises:
+        RequestError: there is no such placement.
+    """
+    request = _with_params(request, assignments)
+    placement = NO_PLACEMENT
+    if request.placement is not None:
+        found = placements.get(request.placement)
+        if found is None:
+            known = ", ".join(sorted(placements)) or "none; they are tables [serve.placements.NAME] of the settings"
+            raise RequestError(f"there is no placement {request.placement!r}; there are: {known}", field="placement")
+        placement = found
+    plan = rules.plan(request.placement, _context(request), now, placement.rules)
+    selection = request.selection
+    if placement.filter is not None or plan.filter is not None:
+        selection = selection._replace(filter=both(both(selection.filter, placement.filter), plan.filter))
+    return Asked(
+        request=request,
+        top_k=placement.top_k if request.top_k is None else request.top_k,
+        selection=selection,
+        diversity=placement.diversity if request.diversity is None else request.diversity,
+        rules=plan,
+        exploration=placement.exploration,
+    )
+
+
+def _context(request: RecommendationRequest) -> Mapping[str, Any]:
+    """What conditions of rules read: the context, and region and language where only the parameters name them."""
+    wanted = request.selection
+    if not wanted.region and not wanted.language:
+        return request.context
+    named = {name: words[0] for name, words in (("region", wanted.region), ("language", wanted.language)) if words}
+    return {**named, **request.context}
+
+
+def _excluded(items: ItemTable, request: RecommendationRequest) -> IntArray:
+    return np.concatenate([items.rows(request.exclude), items.rows_of_hashes(request.shown)]).astype(np.int32)
+
+
+def _with_params(request: RecommendationRequest, assignments: Sequence[Assignment]) -> RecommendationRequest:
+    """The request as its variants' parameters (`live_state.VARIANT_PARAMS`) want it."""
+    for one in assignments:
+        if one.params:
+            selection = request.selection._replace(filter=both(request.selection.filter, one.params.get("filter")))
+            seen = request.seen
+            if "exclude_seen" in one.params:
+                seen = ALL_SEEN if one.params["exclude_seen"] else None
+            request = replace(request, selection=selection, seen=seen)
+    return request
