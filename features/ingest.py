@@ -113,10 +113,17 @@ class StoreRows:
         log: where rows go.
         decode: payloads to rows of the log's schema.
         malformed: the error that `decode` raises for a bad payload.
+        follow: told of rows that are kept; of the same ones again after a crash.
     """
 
-    def __init__(self, log: DailyLog, decode: Callable[[Sequence[bytes]], pa.Table], malformed: type[Exception]) -> None:
-        self._log, self._decode, self._malformed = log, decode, malformed
+    def __init__(
+        self,
+        log: DailyLog,
+        decode: Callable[[Sequence[bytes]], pa.Table],
+        malformed: type[Exception],
+        follow: Callable[[pa.Table], None] | None = None,
+    ) -> None:
+        self._log, self._decode, self._malformed, self._follow = log, decode, malformed, follow
 
     def __call__(self, entries: Sequence[BusEntry]) -> BatchResult:
         """Append a batch; durable when it returns."""
@@ -134,4 +141,6 @@ class StoreRows:
                 return BatchResult(rejected=rejected)
             rows = pa.concat_tables(tables)
         self._log.append(rows)
+        if self._follow is not None:
+            self._follow(rows)
         return BatchResult(rows.num_rows, 0, rejected)

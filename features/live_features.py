@@ -148,6 +148,7 @@ class UpdateUserFeatures:
         is_stored: whether the store has the bus entry of that id, and all before it.
         has_times: False for a dataset whose times are only an order.
         patience_s: how long to wait for the store within one batch.
+        pushed: told when events were received that have been pushed.
     """
 
     def __init__(
@@ -160,10 +161,11 @@ class UpdateUserFeatures:
         *,
         has_times: bool = True,
         patience_s: float = 5.0,
+        pushed: Callable[[pa.ChunkedArray], None] | None = None,
     ) -> None:
         self._histories, self._sink, self._categories = histories, sink, categories
         self._known_items, self._is_stored, self._has_times, self._patience_s = known_items, is_stored, has_times, patience_s
-        self._lock = threading.Lock()
+        self._lock, self._pushed = threading.Lock(), pushed
 
     def __call__(self, entries: Sequence[BusEntry]) -> BatchResult:
         """Push the states of all users of a batch.
@@ -180,9 +182,13 @@ class UpdateUserFeatures:
             return BatchResult()
         self._wait_for_store(good[-1].id)
         flag_unknown_items(rows, self._known_items)
+        events = event_table(rows)
         with self._lock:
-            history = self._histories.with_events(event_table(rows))
-        return self._push(sink, history)
+            history = self._histories.with_events(events)
+        result = self._push(sink, history)
+        if self._pushed is not None:
+            self._pushed(events["received_at"])
+        return result
 
     def refresh(self, users: Sequence[str]) -> BatchResult:
         """Push the states of users as the store has them now, whatever was kept of them.

@@ -6,6 +6,7 @@ online features catch up, and nothing is lost.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -89,8 +90,8 @@ class EventIntake:
             raise RequestError(f"{first['error']}{several}", code="invalid_event", field=first.get("field"))
         new = await self._publish(events, now)
         duplicate_ids = [event.event_id for event, is_new in zip(events, new, strict=True) if not is_new]
-        self._metrics.events("accepted", sum(new))
-        self._metrics.events("duplicate", len(duplicate_ids))
+        for (action, is_new), number in Counter((event.action, one) for event, one in zip(events, new, strict=True)).items():
+            self._metrics.events("accepted" if is_new else "duplicate", number, action)
         await self._move_marks([event for event, is_new in zip(events, new, strict=True) if is_new], now)
         return Receipt(len(events), duplicate_ids, rejected, event_ids)
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from features.events import ACTIONS
+
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+OTHER_ACTION = "other"
+_ACTIONS = frozenset((*ACTIONS, ""))
 
 
 class GatewayMetrics:
@@ -29,7 +34,10 @@ class GatewayMetrics:
             "shortlist_fallbacks", "Answers from a lower rung, by reason.", ["reason"], registry=self.registry
         )
         self._events = Counter(
-            "shortlist_events", "Events by outcome: accepted, duplicate, rejected.", ["outcome"], registry=self.registry
+            "shortlist_events",
+            "Events by action (empty where rejected) and outcome: accepted, duplicate, rejected.",
+            ["action", "outcome"],
+            registry=self.registry,
         )
         self._exposures = Counter(
             "shortlist_exposures", "Exposures by outcome: published, dropped.", ["outcome"], registry=self.registry
@@ -63,10 +71,10 @@ class GatewayMetrics:
         """Count one answer that came from a lower rung."""
         self._count(self._fallbacks, "fallback", reason)
 
-    def events(self, outcome: str, number: int) -> None:
-        """Count events of one call."""
+    def events(self, outcome: str, number: int, action: str = "") -> None:
+        """Count events of one call. Actions that are not known by default count as `other`: clients make no labels."""
         if number:
-            self._events.labels(outcome).inc(number)
+            self._events.labels(action if action in _ACTIONS else OTHER_ACTION, outcome).inc(number)
 
     def exposures(self, outcome: str, number: int) -> None:
         """Count exposures."""

@@ -84,6 +84,13 @@ class RaySettings(_Section):
     """Address of a running cluster; None starts a local one that belongs to this stack."""
 
 
+class WorkerSettings(_Section):
+    """The event worker."""
+
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port of its Prometheus metrics on loopback; 0 takes a free one, which `shortlist status` names."""
+
+
 class ControlSettings(_Section):
     """Control store."""
 
@@ -123,6 +130,7 @@ class Settings(_Section):
     redis: RedisSettings = RedisSettings()
     mlflow: MlflowSettings = MlflowSettings()
     ray: RaySettings = RaySettings()
+    worker: WorkerSettings = WorkerSettings()
     control: ControlSettings = ControlSettings()
     events: EventSettings = EventSettings()
     token: TokenSettings = TokenSettings()

@@ -79,6 +79,7 @@ def describe(state: StackState) -> dict[str, object]:
         "ray_address": state.ray_address,
         "redis": {"bus": state.bus_url, "features": state.features_url, "cache": state.cache_url},
         "graph": state.graph,
+        "metrics": {"gateway": f"{state.base_url}/metrics", "worker": state.worker_metrics_url},
         "processes": process_rows(state),
         "logs": state.log_dir,
     }
@@ -143,7 +144,10 @@ def _ray_role(title: str) -> tuple[str, str]:
 
 
 def _table(state: StackState) -> Table:
-    table = Table(title=f"{state.dataset}: {state.phase}   API {state.base_url}   MLflow {state.mlflow_uri}   graph {state.graph}")
+    table = Table(
+        title=f"{state.dataset}: {state.phase}   API {state.base_url}   MLflow {state.mlflow_uri}   graph {state.graph}",
+        caption=f"metrics {state.base_url}/metrics and {state.worker_metrics_url}",
+    )
     for column in ("pid", "process", "MB", "why"):
         table.add_column(column)
     for row in process_rows(state):

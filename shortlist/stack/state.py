@@ -38,6 +38,7 @@ class StackState:
     features_url: str = ""
     cache_url: str = ""
     control_url: str = ""
+    worker_metrics_url: str = ""
     graph: str = ""
     other_ports: dict[str, int] = field(default_factory=dict)
     processes: tuple[ProcessNote, ...] = ()

@@ -173,8 +173,9 @@ class Supervisor:
         self._note(base_url=url, graph="fused" if graph.is_fused(config) else "separate")
 
     def _start_worker(self) -> None:
-        state = self.state
+        state, port = self.state, take_port(self.settings.worker.metrics_port, "the worker's metrics", "worker.metrics_port")
         settings = {
+            "worker.metrics_port": port,
             "home": self.home,
             "serve.dataset": state.dataset,
             "redis.bus_url": state.bus_url,
@@ -189,6 +190,7 @@ class Supervisor:
         )
         worker.start()
         self._own(worker)
+        self._note(worker_metrics_url=f"http://127.0.0.1:{port}/metrics")
 
     def _start_reconciler(self, config: ServingConfig) -> None:
         from serving.reconciler import Reconciler

@@ -13,13 +13,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
 
 from experiments.errors import ExperimentError
 from experiments.exposure import EXPOSURE_SCHEMA, decode_exposures
-from features.activity_store import ActivityStore
+from features.activity_store import ActivityStore, AppendResult
 from features.aggregates import categories_of
 from features.bus import EVENTS, EXPOSURES, FEATURES_GROUP, SERVED_FEATURES, SESSIONS, SLATES, STORE_GROUP
 from features.catalogue import Catalogue
+from features.click_rates import WINDOWS_S, ClickRates
 from features.consumer import PASSING_FAILURES, Consumer, ConsumerConfig, run_all
 from features.control_store import ControlStore
 from features.daily_log import DailyLog
@@ -36,6 +40,7 @@ from features.store_follower import StoreFollower
 from features.trending import TRENDING, TrendingCounts
 from shortlist.settings import Settings, load_settings
 from shortlist.stack.errors import StackError
+from shortlist.stack.worker_metrics import WorkerMetrics
 
 LOG = logging.getLogger(__name__)
 
@@ -58,20 +63,23 @@ class Worker:
 
     Args:
         consumers: a thread each.
-        follower: keeps live aggregates level with the store.
+        load: what to read before the first batch.
+        metrics: of the process.
         tasks: run beside the consumers, each in a thread.
     """
 
     consumers: Sequence[Consumer]
-    follower: StoreFollower
+    load: Sequence[Callable[[], None]]
+    metrics: WorkerMetrics
     tasks: Sequence[Periodic]
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; batches in hand are finished first."""
-        try:
-            self.follower.load()  # before the first append: nobody else in this process writes yet
-        except StoreError as error:
-            LOG.warning("live aggregates are loaded at the first stored event: %s", error)
+        for load in self.load:  # before the first append: nobody else in this process writes yet
+            try:
+                load()
+            except StoreError as error:
+                LOG.warning("live aggregates are loaded with the first stored event: %s", error)
         threads = [threading.Thread(target=task.run, args=(stop,), name=task.name) for task in self.tasks]
         for thread in threads:
             thread.start()
@@ -116,7 +124,9 @@ def build_worker(settings: Settings) -> Worker:
     known_items, store = KnownItems(catalogue.existing_items), ActivityStore(paths.activity)
     categories = RefreshedCategories(catalogue)
     trending = TrendingCounts(categories, now_us)
-    follower = StoreFollower(store, [trending])
+    rates = ClickRates(time.time)
+    follower = StoreFollower(store, [trending, rates])
+    metrics = WorkerMetrics(bus, rates, follower)
     board = RedisBoard(chosen.features_url, paths.dataset)
     exposure_log = DailyLog(paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at")
     live = UpdateUserFeatures(
@@ -126,20 +136,23 @@ def build_worker(settings: Settings) -> Worker:
         known_items,
         is_stored=lambda entry_id: bus.has_finished(EVENTS, STORE_GROUP, entry_id),
         has_times=catalogue.schema().has_times,
+        pushed=metrics.pushed,
     )
+    answers = RecentAnswers(rates, follower, exposure_log, slate_log(paths.root))
     name = f"worker-{os.uname().nodename}"
+    stored = StoreEvents(store, known_items, in_turn(follower, metrics.stored))
     readers = [
-        Consumer(bus, ConsumerConfig(EVENTS, STORE_GROUP, name, linger_ms=LINGER_MS), StoreEvents(store, known_items, follower)),
+        Consumer(bus, ConsumerConfig(EVENTS, STORE_GROUP, name, linger_ms=LINGER_MS), stored),
         Consumer(bus, ConsumerConfig(EVENTS, FEATURES_GROUP, name, linger_ms=LINGER_MS // 4, max_entries=8000), live),
         Consumer(
             bus,
             ConsumerConfig(EXPOSURES, STORE_GROUP, name, linger_ms=5 * LINGER_MS),
-            StoreRows(exposure_log, decode_exposures, ExperimentError),
+            StoreRows(exposure_log, decode_exposures, ExperimentError, answers.exposures),
         ),
         Consumer(
             bus,
             ConsumerConfig(SLATES, STORE_GROUP, name, linger_ms=5 * LINGER_MS),
-            StoreRows(slate_log(paths.root), decode_slates, EventError),
+            StoreRows(slate_log(paths.root), decode_slates, EventError, answers.slates),
         ),
         Consumer(
             bus,
@@ -155,7 +168,9 @@ def build_worker(settings: Settings) -> Worker:
             ),
         ),
     ]
-    return Worker(readers, follower, [Periodic("trending", TRENDING_S, PostTrending(follower, trending, board))])
+    return Worker(
+        readers, [follower.load, answers.load], metrics, [Periodic("trending", TRENDING_S, PostTrending(follower, trending, board))]
+    )
 
 
 class PostTrending:
@@ -174,6 +189,39 @@ class PostTrending:
             added, encoded = self._counts.added, self._counts.board()
         self._board.put(TRENDING, encoded.encode(), TRENDING_TTL_S)
         self._posted = (added, time.monotonic())
+
+
+class RecentAnswers:
+    """Gives answers of the last hour to the click rates: those in the logs at first, then what comes."""
+
+    def __init__(self, rates: ClickRates, follower: StoreFollower, exposures: DailyLog, slates: DailyLog) -> None:
+        self._rates, self._follower, self._exposures, self._slates = rates, follower, exposures, slates
+
+    def load(self) -> None:
+        """Take in what the logs have of the last hour."""
+        since = datetime.now(UTC) - timedelta(seconds=max(WINDOWS_S.values()))
+        self.exposures(self._exposures.read(since=since))
+        self.slates(self._slates.read(since=since))
+
+    def exposures(self, rows: pa.Table) -> None:
+        """Take in exposures."""
+        with self._follower.lock:
+            self._rates.exposures(rows)
+
+    def slates(self, rows: pa.Table) -> None:
+        """Take in slates."""
+        with self._follower.lock:
+            self._rates.slates(rows)
+
+
+def in_turn(*steps: Callable[[AppendResult], None]) -> Callable[[AppendResult], None]:
+    """All of the steps, one after the other."""
+
+    def follow(result: AppendResult) -> None:
+        for step in steps:
+            step(result)
+
+    return follow
 
 
 def stored_until_us(bus: RedisStreamBus) -> int:
@@ -225,7 +273,10 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    build_worker(load_settings(tuple(sys.argv[1:]))).run(stop)
+    settings = load_settings(tuple(sys.argv[1:]))
+    worker = build_worker(settings)
+    LOG.info("metrics at http://127.0.0.1:%d/metrics", worker.metrics.serve(settings.worker.metrics_port))
+    worker.run(stop)
 
 
 if __name__ == "__main__":

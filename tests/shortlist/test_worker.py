@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pytest
 
@@ -29,6 +30,7 @@ from features.store import Features
 from features.trending import TRENDING, TrendingBoard
 from shortlist.settings import load_settings
 from shortlist.stack.errors import StackError
+from shortlist.stack.ports import free_port
 from shortlist.stack.worker import build_worker
 
 pytestmark = pytest.mark.integration
@@ -41,6 +43,10 @@ def eventually(done: Callable[[], bool], seconds: float = 180) -> None:
         time.sleep(0.05)
 
 
+def scraped(port: int) -> str:
+    return httpx.get(f"http://127.0.0.1:{port}/metrics").text
+
+
 def test_the_worker_moves_everything_and_ends_when_told(redis_server: str, tmp_path: Path) -> None:
     paths = DatasetPaths(tmp_path, f"worker-{uuid.uuid4().hex[:8]}")
     control_url = f"sqlite:///{tmp_path}/control.db"
@@ -50,11 +56,13 @@ def test_the_worker_moves_everything_and_ends_when_told(redis_server: str, tmp_p
     features.apply()
     bus = RedisStreamBus(redis_server, paths.dataset)
     now = datetime.now(UTC)
-    events = [Event(f"e{number}", f"i{number % 3}", "click", now, f"u{number % 4}") for number in range(40)]
+    events = [Event(f"e{number}", f"i{number % 3}", "click", now, f"u{number % 4}") for number in range(38)]
+    events += [Event(f"e{number}", f"i{number % 3}", "click", now, f"u{number % 4}", recommendation_id="r1") for number in (38, 39)]
     bus.publish(EVENTS, [encode_event(event, received_at=now) for event in events])
     bus.publish(EXPOSURES, [Exposure("r1", "demo", "control", "user_id", "u1", now, "cache", ["i1"]).encode(), b"?"])
     settings = [f"home={tmp_path}", f"serve.dataset={paths.dataset}", f"control.url={control_url}"]
-    settings += [f"redis.bus_url={redis_server}", f"redis.features_url={redis_server}"]
+    port = free_port()
+    settings += [f"redis.bus_url={redis_server}", f"redis.features_url={redis_server}", f"worker.metrics_port={port}"]
     with (tmp_path / "worker.log").open("w") as log:
         worker = subprocess.Popen([sys.executable, "-m", "shortlist.stack.worker", *settings], stdout=log, stderr=log)
     try:
@@ -63,9 +71,22 @@ def test_the_worker_moves_everything_and_ends_when_told(redis_server: str, tmp_p
         eventually(
             lambda: bool(bus.lag(EXPOSURES).groups) and all(not g.entries for s in (EVENTS, EXPOSURES) for g in bus.lag(s).groups)
         )
+        eventually(lambda: 'shortlist_click_rate{experiment="demo"' in scraped(port))
+        metrics = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in scraped(port).splitlines() if line[0] != "#"}
     finally:
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(15) == 0, (tmp_path / "worker.log").read_text()
+    assert metrics['shortlist_worker_events_total{action="click",outcome="stored"}'] == 26
+    assert metrics['shortlist_worker_events_total{action="click",outcome="unknown_item"}'] == 14
+    for group in ("store", "features"):
+        assert metrics[f'shortlist_bus_lag_entries{{group="{group}",stream="events"}}'] == 0
+        assert metrics[f'shortlist_bus_lag_seconds{{group="{group}",stream="events"}}'] == 0
+    assert metrics['shortlist_bus_dead_letters{stream="exposures"}'] == 1
+    assert metrics["shortlist_feature_freshness_seconds"] == 0
+    assert metrics["shortlist_feature_delay_seconds_count"] == 40
+    for window in ("5m", "1h"):
+        label = f'{{experiment="demo",placement="",variant="control",window="{window}"}}'
+        assert (metrics[f"shortlist_click_rate{label}"], metrics[f"shortlist_click_rate_answers{label}"]) == (2.0, 1.0)
     stored = ActivityStore(paths.activity).read(["event_id", "item_id", "flag"])
     assert stored.num_rows == 40
     flags = {(row["item_id"], row["flag"]) for row in stored.to_pylist()}
