@@ -36,7 +36,7 @@ def build_features(
     cutoff = now if as_of is None else as_of if as_of.tzinfo is not None else as_of.replace(tzinfo=UTC)
     if cutoff > now:
         raise FeatureJoinError(f"--as-of {cutoff.isoformat()} is in the future; the latest possible is now, {now.isoformat()}")
-    events = ActivityStore(paths.activity).read(columns=EVENT_COLUMNS, as_of=cutoff)
+    events = ActivityStore.of(paths).read(columns=EVENT_COLUMNS, as_of=cutoff)
     cutoff_us = int(cutoff.timestamp()) * 1_000_000 + cutoff.microsecond
     tables = build_tables(
         paths.feature_tables, catalogue.schema(), events, catalogue.users(), catalogue.items(), cutoff_us, progress

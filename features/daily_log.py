@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,16 +19,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import StoreError
+from features.store_files import writer_lock
 
 MERGE_AT_FILES = 32
 """A date with so many small files is rewritten as one."""
+
+LOCK_TIMEOUT_S = 120.0
+"""How long a writer waits for another one."""
 
 SMALL_FILE_BYTES = 32 << 20
 """Files of this size and above are not merged again."""
 
 
 class DailyLog:
-    """One log in one folder; one writer at a time, any number of readers.
+    """One log in one folder; writers take turns by a file lock, any number of readers.
 
     Args:
         root: its folder; created at the first append.
@@ -47,11 +52,12 @@ class DailyLog:
         """
         days = pc.strftime(rows[self._time], format="%Y-%m-%d")
         try:
-            for day in sorted(days.unique().to_pylist()):
-                folder = self._root / f"date={day}"
-                folder.mkdir(parents=True, exist_ok=True)
-                self._write(rows.filter(pc.equal(days, day)), folder)
-                self._merge(folder)
+            with writer_lock(self._root / "lock", LOCK_TIMEOUT_S):
+                for day in sorted(days.unique().to_pylist()):
+                    folder = self._root / f"date={day}"
+                    folder.mkdir(parents=True, exist_ok=True)
+                    self._write(rows.filter(pc.equal(days, day)), folder)
+                    self._merge(folder)
         except OSError as error:
             raise StoreError(f"log {self._root} cannot be written: {error}; free space or check permissions") from error
 
@@ -87,6 +93,28 @@ class DailyLog:
                 if attempt == 2:
                     raise StoreError(f"log {self._root} cannot be read: {error}") from error
         raise AssertionError("unreachable")
+
+    def erase(self, column: str, values: Sequence[str]) -> int:
+        """Delete the rows whose column has one of the values; returns how many. Safe while a writer appends and merges.
+
+        Raises:
+            StoreError: the disk refuses. Doing it again finishes what was begun.
+        """
+        deleted, wanted = 0, pa.array(list(values), pa.string())
+        try:
+            with writer_lock(self._root / "lock", LOCK_TIMEOUT_S) if self._root.is_dir() else nullcontext():
+                for file in self._files(None, None):
+                    rows = pq.read_table(file, partitioning=None, schema=self._schema)
+                    gone = pc.fill_null(pc.is_in(rows[column], value_set=wanted), False)
+                    if number := pc.sum(gone).as_py():
+                        deleted += number
+                        kept = rows.filter(pc.invert(gone))
+                        if kept.num_rows:
+                            self._write(kept, file.parent)
+                        file.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"log {self._root} cannot be erased from: {error}; check permissions") from error
+        return deleted
 
     def _files(self, since: datetime | None, until: datetime | None) -> list[Path]:
         first = _aware(since).date().isoformat() if since else ""

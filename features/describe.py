@@ -49,17 +49,16 @@ def describe(paths: DatasetPaths, catalogue: Catalogue) -> Description:
     Raises:
         DatasetNotFoundError: it has no activity.
     """
-    store = ActivityStore(paths.activity)
-    files = [str(path) for path in store.files()]
+    store = ActivityStore.of(paths)
+    files = store.files()
     if not files:
         raise DatasetNotFoundError(
             f"dataset {paths.dataset!r} has no activity under {paths.home}; import some with: "
             f"shortlist data import PATH --dataset {paths.dataset}"
         )
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+    with store.connect() as connection:
         connection.from_parquet(files, hive_partitioning=False).create_view("events")
-        return _describe(connection, paths, catalogue, files)
+        return _describe(connection, paths, catalogue, store)
 
 
 def plot(description: Description, path: Path) -> None:
@@ -95,7 +94,9 @@ def plot(description: Description, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _describe(connection: duckdb.DuckDBPyConnection, paths: DatasetPaths, catalogue: Catalogue, files: list[str]) -> Description:
+def _describe(
+    connection: duckdb.DuckDBPyConnection, paths: DatasetPaths, catalogue: Catalogue, store: ActivityStore
+) -> Description:
     lengths = _column(connection, f"SELECT count(*) FROM events GROUP BY {_WHO}")
     popularities = _column(connection, "SELECT count(*) FROM events GROUP BY item_id")
     schema = catalogue.schema()
@@ -140,8 +141,8 @@ def _describe(connection: duckdb.DuckDBPyConnection, paths: DatasetPaths, catalo
         "items_without_activity": max(0, catalogue.count_items() - len(popularities)),
         "item_attributes": {attribute.name: attribute.type for attribute in schema.item_attributes},
         "user_attributes": {attribute.name: attribute.type for attribute in schema.user_attributes},
-        "files": len(files),
-        "bytes": sum(Path(file).stat().st_size for file in files),
+        "files": len(store.files()),
+        "bytes": store.size_bytes(),
     }
     return Description(
         summary,

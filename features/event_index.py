@@ -122,12 +122,12 @@ class EventIndex:
         """Write keys (2, n) as a segment file, without making it part of the index yet."""
         _save(path, keys[:, np.argsort(keys[0])])
 
-    def commit(self, segment: str | None, *, files_added: int, files_removed: int = 0, next_sequence: int) -> None:
+    def commit(self, segment: str | None, *, files_added: int, next_sequence: int) -> None:
         """Make a written segment part of the index, then merge segments that have become too many.
 
         Args:
             segment: its file name in the folder; None where only the number of data files changes.
-            files_added, files_removed: data files that the same transaction put and took.
+            files_added: by how many the same transaction changed the number of data files.
             next_sequence: number of the next transaction.
         """
         manifest = self.manifest
@@ -135,7 +135,7 @@ class EventIndex:
             self._segments[segment] = np.load(self.folder / segment, mmap_mode="r")
             manifest.segments.append(segment)
             manifest.ids += self._segments[segment].shape[1]
-        manifest.files += files_added - files_removed
+        manifest.files += files_added
         manifest.next_sequence = next_sequence
         self.save()
         self._merge()

@@ -69,8 +69,8 @@ def export_dataset(paths: DatasetPaths, catalogue: Catalogue, folder: Path, *, o
         DatasetNotFoundError: the dataset has no activity.
         StoreError: the folder holds a dataset already, or cannot be written.
     """
-    files = [str(path) for path in ActivityStore(paths.activity).files()]
-    if not files:
+    store = ActivityStore.of(paths)
+    if not store.files():
         raise DatasetNotFoundError(f"dataset {paths.dataset!r} has no activity under {paths.home}: there is nothing to export")
     existing = [name for name in FILES if (folder / name).exists()]
     if existing and not overwrite:
@@ -79,7 +79,7 @@ def export_dataset(paths: DatasetPaths, catalogue: Catalogue, folder: Path, *, o
         folder.mkdir(parents=True, exist_ok=True)
         for name in existing:
             (folder / name).unlink()
-        interactions = _write_interactions(files, folder / FILES[0], has_times=catalogue.schema().has_times)
+        interactions = _write_interactions(store, folder / FILES[0], has_times=catalogue.schema().has_times)
         items = _write(_items(catalogue), folder / FILES[1])
         users = _write(_users(catalogue), folder / FILES[2]) if catalogue.count_users() else 0
     except (OSError, duckdb.IOException) as error:
@@ -87,11 +87,10 @@ def export_dataset(paths: DatasetPaths, catalogue: Catalogue, folder: Path, *, o
     return ExportReport(paths.dataset, str(folder), interactions, items, users)
 
 
-def _write_interactions(files: list[str], path: Path, *, has_times: bool) -> int:
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+def _write_interactions(store: ActivityStore, path: Path, *, has_times: bool) -> int:
+    with store.connect() as connection:
         connection.execute(f"SET temp_directory = '{str(path.parent).replace(chr(39), chr(39) * 2)}/.spill'")
-        connection.from_parquet(files, hive_partitioning=False).create_view("events")
+        connection.from_parquet(store.files(), hive_partitioning=False).create_view("events")
         (used,) = connection.sql("SELECT " + ", ".join(f"count({name}) > 0" for name in _OPTIONAL) + " FROM events").fetchall()
         columns = ["event_id", "user_id", "item_id", "action", "history::INTEGER AS position"]
         if has_times:

@@ -281,7 +281,7 @@ def _write_events(
     known_actions: frozenset[str],
     progress: Progress,
 ) -> _Counts:
-    store = ActivityStore(paths.activity)
+    store = ActivityStore.of(paths)
     counts = _Counts(0, set(), 0, 0, 0, 0)
     done = 0
     progress("writing", 0, buffer.rows)

@@ -16,6 +16,7 @@ class DatasetPaths:
     Args:
         home: SHORTLIST_HOME.
         dataset: the dataset's name; lower-case letters, digits, `.`, `_` and `-`, 63 characters at most.
+        store_url: URL below which activity stores lie, one a dataset; None keeps them below the home.
 
     Raises:
         ValueError: the name is not usable as a path part and Redis key prefix.
@@ -23,6 +24,7 @@ class DatasetPaths:
 
     home: Path
     dataset: str
+    store_url: str | None = None
 
     def __post_init__(self) -> None:
         if not DATASET_NAME.match(self.dataset):
@@ -37,9 +39,14 @@ class DatasetPaths:
         return self.home / "datasets" / self.dataset
 
     @property
-    def activity(self) -> Path:
-        """The activity store: Parquet partitioned by event date."""
-        return self.root / "activity"
+    def activity(self) -> str | Path:
+        """The activity store: Parquet partitioned by event date. A folder, or a URL of fsspec."""
+        return self.root / "activity" if self.store_url is None else f"{self.store_url.rstrip('/')}/{self.dataset}"
+
+    @property
+    def activity_state(self) -> Path:
+        """What writers of the activity store need on this machine."""
+        return self.root / "activity" / "_state"
 
     @property
     def exposures(self) -> Path:

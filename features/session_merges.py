@@ -29,9 +29,9 @@ MERGE_SCHEMA = pa.schema(
 """One row of the log of merges. The same session and user may come again: what was received since joins too."""
 
 
-def merge_log(activity: Path) -> DailyLog:
-    """The merges of the activity store in `activity`."""
-    return DailyLog(activity / "_state" / "sessions", MERGE_SCHEMA, id_column="merge_id", time_column="merged_at")
+def merge_log(state: Path) -> DailyLog:
+    """The merges of the activity store that has its state in a folder."""
+    return DailyLog(state / "sessions", MERGE_SCHEMA, id_column="merge_id", time_column="merged_at")
 
 
 def encode_merge(merge_id: str, session_id: str, user_id: str, merged_at_us: int, site: str = "local") -> bytes:

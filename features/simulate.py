@@ -38,7 +38,7 @@ def simulate(
         StoreError: the stores refuse.
     """
     world, received_at = SimulatedWorld(config), datetime.now(UTC)
-    store = ActivityStore(paths.activity)
+    store = ActivityStore.of(paths)
     _widen_schema(world, paths, catalogue)
     for number, table in enumerate(world.item_tables()):
         catalogue.upsert_items(table)

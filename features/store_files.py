@@ -1,8 +1,10 @@
-"""Files of an activity store: where a partition's parts lie, which of them are current, and the writer's lock.
+"""Where an activity store's parts lie, which of them are current, and the writer's lock.
 
 A part is `date=YYYY-MM-DD/part-<first>-<last>.parquet`, where the numbers are the transactions whose rows it holds. Compaction
 writes one part that covers several; a part whose range lies within another's of the same date is superseded and skipped, so a
 reader sees each row once at every moment, without a lock or a list of files to keep.
+
+`LocalFolder` keeps parts in a folder, `features.store_remote.RemoteFolder` behind an fsspec URL.
 """
 
 from __future__ import annotations
@@ -11,15 +13,21 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlparse
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from features.errors import StoreError
 
+DATE = re.compile(r"^date=(\d{4}-\d{2}-\d{2})$")
 _PART = re.compile(r"^part-(\d{10})-(\d{10})\.parquet$")
-_DATE = re.compile(r"^date=(\d{4}-\d{2}-\d{2})$")
 
 
 @dataclass(frozen=True, order=True)
@@ -28,46 +36,138 @@ class Part:
 
     first: int
     last: int
-    path: Path
+    date: str
+    size: int
 
-    @classmethod
-    def name(cls, first: int, last: int) -> str:
-        """File name of a part."""
-        return f"part-{first:010d}-{last:010d}.parquet"
-
-
-def partition(root: Path, date: str) -> Path:
-    """Folder of one event date (ISO, UTC)."""
-    return root / f"date={date}"
+    @property
+    def place(self) -> str:
+        """The file's path below the store's root."""
+        return place(self.date, self.first, self.last)
 
 
-def dates(root: Path) -> list[str]:
-    """Event dates that have a folder, oldest first."""
-    if not root.is_dir():
-        return []
-    found = (_DATE.match(entry.name) for entry in os.scandir(root))
-    return sorted(match.group(1) for match in found if match)
+def place(date: str, first: int, last: int) -> str:
+    """Path below the store's root of the part of a date (ISO, UTC) that holds the transactions `first` to `last`."""
+    return f"date={date}/part-{first:010d}-{last:010d}.parquet"
 
 
-def parts(root: Path, date: str) -> list[Part]:
-    """Current parts of one date, oldest first: those that no other part covers."""
-    try:
-        names = [entry.name for entry in os.scandir(partition(root, date))]
-    except FileNotFoundError:
-        return []
+class PartFolder(Protocol):
+    """A place for parts. A file is put whole or not at all, also over an older one; `OSError` where the place refuses."""
+
+    def dates(self) -> list[str]:
+        """Event dates that have files, oldest first."""
+
+    def parts(self, date: str) -> list[Part]:
+        """Current parts of one date, oldest first: those that no other part covers."""
+
+    def put(self, aside: Path, where: str) -> None:
+        """Move a local file to its place below the root."""
+
+    def remove(self, where: str) -> None:
+        """Delete a file; none may be there."""
+
+    def url(self, where: str) -> str:
+        """What `connect`'s connections open it by."""
+
+    def read(self, where: str, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+        """A part's rows."""
+
+    def connect(self) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection that can open `url`s."""
+
+    def note(self, name: str) -> bytes | None:
+        """A small file that lies beside the parts, None where it does not exist."""
+
+    def write_note(self, name: str, content: bytes) -> None:
+        """Replace it; durable when this returns."""
+
+
+class LocalFolder:
+    """`PartFolder` in a folder of this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def dates(self) -> list[str]:
+        """See `PartFolder.dates`."""
+        if not self.root.is_dir():
+            return []
+        found = (DATE.match(entry.name) for entry in os.scandir(self.root))
+        return sorted(match.group(1) for match in found if match)
+
+    def parts(self, date: str) -> list[Part]:
+        """See `PartFolder.parts`."""
+        try:
+            return current_parts(date, ((entry.name, entry.stat().st_size) for entry in os.scandir(self.root / f"date={date}")))
+        except FileNotFoundError:
+            # The folder does not exist, or a part went away while it was listed: list again without it.
+            return self.parts(date) if (self.root / f"date={date}").is_dir() else []
+
+    def put(self, aside: Path, where: str) -> None:
+        """See `PartFolder.put`."""
+        (self.root / where).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(aside, self.root / where)
+
+    def remove(self, where: str) -> None:
+        """See `PartFolder.remove`."""
+        (self.root / where).unlink(missing_ok=True)
+
+    def url(self, where: str) -> str:
+        """See `PartFolder.url`."""
+        return str(self.root / where)
+
+    def read(self, where: str, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+        """See `PartFolder.read`."""
+        return pq.read_table(self.root / where, columns=columns, partitioning=None, schema=schema)
+
+    def connect(self) -> duckdb.DuckDBPyConnection:
+        """See `PartFolder.connect`."""
+        return duckdb.connect()
+
+    def note(self, name: str) -> bytes | None:
+        """See `PartFolder.note`."""
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write_note(self, name: str, content: bytes) -> None:
+        """See `PartFolder.write_note`."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, content)
+
+
+def local_root(uri: str) -> Path | None:
+    """The folder that a URI names on this machine; None for another protocol."""
+    parsed = urlparse(uri)
+    if "://" not in uri:
+        return Path(uri)
+    return Path(parsed.path) if parsed.scheme in ("file", "local") else None
+
+
+def current_parts(date: str, files: Iterable[tuple[str, int]]) -> list[Part]:
+    """The parts among files (name, size) that no other part covers, oldest first."""
     found = [
-        Part(int(match.group(1)), int(match.group(2)), partition(root, date) / name)
-        for name in names
+        Part(int(match.group(1)), int(match.group(2)), date, size)
+        for name, size in files
         if (match := _PART.match(name)) is not None
     ]
-    if len(found) < 2:
-        return found
     found.sort(key=lambda part: (part.first, -part.last))
     current: list[Part] = []
     for part in found:
         if not current or part.last > current[-1].last:
             current.append(part)
     return current
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a file at once; on disk when this returns."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def write_synced(paths: list[Path]) -> None:

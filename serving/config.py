@@ -64,6 +64,8 @@ class ServingConfig(BaseModel):
     """Seconds between re-reads of the control store when no announcement came."""
     placements: dict[str, Placement] = Field(default_factory=dict)
     """Named places with their own defaults."""
+    store_url: str | None = None
+    """URL below which activity stores lie; None is below the home."""
     extra_actions: tuple[str, ...] = ()
     """Actions that events may have beside those known without configuration."""
     read_token_sha256: str | None = None
@@ -78,7 +80,7 @@ class ServingConfig(BaseModel):
     @property
     def paths(self) -> DatasetPaths:
         """Where the dataset's files are."""
-        return DatasetPaths(self.home, self.dataset)
+        return DatasetPaths(self.home, self.dataset, self.store_url)
 
     @property
     def key_prefix(self) -> str:

@@ -144,7 +144,7 @@ class SnapshotLoader:
 
     def _catalogue_items(self) -> ItemTable:
         catalogue = Catalogue(self._store, self._config.dataset)
-        events = ActivityStore(self._config.paths.activity).read(columns=["item_id"])
+        events = ActivityStore.of(self._config.paths).read(columns=["item_id"])
         return ItemTable.from_activity(catalogue.items(), events)
 
     def _experiments(self) -> tuple[AssignmentPlan, Mapping[str, Mapping[str, str]]]:

@@ -180,7 +180,7 @@ def _restore_marks(config: ServingConfig, files: list[Path]) -> None:
     if listed_until_us <= 0:  # histories without real times: there is no telling, and every mark is newer
         return
     since = datetime.fromtimestamp(listed_until_us / 1e6, UTC) + timedelta(microseconds=1)
-    events = ActivityStore(config.paths.activity).read(columns=["user_id", "item_id", "action", "timestamp"], since=since)
+    events = ActivityStore.of(config.paths).read(columns=["user_id", "item_id", "action", "timestamp"], since=since)
     recent: dict[str, list[RecentEvent]] = {}
     for row in events.to_pylist():
         if row["user_id"] is not None and changes_answers(row["action"]):

@@ -17,7 +17,6 @@ from experiments.spec import ExperimentSpec
 from features.activity_store import ActivityStore
 from features.control_store import ControlStore
 from features.daily_log import DailyLog
-from features.paths import DatasetPaths
 from serving.control import ServingControl
 from shortlist.commands.console import CommandError
 from shortlist.settings import Settings
@@ -31,7 +30,7 @@ def local_report(settings: Settings, dataset: str, name: str) -> Report:
     Raises:
         CommandError: there is no such experiment.
     """
-    paths = DatasetPaths(settings.home.absolute(), dataset)
+    paths = settings.paths(dataset)
     control = ServingControl(ControlStore(settings.control_url).create(), dataset)
     record = control.experiment(name)
     if record is None:
@@ -39,7 +38,7 @@ def local_report(settings: Settings, dataset: str, name: str) -> Report:
         raise CommandError(f"no experiment {name!r} in dataset {dataset!r}; there are: {known}")
     log = DailyLog(paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at")
     exposures = log.read(equal={"experiment": name})
-    events = ActivityStore(paths.activity).read(EVENT_COLUMNS, since=record.started_at)
+    events = ActivityStore.of(paths).read(EVENT_COLUMNS, since=record.started_at)
     stopped = record.status == "stopped"
     return build_report(record.spec, exposures, events, now=datetime.now(UTC), started_at=record.started_at, stopped=stopped)
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from features.paths import DatasetPaths
 from serving.placements import Placement
 
 TOML_NAME = "shortlist.toml"
@@ -98,6 +99,14 @@ class ControlSettings(_Section):
     """SQLAlchemy URL; None is sqlite below the home."""
 
 
+class StoreSettings(_Section):
+    """Activity stores."""
+
+    url: str | None = None
+    """URL of fsspec below which each dataset's events lie, such as `s3://bucket/shortlist`; None keeps them below the home. What it
+    needs beside fsspec (s3fs, gcsfs, adlfs) must be installed; one machine writes."""
+
+
 class EventSettings(_Section):
     """Activity."""
 
@@ -132,6 +141,7 @@ class Settings(_Section):
     ray: RaySettings = RaySettings()
     worker: WorkerSettings = WorkerSettings()
     control: ControlSettings = ControlSettings()
+    store: StoreSettings = StoreSettings()
     events: EventSettings = EventSettings()
     token: TokenSettings = TokenSettings()
 
@@ -139,6 +149,10 @@ class Settings(_Section):
     def control_url(self) -> str:
         """SQLAlchemy URL of the control store."""
         return self.control.url or f"sqlite:///{(self.home / 'control.db').absolute()}"
+
+    def paths(self, dataset: str) -> DatasetPaths:
+        """Where a dataset's state lies."""
+        return DatasetPaths(self.home.absolute(), dataset, self.store.url)
 
 
 def load_settings(

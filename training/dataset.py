@@ -54,7 +54,7 @@ def load_training_data(
     Raises:
         NotTrainableError: the dataset has no positive activity.
     """
-    table = ActivityStore(str(paths.activity)).read(columns=COLUMNS, as_of=as_of)
+    table = ActivityStore.of(paths).read(columns=COLUMNS, as_of=as_of)
     wanted = pa.array(sorted(POSITIVE_ACTIONS | extra_actions))
     keep = pc.and_(pc.is_in(table["action"], value_set=wanted), pc.and_(pc.is_null(table["flag"]), pc.is_valid(table["user_id"])))
     table = table.filter(keep)

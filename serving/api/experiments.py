@@ -109,7 +109,7 @@ def report(name: str, context: Context, actor: Admin) -> dict[str, Any]:
     record = _existing(context, name)
     log = DailyLog(context.config.paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at")
     exposures = log.read(equal={"experiment": name})
-    events = ActivityStore(context.config.paths.activity).read(EVENT_COLUMNS, since=record.started_at)
+    events = ActivityStore.of(context.config.paths).read(EVENT_COLUMNS, since=record.started_at)
     stopped = record.status == "stopped"
     built = build_report(record.spec, exposures, events, now=datetime.now(UTC), started_at=record.started_at, stopped=stopped)
     return built.to_dict()

@@ -131,7 +131,7 @@ def open_dataset(dataset: str) -> tuple[DatasetPaths, Catalogue]:
     """Paths and catalogue of a dataset by the settings of this call; the control store's tables are made where missing."""
     settings = console.settings()
     try:
-        paths = DatasetPaths(settings.home, dataset)
+        paths = settings.paths(dataset)
     except ValueError as error:
         raise console.CommandError(str(error)) from None
     return paths, Catalogue(ControlStore(settings.control_url).create(), dataset)

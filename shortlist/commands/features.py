@@ -158,7 +158,7 @@ def logged_(
 def _dataset(dataset: str) -> tuple[DatasetPaths, Catalogue]:
     settings = console.settings()
     try:
-        paths = DatasetPaths(settings.home, dataset)
+        paths = settings.paths(dataset)
     except ValueError as error:
         raise console.CommandError(str(error)) from None
     catalogue = Catalogue(ControlStore(settings.control_url).create(), dataset)

@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from features.paths import DatasetPaths
 from shortlist.commands import console
 from shortlist.stack.attach import mlflow_for_call, ray_for_call
 
@@ -142,7 +141,7 @@ def place_of(dataset: str, tracking_uri: str) -> Place:
 
     settings = console.settings()
     try:
-        paths = DatasetPaths(settings.home.absolute(), dataset)
+        paths = settings.paths(dataset)
     except ValueError as error:
         raise console.CommandError(str(error)) from None
     return Place(paths, settings.control_url, tracking_uri)

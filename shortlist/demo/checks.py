@@ -123,7 +123,7 @@ def _events_stored(client: Client, result: DemoResult) -> str:
     user = result.users[7]
     event = client.log_user_activity(user, _ids(client.recommend(user_id=user, top_k=1))[0], "view")
     home = Path(result.state.log_dir).parent
-    store = ActivityStore(DatasetPaths(home, result.dataset).activity)
+    store = ActivityStore.of(DatasetPaths(home, result.dataset))
     began = time.monotonic()
     while event not in store.read(columns=["event_id"], user_ids=[user])["event_id"].to_pylist():
         _want(time.monotonic() - began < STORED_SECONDS, f"event {event} is not stored after {STORED_SECONDS:.0f} s")

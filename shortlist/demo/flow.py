@@ -130,9 +130,8 @@ def _experiment(runner: Runner, client: Client) -> None:
 def _users(settings: Settings, dataset: str) -> list[str]:
     """Known users, from the activity store."""
     from features.activity_store import ActivityStore
-    from features.paths import DatasetPaths
 
-    users = ActivityStore(DatasetPaths(settings.home.absolute(), dataset).activity).read(columns=["user_id"])
+    users = ActivityStore.of(settings.paths(dataset)).read(columns=["user_id"])
     found = sorted(user for user in users["user_id"].unique().to_pylist() if user and not user.startswith("visitor-"))
     if not found:
         raise FeaturesError(f"the activity store of {dataset} is empty")

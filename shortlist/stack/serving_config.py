@@ -50,6 +50,7 @@ def serving_config(settings: Settings, state: StackState, port: int) -> ServingC
         feature_log_rate=settings.serve.feature_log_rate,
         poll_s=settings.serve.poll_s,
         placements=settings.serve.placements,
+        store_url=settings.store.url,
         extra_actions=settings.events.extra_actions,
         read_token_sha256=_hashed(settings.token.read),
         write_token_sha256=_hashed(settings.token.write),

@@ -182,6 +182,8 @@ class Supervisor:
             "redis.features_url": state.features_url,
             "control.url": state.control_url,
         }
+        if self.settings.store.url is not None:
+            settings["store.url"] = self.settings.store.url
         worker = Child(
             "worker",
             "drains the event bus into the activity store, the online features and the exposure log",

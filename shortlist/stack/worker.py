@@ -118,10 +118,10 @@ def build_worker(settings: Settings) -> Worker:
     chosen = settings.redis
     if settings.serve.dataset is None or chosen.bus_url is None or chosen.features_url is None:
         raise StackError("the worker needs serve.dataset, redis.bus_url and redis.features_url")
-    paths = DatasetPaths(settings.home.absolute(), settings.serve.dataset)
+    paths = settings.paths(settings.serve.dataset)
     bus = RedisStreamBus(chosen.bus_url, paths.dataset)
     catalogue = Catalogue(ControlStore(settings.control_url).create(), paths.dataset)
-    known_items, store = KnownItems(catalogue.existing_items), ActivityStore(paths.activity)
+    known_items, store = KnownItems(catalogue.existing_items), ActivityStore.of(paths)
     categories = RefreshedCategories(catalogue)
     trending = TrendingCounts(categories, now_us)
     rates = ClickRates(time.time)
@@ -159,7 +159,11 @@ def build_worker(settings: Settings) -> Worker:
             ConsumerConfig(SERVED_FEATURES, STORE_GROUP, name, linger_ms=5 * LINGER_MS),
             StoreRows(feature_log(paths.root), decode_feature_rows, EventError),
         ),
-        Consumer(bus, ConsumerConfig(SESSIONS, STORE_GROUP, name), StoreRows(merge_log(paths.activity), decode_merges, EventError)),
+        Consumer(
+            bus,
+            ConsumerConfig(SESSIONS, STORE_GROUP, name),
+            StoreRows(merge_log(paths.activity_state), decode_merges, EventError),
+        ),
         Consumer(
             bus,
             ConsumerConfig(SESSIONS, FEATURES_GROUP, name),

@@ -16,13 +16,14 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from features import activity_store, event_index
 from features.activity_store import COMPACT_AT_PARTS, ActivityStore
 from features.errors import StoreError
 from features.event_index import EventIndex
-from features.store_files import Part, parts
+from features.store_files import place
 
 DAY_US = 86_400_000_000
 
@@ -68,7 +69,7 @@ def test_each_event_lies_under_its_utc_date(store: ActivityStore) -> None:
     stamp = pa.array([datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 2, 28, 23, 59, 59, 999_999, tzinfo=UTC), late])
     table = events(["a", "b", "c"], [0, 0, 0]).set_column(5, "timestamp", stamp.cast(pa.timestamp("us", tz="UTC")))
     store.append(table)
-    assert sorted(path.parent.name for path in store.files()) == ["date=2026-02-28", "date=2026-03-01"]
+    assert sorted(Path(path).parent.name for path in store.files()) == ["date=2026-02-28", "date=2026-03-01"]
     query = (
         f"SELECT count(*) FROM read_parquet('{store.root}/date=*/*.parquet', hive_partitioning=true) WHERE date <> timestamp::DATE"
     )
@@ -104,9 +105,11 @@ def test_rows_that_do_not_fit_are_refused_whole(store: ActivityStore) -> None:
     assert store.count() == 0
 
 
-def test_another_scheme_is_refused_by_name() -> None:
-    with pytest.raises(StoreError, match="s3"):
-        ActivityStore("s3://bucket/store")
+def test_a_url_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="need a state folder here"):
+        ActivityStore("memory://store")
+    with pytest.raises(StoreError, match=r"nosuch://store.*use a folder, or a URL that fsspec can open"):
+        ActivityStore("nosuch://store", state=tmp_path)
 
 
 class Killed(BaseException):
@@ -133,7 +136,7 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         step()
         unlink(path, missing_ok)
 
-    monkeypatch.setattr(activity_store.os, "replace", dying_replace)
+    monkeypatch.setattr(os, "replace", dying_replace)
     monkeypatch.setattr(Path, "unlink", dying_unlink)
     return left
 
@@ -197,13 +200,13 @@ def test_many_small_appends_leave_few_files(store: ActivityStore) -> None:
 def test_superseded_parts_are_not_read(store: ActivityStore) -> None:
     store.append(events(["a"], [1]))
     store.append(events(["b"], [1]))
-    folder = store.files()[0].parent
-    copies = [shutil.copy(path, path.with_suffix(".kept")) for path in store.files()]
+    folder = Path(store.files()[0]).parent
+    copies = [shutil.copy(path, Path(path).with_suffix(".kept")) for path in store.files()]
     store.compact()
     for copy in copies:  # as a reader finds it between the move and the deletions of a compaction
         shutil.move(copy, Path(copy).with_suffix(".parquet"))
     assert len(list(folder.glob("*.parquet"))) == 3
-    assert [part.path.name for part in parts(store.root, "1970-01-02")] == [Part.name(1, 2)]
+    assert store.files() == [str(store.root / place("1970-01-02", 1, 2))]
     assert stored_ids(store) == ["a", "b"]
 
 
@@ -251,7 +254,7 @@ def test_a_disk_that_refuses_is_one_clear_error(store: ActivityStore, monkeypatc
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(activity_store.pq, "write_table", full)
+        patch.setattr(pq, "write_table", full)
         with pytest.raises(StoreError, match=r"No space left.*free space"):
             store.append(events(["b"], [1]))
     assert store.append(events(["b"], [1])).added == 1
