@@ -14,6 +14,14 @@ import typer
 
 from shortlist.bench.faults import faults_markdown, measure_faults
 from shortlist.bench.idle import idle_markdown, measure_idle
+from shortlist.bench.ingest import (
+    ingest_markdown,
+    measure_freshness,
+    measure_import,
+    measure_intake,
+    measure_sync_policies,
+    measure_user_memory,
+)
 from shortlist.bench.stack import bench_stack, known_users
 from shortlist.client import Client
 from shortlist.commands import console
@@ -90,6 +98,21 @@ def faults(here: HereOption = False, repeats: Annotated[int, typer.Option(help="
     with bench_stack(settings, here=here) as state:
         found = measure_faults(state, known_users(state), repeats)
     console.finish({"machine": machine(), "faults": [vars(one) for one in found]}, f"{machine()}\n\n{faults_markdown(found)}")
+
+
+@app.command()
+def ingest(
+    here: HereOption = False,
+    seconds: Annotated[float, typer.Option(help="Of each load over HTTP.", min=1)] = 20.0,
+    rows: Annotated[int, typer.Option(help="Events of the bulk import.", min=1000)] = 2_000_000,
+) -> None:
+    """How fast events are taken in, over HTTP and by import; how soon an answer shows one; memory of a user online."""
+    result: dict[str, Any] = {"machine": machine(), "import": measure_import(rows), "sync": measure_sync_policies()}
+    with bench_stack(console.settings(), here=here) as state:
+        result["memory"] = measure_user_memory(state)
+        result["freshness"] = measure_freshness(state, seconds)
+        result["intake"] = measure_intake(state, seconds)
+    console.finish(result, ingest_markdown(result))
 
 
 @app.command()
