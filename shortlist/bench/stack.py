@@ -64,7 +64,7 @@ def known_users(state: StackState) -> list[str]:
     from features.activity_store import ActivityStore
     from features.paths import DatasetPaths
 
-    users = ActivityStore(DatasetPaths(Path(state.log_dir).parent, state.dataset).activity).read(columns=["user_id"])
+    users = ActivityStore.of(DatasetPaths(Path(state.log_dir).parent, state.dataset)).read(columns=["user_id"])
     return sorted(user for user in users["user_id"].unique().to_pylist() if user)
 
 
