@@ -9,14 +9,13 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from features.aggregates import categories_of
 from features.request_features import ItemFeatureColumns
 from features.training_set import item_features_at, user_features_at
 from training.dataset import fold_events
 from training.interactions import Interactions
 from training.item_vectors import item_vectors
 from training.queries import QueryBatch
-from training.ranking_features import USER_FEATURES, RankingFeatures, item_scalars
+from training.ranking_features import USER_FEATURES, RankingFeatures, category_columns, item_scalars
 
 
 def fit_ranking_features(
@@ -44,7 +43,7 @@ def fit_ranking_features(
         vectors=item_vectors(interactions, seed=seed),
         request=ItemFeatureColumns.prepare(known),
         item_ids=interactions.item_ids,
-        categories=categories_of(items),
+        items=category_columns(items),
         has_times=interactions.has_times,
     )
 
@@ -56,10 +55,11 @@ def with_user_features(features: RankingFeatures, queries: QueryBatch) -> QueryB
         FeatureJoinError: the join lost rows.
     """
     events, ids = features.events(queries)
+    categories = features.categories_of(queries)
     catalogue = pa.table(
         {
-            "item_id": pa.array(list(features.categories), pa.string()),
-            "categories": pa.array(list(features.categories.values()), pa.list_(pa.string())),
+            "item_id": pa.array(list(categories), pa.string()),
+            "categories": pa.array(list(categories.values()), pa.list_(pa.string())),
         }
     )
     known = user_features_at(events, catalogue, ids, queries.request_time_us, names=USER_FEATURES, has_times=features.has_times)
