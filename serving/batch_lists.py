@@ -14,8 +14,8 @@ import numpy.typing as npt
 from features.control_store import ControlStore
 from serving.cached_list import CachedList
 from serving.config import ServingConfig
+from serving.item_changes import as_of_now
 from serving.item_table import ItemTable
-from serving.live_state import set_availability
 from serving.retriever import MAX_HISTORY
 from training.interactions import IntArray
 from training.pipeline import Pipeline
@@ -38,7 +38,7 @@ class BatchLists:
         config = ServingConfig.model_validate_json(config_json)
         self.pipeline = Pipeline.load(Path(bundle_folder), expected_dataset=config.dataset)
         self._items = ItemTable.from_bundle(Path(bundle_folder))
-        set_availability(self._items, ControlStore(config.control_url).create(), config.dataset)
+        as_of_now(self._items, ControlStore(config.control_url).create(), config.dataset, None)
         self._k = min(k, len(self._items))
 
     @property

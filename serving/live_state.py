@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-import numpy as np
-from sqlalchemy import select
 
 from experiments.assignment import AssignmentPlan, Targeting
 from experiments.errors import ExperimentError, SpecError
 from experiments.spec import ExperimentSpec
 from features.activity_store import ActivityStore
-from features.catalogue import ITEMS, Catalogue
+from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from serving.config import ServingConfig
 from serving.context_conditions import compile_condition
 from serving.control import ExperimentRecord, ServingControl
 from serving.errors import FilterError
+from serving.item_changes import ItemChanges, as_of_now
 from serving.item_table import ItemTable
 from serving.rule_store import RuleStore
 from serving.rules import RuleBook
@@ -36,12 +34,8 @@ from training.ranking_stage import FEATURES_FOLDER
 
 _log = logging.getLogger("shortlist.serving")
 
-ITEM_SUBJECT = "item:"
-"""Prefix of audit subjects that are catalogue items."""
 VARIANT_PARAMS: dict[str, type] = {"exclude_seen": bool, "filter": str}
 """Parameters of a request that a variant may set."""
-OVERLAP = 50
-"""Audit entries read again at each look: concurrent writers of a SQL server may commit out of the order of their numbers."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ class SnapshotLoader:
         self._config = config
         self._store = ControlStore(config.control_url).create()
         self._control = ServingControl(self._store, config.dataset)
-        self._changes = ItemChanges(self._control)
+        self._changes = ItemChanges(self._control.audit)
         self._rules = RuleStore(self._store, config.dataset)
 
     def load(self, before: Snapshot | None = None) -> Snapshot:
@@ -117,19 +111,23 @@ class SnapshotLoader:
             live = old.get(version) or self._open(version, Path(folder))
             if live is not None:
                 versions[version] = live
-        champion = versions.get(state.champion or "")
-        if champion is not None:
-            items, items_at = champion.items, champion.trained_at
-        elif before is not None and before.champion is None:
-            items, items_at = before.items, before.items_at
-        else:
-            items, items_at = self._catalogue_items(), datetime.now(UTC)
+        champion_version = state.champion if state.champion in versions else None
+        tables = [live.items for live in versions.values()]
+        items_at = datetime.now(UTC)
+        if champion_version is None:
+            known = before if before is not None and before.champion is None else None
+            tables.append(self._catalogue_items() if known is None else known.items)
+            items_at = items_at if known is None else known.items_at
+        tables = self._changes.apply(tables)
+        versions = {
+            version: replace(live, items=items)
+            for (version, live), items in zip(versions.items(), tables[: len(versions)], strict=True)
+        }
+        champion = versions[champion_version] if champion_version is not None else None
+        items, items_at = (champion.items, champion.trained_at) if champion is not None else (tables[-1], items_at)
         plan, pins = self._experiments()
-        tables = {id(table): table for table in (items, *(live.items for live in versions.values()))}
-        rules = self._rules.book().fitting(list(tables.values()))
-        snapshot = Snapshot(champion, versions, plan, pins, items, items_at, rules)
-        self._changes.apply(snapshot.tables())
-        return snapshot
+        rules = self._rules.book().fitting(tables)
+        return Snapshot(champion, versions, plan, pins, items, items_at, rules)
 
     def _open(self, version: str, folder: Path) -> LiveVersion | None:
         try:
@@ -138,7 +136,7 @@ class SnapshotLoader:
         except (OSError, ValueError) as error:
             _log.error("version %s cannot be read from %s: %s", version, folder, error)
             return None
-        set_availability(items, self._store, self._config.dataset)
+        items = as_of_now(items, self._store, self._config.dataset, manifest.fingerprint.as_of or manifest.created_at)
         sources = (*manifest.sources, POPULARITY_FILL)
         return LiveVersion(version, items, sources, manifest.created_at, stored_vectors(folder / FEATURES_FOLDER))
 
@@ -155,44 +153,6 @@ class SnapshotLoader:
             # Checked when an experiment starts; should it happen all the same, everybody gets the champion.
             _log.error("experiments are not applied: %s", error)
             return AssignmentPlan([]), {}
-
-
-class ItemChanges:
-    """Follows changes of availability in the audit log, from its construction on.
-
-    Args:
-        control: of the dataset.
-    """
-
-    def __init__(self, control: ServingControl) -> None:
-        self._control = control
-        self._seen = control.audit.last_change()
-
-    def apply(self, tables: Sequence[ItemTable]) -> None:
-        """Bring tables up to date.
-
-        Raises:
-            StoreError: the control store cannot be read.
-        """
-        after_id = max(0, self._seen - OVERLAP)
-        while entries := self._control.audit.entries(after_id=after_id):
-            after_id = entries[-1].id
-            for entry in entries:
-                if entry.subject.startswith(ITEM_SUBJECT):
-                    available = entry.after is not None and entry.after.get("available") is not False
-                    for table in tables:
-                        table.set_available(entry.subject.removeprefix(ITEM_SUBJECT), available)
-        self._seen = max(self._seen, after_id)
-
-
-def set_availability(items: ItemTable, store: ControlStore, dataset: str) -> None:
-    """Availability as the catalogue has it now. An item that was deleted from the catalogue is not available."""
-    query = select(ITEMS.c.item_id, ITEMS.c.available).where(ITEMS.c.dataset == dataset)
-    with store.begin() as connection:
-        rows = connection.execute(query).all()
-    if rows:
-        available = {row[0] for row in rows if row[1] is not False}
-        items.set_all_available(np.fromiter((item in available for item in items.item_ids), dtype=bool, count=len(items)))
 
 
 def compile_targeting(expression: str) -> Targeting:

@@ -21,12 +21,12 @@ import numpy as np
 
 from features.control_store import ControlStore
 from features.errors import FeaturesError
+from serving.audit import AuditLog
 from serving.cached_list import CachedList
 from serving.config import ServingConfig
-from serving.control import ServingControl
 from serving.feature_log import FeatureLog
+from serving.item_changes import ItemChanges, as_of_now
 from serving.item_table import ItemTable
-from serving.live_state import ItemChanges, set_availability
 from serving.logs import log_to_file
 from serving.messages import ComputeRequest
 from serving.online_users import OnlineUser, OnlineUsers
@@ -185,12 +185,12 @@ def anonymous_answer(activity: RecentActivity, now_us: int) -> bytes:
     return empty.encode()
 
 
-def _follow_items(changes: ItemChanges, items: ItemTable, every_s: float) -> None:
+def _follow_items(changes: ItemChanges, stage: RetrieverStage, every_s: float) -> None:
     """Keep candidates from being spent on items that the gateway would take out of the answer anyway."""
     while True:
         time.sleep(every_s)
         try:
-            changes.apply([items])
+            (stage.items,) = changes.apply([stage.items])
         except FeaturesError as error:
             _log.warning("availability not refreshed, the gateway's own still holds: %s", error)
 
@@ -211,11 +211,12 @@ class Retriever:
         pipeline = Pipeline.load(folder, expected_dataset=config.dataset)
         items = ItemTable.from_bundle(folder)
         store = ControlStore(config.control_url).create()
-        changes = ItemChanges(ServingControl(store, config.dataset))
-        set_availability(items, store, config.dataset)
-        follow = threading.Thread(target=_follow_items, args=(changes, items, config.reread_s), name="items", daemon=True)
+        changes = ItemChanges(AuditLog(store, config.dataset))
+        manifest = pipeline.manifest
+        read_at = None if manifest is None else manifest.fingerprint.as_of or manifest.created_at
+        self._stage = RetrieverStage(pipeline, as_of_now(items, store, config.dataset, read_at))
+        follow = threading.Thread(target=_follow_items, args=(changes, self._stage, config.reread_s), name="items", daemon=True)
         follow.start()
-        self._stage = RetrieverStage(pipeline, items)
         self._online = OnlineUsers(config, with_ranking=bool(pipeline.user_feature_names))
         self._online.start()
         self._feature_log = FeatureLog(config, pipeline)

@@ -15,7 +15,7 @@ from features.events import parse_timestamp
 from features.schema import AttributeType
 from serving.api.context import Admin, ApiContext, Context, Reader
 from serving.errors import RequestError
-from serving.live_state import ITEM_SUBJECT
+from serving.item_changes import ITEM_SUBJECT
 from serving.request_parsing import checked_id
 
 router = APIRouter(prefix="/v1", tags=["catalogue"])

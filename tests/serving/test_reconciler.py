@@ -45,7 +45,7 @@ class LocalGraph:
         stage = self.stages[version]
         query, rejected = stage.query(request, RecentActivity(), 1)
         lists = stage.pipeline.rank(query, stage.retrieve(request, query, rejected), request.k)
-        blob = encode_answer(lists, RecentActivity(), 1)
+        blob = encode_answer(lists, RecentActivity(), 1, request.k)
         return self.spoil(blob) if self.spoil is not None else blob
 
     def delete(self, version: str) -> None:

@@ -205,3 +205,57 @@ def test_pages_of_a_list_over_http_end_and_never_repeat(stack) -> None:
     assert len(seen) == len(set(seen)) > 40
     refused = stack.http.get("/v1/recommendations/u32", params={"cursor": "nonsense"})
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "cursor")
+
+
+def test_a_new_item_can_be_found_filtered_and_pinned_within_seconds(stack) -> None:
+    def of_3000() -> list[str]:
+        found = stack.http.get("/v1/recommendations/u33", params={"filter": "year == 3000", "fields": "title"})
+        return [(item["item_id"], item["title"], item["source"]) for item in found.json()["recommended_items"]]
+
+    assert of_3000() == []
+    assert stack.admin.put("/v1/items/brand-new", json={"title": "Brand new", "year": 3000}).status_code == 200
+    try:
+        assert stack.wait(lambda: of_3000() == [("brand-new", "Brand new", "new")], 5.0) < 5.0
+        assert stack.admin.patch("/v1/items/brand-new", json={"year": 3001}).status_code == 200
+        stack.wait(lambda: of_3000() == [], 5.0)
+    finally:
+        stack.admin.delete("/v1/items/brand-new")
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/recommendations/u1?top_k=0", "top_k"),
+        ("/v1/recommendations/u1?top_k=-3", "top_k"),
+        ("/v1/recommendations/u1?top_k=501", "top_k"),
+        ("/v1/recommendations/u1?top_k=" + "9" * 3000, "top_k"),
+        ("/v1/recommendations/u1?filter=year+%3E%3D", "filter"),
+        ("/v1/recommendations/u1?filter=year+%3E+%22x%22", "filter"),
+        ("/v1/recommendations/u1?diversity=2", "diversity"),
+        ("/v1/recommendations/u1?diversity=nan", "diversity"),
+        ("/v1/recommendations/u1?explain=maybe", "explain"),
+        ("/v1/recommendations/u1?placement=nowhere", "placement"),
+        ("/v1/recommendations/u1?exclude_seen_days=0", "exclude_seen"),
+        ("/v1/recommendations/u1?language=" + ",".join("abcdefghi"), "language"),
+        ("/v1/recommendations/u1?colour=red", "colour"),
+    ],
+)
+def test_bad_parameters_are_named(stack, path: str, field: str) -> None:
+    refused = stack.http.get(path)
+    assert refused.status_code == 422
+    assert refused.json()["error"]["field"] == field
+
+
+def test_a_filter_that_nothing_passes_is_an_empty_answer_and_no_error(stack) -> None:
+    answer = stack.http.get("/v1/recommendations/u1", params={"filter": "year > 9999"})
+    assert (answer.status_code, answer.json()["recommended_items"], answer.json()["next_cursor"]) == (200, [], None)
+
+
+def test_malformed_and_oversized_bodies_and_other_content_types(stack) -> None:
+    path = "/v1/recommendations"
+    json_type = {"Content-Type": "application/json"}
+    assert stack.http.post(path, content=b"{", headers=json_type).status_code == 400
+    assert stack.http.post(path, content=b"[" * 100_000, headers=json_type).status_code == 400
+    assert stack.http.post(path, content=b"x" * (5 << 20), headers=json_type).status_code == 413
+    assert stack.http.post(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
+    assert stack.http.put("/v1/rules", json={"rules": []}).status_code == 401

@@ -1,0 +1,98 @@
+"""Catalogue changes on their way into item tables: as the catalogue has it when a table is opened, and the audit log from then on.
+
+Delisting touches one entry of a table in place; changed attributes and new items make a new table, a batch of changes at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from sqlalchemy import select
+
+from features.catalogue import ITEMS
+from features.control_store import ControlStore
+from serving.audit import AuditEntry, AuditLog
+from serving.item_table import ItemTable
+
+ITEM_SUBJECT = "item:"
+"""Prefix of audit subjects that are catalogue items."""
+OVERLAP = 50
+"""Audit entries read again at each look: concurrent writers of a SQL server may commit out of the order of their numbers."""
+
+
+class ItemChanges:
+    """Follows changes of items in the audit log, from its construction on.
+
+    Args:
+        audit: of the dataset.
+    """
+
+    def __init__(self, audit: AuditLog) -> None:
+        self._audit = audit
+        self._seen = audit.last_change()
+        self._done = {entry.id for entry in audit.entries(after_id=max(0, self._seen - OVERLAP))}
+
+    def apply(self, tables: Sequence[ItemTable]) -> list[ItemTable]:
+        """Bring tables up to date; each is returned as it is or as the one that takes its place.
+
+        Raises:
+            StoreError: the control store cannot be read.
+        """
+        entries = self._new_entries()
+        changed: dict[str, Mapping[str, Any]] = {}
+        for entry in entries:
+            item_id = entry.subject.removeprefix(ITEM_SUBJECT)
+            if entry.after is None:
+                changed.pop(item_id, None)
+            elif _attributes(entry.before) != _attributes(entry.after):
+                changed[item_id] = entry.after
+        current = [table.with_items(changed) if changed else table for table in tables]
+        for entry in entries:
+            available = entry.after is not None and entry.after.get("available") is not False
+            for table in (*tables, *current):
+                table.set_available(entry.subject.removeprefix(ITEM_SUBJECT), available)
+        return current
+
+    def _new_entries(self) -> list[AuditEntry]:
+        found: list[AuditEntry] = []
+        after_id = max(0, self._seen - OVERLAP)
+        while entries := self._audit.entries(after_id=after_id):
+            after_id = entries[-1].id
+            found += [entry for entry in entries if entry.id not in self._done]
+        self._seen = max(self._seen, after_id)
+        self._done = {one for one in (*self._done, *(entry.id for entry in found)) if one > self._seen - 2 * OVERLAP}
+        return [entry for entry in found if entry.subject.startswith(ITEM_SUBJECT)]
+
+
+def as_of_now(items: ItemTable, store: ControlStore, dataset: str, since: datetime | None) -> ItemTable:
+    """The items of a bundle as the catalogue has them now: changed and new ones, and which are available.
+
+    An item that was deleted from the catalogue is not available. A dataset without a catalogue leaves the items as they are.
+
+    Args:
+        items: as of the training.
+        store: the control store.
+        dataset: the dataset's name.
+        since: when the training read the catalogue; None looks at availability alone.
+    """
+    here = ITEMS.c.dataset == dataset
+    with store.begin() as connection:
+        rows = connection.execute(select(ITEMS.c.item_id, ITEMS.c.available).where(here)).all()
+        changed: dict[str, Mapping[str, Any]] = {}
+        if since is not None:
+            query = select(ITEMS.c.item_id, ITEMS.c.attributes).where(here, ITEMS.c.updated_at_us > round(since.timestamp() * 1e6))
+            changed = {item_id: json.loads(text) for item_id, text in connection.execute(query)}
+    if changed:
+        items = items.with_items(changed)
+    if rows:
+        available = {row[0] for row in rows if row[1] is not False}
+        items.set_all_available(np.fromiter((item in available for item in items.item_ids), dtype=bool, count=len(items)))
+    return items
+
+
+def _attributes(item: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if item is None else {name: value for name, value in item.items() if name != "available"}

@@ -1,0 +1,73 @@
+"""Catalogue changes reach item tables: when they are opened, and afterwards through the audit log, each once."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pytest
+
+from features.catalogue import Catalogue
+from serving.audit import AuditLog
+from serving.item_changes import ItemChanges, as_of_now
+from serving.item_table import ItemTable
+
+BEFORE = datetime.now(UTC) - timedelta(hours=1)
+
+
+@pytest.fixture
+def store(tmp_path, fill_catalogue, item_attributes):
+    return fill_catalogue(f"sqlite:///{tmp_path / 'c.db'}", item_attributes)
+
+
+def item(item_id: str, **attributes: object) -> dict[str, object]:
+    return {"item_id": item_id, "available": True, **attributes}
+
+
+def test_changes_are_applied_once_and_tables_that_nothing_changes_stay(store, bundle) -> None:
+    audit = AuditLog(store, "planted")
+    audit.record(actor="t", action="item", subject="item:i001", before=item("i001"), after=item("i001", year=1))
+    changes, table = ItemChanges(audit), ItemTable.from_bundle(bundle)
+    assert changes.apply([table]) == [table]  # what was before it opened is not its business
+    year = table.fields(1, ["year"])
+    audit.record_all(
+        actor="t",
+        action="item",
+        changes={
+            "item:i001": (item("i001"), {**item("i001"), "available": False}),
+            "item:i002": (item("i002"), None),
+            "alias:champion": ("1", "2"),
+        },
+    )
+    assert changes.apply([table]) == [table]
+    assert not table.available[[1, 2]].any()
+    assert table.fields(1, ["year"]) == year
+    audit.record_all(
+        actor="t",
+        action="item",
+        changes={
+            "item:i001": (item("i001"), item("i001", year=7)),
+            "item:new": (None, item("new", categories=["Comedy"])),
+            "item:gone": (None, item("gone")),
+        },
+    )
+    audit.record(actor="t", action="item", subject="item:gone", before=item("gone"), after=None)
+    (grown,) = changes.apply([table])
+    assert grown.fields(1, ["year"]) == {"year": 7}
+    assert grown.available[[1, grown.row("new")]].all()
+    assert (grown.row("gone"), len(grown), grown.num_trained) == (-1, len(table) + 1, len(table))
+    assert changes.apply([grown]) == [grown]
+
+
+def test_a_table_opens_with_what_changed_since_the_training(store, bundle) -> None:
+    catalogue = Catalogue(store, "planted")
+    catalogue.upsert_items(pa.table({"item_id": ["late", "off"], "year": [2030, 2031], "available": [True, False]}))
+    catalogue.patch_item("i003", {"year": 5})
+    catalogue.delete_item("i004")
+    table = as_of_now(ItemTable.from_bundle(bundle), store, "planted", BEFORE)
+    assert table.fields(3, ["year"]) == {"year": 5}
+    assert table.fields(table.row("late"), ["year", "title"]) == {"year": 2030, "title": None}
+    assert table.available[[3, 4, table.row("late"), table.row("off")]].tolist() == [True, False, True, False]
+    untouched = as_of_now(ItemTable.from_bundle(bundle), store, "planted", None)
+    assert len(untouched) == table.num_trained
+    assert not untouched.available[4]
