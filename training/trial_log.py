@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,6 +82,13 @@ class TrialLog:
         except (OSError, ValueError) as error:
             raise StudyError(f"{self._head} cannot be read ({error}): start the study without --resume") from error
         return found
+
+    def begun_at(self) -> datetime | None:
+        """When `begin` was called last, None where no study was begun."""
+        try:
+            return datetime.fromtimestamp(self._head.stat().st_mtime, UTC)
+        except FileNotFoundError:
+            return None
 
     def append(self, record: TrialRecord) -> None:
         """Add a trial; on disk when this returns."""

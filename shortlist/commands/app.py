@@ -25,7 +25,7 @@ EPILOG = (
     "(repeatable; overrides shortlist.toml and SHORTLIST_* variables). SHORTLIST_DEBUG=1 shows tracebacks."
 )
 
-GROUPS: tuple[str, ...] = ("data", "features", "models", "experiment", "events", "bench")
+GROUPS: tuple[str, ...] = ("data", "features", "models", "experiment", "events", "pipeline", "bench")
 """Modules in this folder with a Typer `app`, one command group each."""
 
 COMMANDS: tuple[str, ...] = ("demo", "quickstart", "stack", "tune", "precompute")

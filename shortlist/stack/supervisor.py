@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from features.paths import DatasetPaths
 from serving.config import ServingConfig
 from shortlist.settings import Settings, load_settings
 from shortlist.stack.errors import StackError
@@ -99,6 +100,7 @@ class Supervisor:
         self._step("model versions")
         self._start_reconciler(config)
         self._register_webhook(config)
+        self._start_scheduler()
         self._note(phase="ready", processes=self._process_notes())
 
     def _own(self, child: Child) -> None:
@@ -222,6 +224,14 @@ class Supervisor:
         except RegistryError as error:
             sys.stderr.write(f"MLflow's webhook is not registered, aliases are looked at every {config.poll_s:g} s: {error}\n")
 
+    def _start_scheduler(self) -> None:
+        from shortlist.stack.scheduler import Scheduler
+
+        scheduler = Scheduler(DatasetPaths(self.home, self.state.dataset), self.state.control_url, (f"home={self.home}",))
+        thread = threading.Thread(target=scheduler.run, args=(self.stop_requested,), name="scheduler", daemon=True)
+        thread.start()
+        self._undo.append(lambda: thread.join(15))
+
     def _watch(self) -> None:
         """Restart a child that died, with growing pauses, until asked to stop."""
         pauses: dict[str, float] = {}
@@ -245,7 +255,11 @@ class Supervisor:
                 sys.stderr.write(f"while stopping: {type(error).__name__}: {error}\n")
 
     def _process_notes(self) -> tuple[ProcessNote, ...]:
-        notes = [ProcessNote("supervisor", os.getpid(), "owns the stack; follows MLflow's aliases (reconciler)")]
+        notes = [
+            ProcessNote(
+                "supervisor", os.getpid(), "owns the stack; follows MLflow's aliases (reconciler); starts scheduled pipelines"
+            )
+        ]
         notes += [ProcessNote(child.name, child.pid or 0, child.why) for child in self._children]
         return tuple(notes)
 
