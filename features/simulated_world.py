@@ -1,8 +1,9 @@
 """A made-up shop: users with tastes, items with attributes, and the activity between them, from one seed.
 
 Pure: it computes columns and writes nothing. What is planted, so that models have something to find: users prefer a few topics;
-they stay on a topic for a while; some events continue a series (the next item of the same topic); better items are chosen more and
-rated higher; items appear over time and are not chosen before; users choose items in their language and region.
+they stay on a topic for a while; topics have their season; some events continue a series (the next item of the same topic); better
+items are chosen more and rated higher; items appear over time and are not chosen before; users choose items in their language and
+region. When users are there is `features.simulated_clock`'s.
 
 Any size: items are arrays of plain numbers, users and events come in blocks whose content depends on the seed and the block alone.
 
@@ -21,6 +22,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from features.simulated_clock import DAY_US, season_weight, session_times
+from features.simulated_names import ADJECTIVES, SUB, ids, lists, titles, topic_name
+
 LongArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -31,71 +35,12 @@ DEFAULT_END = datetime(2026, 6, 1, tzinfo=UTC)
 BLOCK_EVENTS = 500_000
 """Events of a block on average; bounds the memory."""
 
-_DAY_US = 86_400_000_000
-_TOP = [
-    "Books",
-    "Music",
-    "Film",
-    "Games",
-    "Sport",
-    "Garden",
-    "Kitchen",
-    "Travel",
-    "Fashion",
-    "Beauty",
-    "Toys",
-    "Tools",
-    "Pets",
-    "Health",
-    "Office",
-    "Outdoor",
-    "Art",
-    "Audio",
-]
-_SUB = ["Classic", "Modern", "Compact", "Premium", "Family", "Travel", "Studio", "Vintage", "Sport", "Eco", "Smart", "Kids"]
-_ADJECTIVES = [
-    "Quiet",
-    "Golden",
-    "Little",
-    "Northern",
-    "Bright",
-    "Hidden",
-    "Rapid",
-    "Gentle",
-    "Wild",
-    "Silver",
-    "Distant",
-    "Humble",
-    "Clever",
-    "Broken",
-    "Endless",
-    "Warm",
-]
-_NOUNS = [
-    "River",
-    "Lamp",
-    "Story",
-    "Engine",
-    "Garden",
-    "Mirror",
-    "Harbor",
-    "Signal",
-    "Forest",
-    "Compass",
-    "Letter",
-    "Winter",
-    "Window",
-    "Bridge",
-    "Planet",
-    "Kettle",
-]
 _REGIONS = ("us", "eu", "latam", "in", "jp")
 _LANGUAGES = ("en", "de", "es", "hi", "ja")
 _REGION_SHARE = np.array([0.35, 0.25, 0.2, 0.12, 0.08])
+_FAVOURITE_SHARE = np.array([0.55, 0.25, 0.12, 0.08])
 _ACTIONS = np.array(["view", "click", "add_to_cart", "purchase", "rating"])
 _ACTION_SHARE = np.array([0.62, 0.18, 0.06, 0.04, 0.10])
-# Share of a day's activity in each hour, UTC: low at night, high in the evening.
-_HOURS = np.array([2, 1, 1, 1, 1, 2, 3, 4, 5, 5, 5, 5, 6, 5, 5, 5, 5, 6, 7, 8, 8, 7, 5, 3], dtype=np.float64)
 
 
 class SimulationConfig(BaseModel):
@@ -117,6 +62,10 @@ class SimulationConfig(BaseModel):
     """Probability that an event keeps the topic of the user's event before."""
     continue_series: float = Field(default=0.25, ge=0, le=1)
     """Probability that an event is the next item after the user's item before."""
+    session_events: float = Field(default=4.0, ge=1, le=1000)
+    """Events of a session on average."""
+    seasonality: float = Field(default=0.5, ge=0, le=1)
+    """How much topics follow the time of the year: 0 not at all, 1 nobody wants them half a year from their peak."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +99,7 @@ class SimulatedWorld:
     def __init__(self, config: SimulationConfig) -> None:
         self.config = config
         self.end_us = int(config.end.timestamp() * 1_000_000)
-        self.start_us = self.end_us - config.days * _DAY_US
+        self.start_us = self.end_us - config.days * DAY_US
         self.num_topics = int(np.clip(config.items // 40, 1, 200))
 
     @cached_property
@@ -164,7 +113,7 @@ class SimulatedWorld:
         topic = np.sort(_zipf_choice(rng, self.num_topics, count, 0.7))
         new = rng.random(count) < config.new_item_share
         age_days = np.where(new, rng.uniform(0, config.days, count), config.days + rng.uniform(1, 1000, count))
-        created_us = self.end_us - (age_days * _DAY_US).astype(np.int64)
+        created_us = self.end_us - (age_days * DAY_US).astype(np.int64)
         order = np.lexsort((created_us, topic))
         quality = rng.normal(size=count)
         appeal = np.exp(quality + 0.8 * rng.normal(size=count))
@@ -185,20 +134,20 @@ class SimulatedWorld:
         for start in range(0, self.config.items, rows):
             part = slice(start, min(start + rows, self.config.items))
             number = np.arange(part.start, part.stop)
-            topic, sub = items["topic"][part].astype(np.int64), number % len(_SUB)
+            topic, sub = items["topic"][part].astype(np.int64), number % len(SUB)
             created = items["created_us"][part].astype(np.int64)
             region = items["region"][part].astype(np.int64)
             yield pa.table(
                 {
                     "item_id": ids("i", number),
-                    "title": _titles(number),
-                    "categories": _lists([f"{_topic_name(int(t))} > {_SUB[s]}" for t, s in zip(topic, sub, strict=True)]),
-                    "tags": _lists([_ADJECTIVES[n % len(_ADJECTIVES)].lower() for n in number // 7]),
+                    "title": titles(number),
+                    "categories": lists([f"{topic_name(int(t))} > {SUB[s]}" for t, s in zip(topic, sub, strict=True)]),
+                    "tags": lists([ADJECTIVES[n % len(ADJECTIVES)].lower() for n in number // 7]),
                     "price": items["price"][part],
                     "created_at": pa.array(created, pa.timestamp("us", tz="UTC")),
                     "year": created.astype("datetime64[us]").astype("datetime64[Y]").astype(np.int64) + 1970,
-                    "languages": _lists([_LANGUAGES[k] for k in items["language"][part].astype(np.int64)]),
-                    "regions": _lists([None if k < 0 else _REGIONS[k] for k in region]),
+                    "languages": lists([_LANGUAGES[k] for k in items["language"][part].astype(np.int64)]),
+                    "regions": lists([None if k < 0 else _REGIONS[k] for k in region]),
                     "available": pa.array(items["available"][part]),
                 }
             )
@@ -220,7 +169,7 @@ class SimulatedWorld:
                     "language": np.array(_LANGUAGES)[language],
                     "age": np.clip(rng.normal(36, 13, len(user)), 16, 90).astype(np.int64),
                     "signed_up_at": pa.array(
-                        self.start_us - rng.integers(0, 700, len(user)) * _DAY_US, pa.timestamp("us", tz="UTC")
+                        self.start_us - rng.integers(0, 700, len(user)) * DAY_US, pa.timestamp("us", tz="UTC")
                     ),
                 }
             )
@@ -239,9 +188,8 @@ class SimulatedWorld:
     def _events(
         self, rng: np.random.Generator, user: LongArray, counts: LongArray, region: LongArray, language: LongArray
     ) -> EventBlock:
-        row = np.repeat(np.arange(len(user)), counts)
-        time_us = self._times(rng, row, len(user))
-        topic = self._topics(rng, row, len(user))
+        row, time_us = session_times(rng, counts, self.config.session_events, self.start_us, self.config.days)
+        topic = self._topics(rng, row, len(user), time_us)
         item, drawn = self._choices(rng, topic, time_us), np.arange(len(row))
         continued = (rng.random(len(row)) < self.config.continue_series) & (row == np.roll(row, 1)) & (drawn > 0)
         for _ in range(2):
@@ -253,19 +201,12 @@ class SimulatedWorld:
         value = np.where(action == len(_ACTIONS) - 1, np.clip(np.rint(opinion), 1, 5), np.nan)
         return EventBlock(user[row], item, time_us, action, value)
 
-    def _times(self, rng: np.random.Generator, row: LongArray, users: int) -> LongArray:
-        """Ascending within each user: each has a first day; days are even, hours follow the daily curve."""
-        first_day = rng.beta(1.0, 3.0, users)[row]
-        day = np.floor((first_day + (1 - first_day) * rng.random(len(row))) * self.config.days)
-        hour = rng.choice(24, len(row), p=_HOURS / _HOURS.sum())
-        within = rng.integers(0, 3_600_000_000, len(row))
-        time_us = self.start_us + day.astype(np.int64) * _DAY_US + hour * 3_600_000_000 + within
-        return time_us[np.lexsort((time_us, row))]
-
-    def _topics(self, rng: np.random.Generator, row: LongArray, users: int) -> LongArray:
-        """(E,) topic of each event: one of the user's four favourites, kept for a while."""
+    def _topics(self, rng: np.random.Generator, row: LongArray, users: int, time_us: LongArray) -> LongArray:
+        """(E,) topic of each event: one of the user's four favourites, the one in season rather, kept for a while."""
         favourites = _zipf_choice(rng, self.num_topics, (users, 4), 0.7)
-        pick = rng.choice(4, len(row), p=[0.55, 0.25, 0.12, 0.08])
+        weight = _FAVOURITE_SHARE * season_weight(favourites[row], time_us[:, None], self.config.seasonality)
+        bound = np.cumsum(weight, axis=1)
+        pick = (rng.random(len(row))[:, None] * bound[:, -1:] > bound).sum(axis=1).clip(max=3)
         fresh = (rng.random(len(row)) >= self.config.stay_on_topic) | (row != np.roll(row, 1))
         if len(fresh):
             fresh[0] = True
@@ -323,26 +264,6 @@ class SimulatedWorld:
         return np.random.default_rng([self.config.seed, *stream])
 
 
-def ids(prefix: str, numbers: LongArray) -> pa.Array:
-    """(n,) str: `prefix` and the number."""
-    return pa.array(np.char.add(prefix, numbers.astype(str)))
-
-
 def _zipf_choice(rng: np.random.Generator, options: int, size: int | tuple[int, ...], exponent: float) -> LongArray:
     weight = 1.0 / np.arange(1, options + 1) ** exponent
     return np.searchsorted(np.cumsum(weight / weight.sum()), rng.random(size)).clip(max=options - 1).astype(np.int64)
-
-
-def _topic_name(topic: int) -> str:
-    name = _TOP[topic % len(_TOP)]
-    return name if topic < len(_TOP) else f"{name} {topic // len(_TOP) + 1}"
-
-
-def _titles(number: LongArray) -> list[str]:
-    """Titles by number; the number's last part keeps them apart."""
-    adjectives, nouns = len(_ADJECTIVES), len(_NOUNS)
-    return [f"{_ADJECTIVES[n % adjectives]} {_NOUNS[n // adjectives % nouns]} {n // (adjectives * nouns) + 1}" for n in number]
-
-
-def _lists(values: list[str] | list[str | None]) -> pa.Array:
-    return pa.array([[] if value is None else [value] for value in values], pa.list_(pa.string()))

@@ -23,6 +23,8 @@ from features.paths import DatasetPaths
 from features.simulate import simulate
 from features.simulated_world import SimulationConfig
 from shortlist.commands import console
+from shortlist.commands.connection import UrlOption
+from shortlist.stack.state import running_stack
 
 app = typer.Typer(help="Import, simulate, describe and export datasets.", no_args_is_help=True)
 
@@ -82,7 +84,7 @@ def simulate_(
     days: Annotated[int, typer.Option("--days", min=1, max=3650, help="Days that the activity spans.")] = 90,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same data.")] = 0,
 ) -> None:
-    """Make up a dataset of any size: users with tastes, items with attributes, new items over time.
+    """Make up a dataset of any size: users with tastes who come in sessions, items with attributes and seasons, new ones over time.
 
     It goes through the same writer as imports and live events. Useful to try the platform without data, and for load tests.
     """
@@ -95,6 +97,44 @@ def simulate_(
     with _shown_progress() as progress:
         report = simulate(config, paths, catalogue, progress=progress)
     console.finish(report.to_dict(), report_table(report))
+
+
+@app.command("traffic")
+def traffic_(
+    dataset: DatasetOption,
+    sessions: Annotated[int, typer.Option("--sessions", "-n", min=1, help="Visits in all.")] = 200,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.01, help="Visits begun a second; as fast as answers come when left out.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, max=500, help="Items of a list.")] = 10,
+    anonymous: Annotated[float, typer.Option(min=0, max=1, help="Share of visits of people who are not logged in.")] = 0.1,
+    eta: Annotated[float, typer.Option(min=0, help="How fast attention falls: place p is looked at with 1 / p ** eta.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed sends the same people.")] = 0,
+    url: UrlOption = None,
+) -> None:
+    """Let simulated people use the running platform: they ask for lists over HTTP, look at them and click what they like.
+
+    Tastes are those of the dataset's own activity, real or simulated; attention falls with the position. Impressions, clicks,
+    purchases and ratings go back as events: for A/B tests, dashboards and load without real users.
+    """
+    from features.simulated_users import ClickModel
+    from shortlist.live_traffic import TrafficConfig, drive, people_of
+
+    stack = running_stack(console.settings().home.absolute())
+    address = url or (stack.base_url if stack else None)
+    if address is None:
+        raise console.CommandError("no stack of this home is running: start one (shortlist up), or name a server with --url")
+    people = people_of(*open_dataset(dataset), seed=seed)
+    config = TrafficConfig(sessions=sessions, sessions_per_s=rate, top_k=top_k, anonymous=anonymous, seed=seed)
+    with _shown_progress() as progress:
+        report = drive(
+            address,
+            people,
+            config,
+            model=ClickModel(eta=eta),
+            on_session=lambda so_far: progress("visits", so_far.sessions, sessions),
+        )
+    console.finish(report.to_dict())
 
 
 @app.command("describe")

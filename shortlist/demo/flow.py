@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import experiments
-from features.errors import FeaturesError
+from features.catalogue import Catalogue
+from features.control_store import ControlStore
 from shortlist.client import Client
 from shortlist.commands import console
 from shortlist.commands.console import CommandError
-from shortlist.demo.traffic import TrafficReport, drive
+from shortlist.live_traffic import TrafficConfig, TrafficReport, drive, people_of
 from shortlist.runner import Runner
 from shortlist.settings import Settings
 from shortlist.stack.secrets import kept_secret
@@ -22,7 +23,7 @@ from shortlist.stack.state import StackState, running_stack
 REAL, SIMULATED = "movielens-100k", "demo-simulated"
 EXPERIMENT = "demo"
 FIRST_STUDY, SECOND_STUDY = "first", "quickstart"
-REQUESTS = 400
+SESSIONS = 200
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,11 @@ def run_demo(settings: Settings, overrides: tuple[str, ...]) -> DemoResult:
         for alias in ("champion", "challenger"):
             runner.run("precompute", "--alias", alias)
         _experiment(runner, client)
-        users = _users(settings, dataset)
+        people = people_of(settings.paths(dataset), Catalogue(ControlStore(settings.control_url).create(), dataset))
         began = time.monotonic()
-        traffic = drive(state.base_url, users, requests=REQUESTS, seed=20261123)
+        traffic = drive(state.base_url, people, TrafficConfig(sessions=SESSIONS, seed=20261123))
         console.log.print(f"  {traffic.requests} requests and {traffic.events} events in {time.monotonic() - began:.1f} s")
-    return DemoResult(dataset, state, token, aliases, users, traffic, runner)
+    return DemoResult(dataset, state, token, aliases, sorted(people.user_ids), traffic, runner)
 
 
 def _data(runner: Runner) -> str:
@@ -125,17 +126,6 @@ def _experiment(runner: Runner, client: Client) -> None:
     running = any(row["name"] == EXPERIMENT and row["status"] == "running" for row in client.experiments())
     if not running:
         runner.run("experiment", "start", _typed(path))
-
-
-def _users(settings: Settings, dataset: str) -> list[str]:
-    """Known users, from the activity store."""
-    from features.activity_store import ActivityStore
-
-    users = ActivityStore.of(settings.paths(dataset)).read(columns=["user_id"])
-    found = sorted(user for user in users["user_id"].unique().to_pylist() if user and not user.startswith("visitor-"))
-    if not found:
-        raise FeaturesError(f"the activity store of {dataset} is empty")
-    return found
 
 
 def _poll(done: Callable[[], bool], seconds: float, complaint: Callable[[], str]) -> None:

@@ -68,7 +68,7 @@ def ingest(context: StepContext) -> dict[str, Any]:
                 time.sleep(0.2)
     finally:
         bus.close()
-    store = ActivityStore(context.paths.activity)
+    store = ActivityStore.of(context.paths)
     return {"compacted_dates": store.compact(), "events": store.count()}
 
 

@@ -84,6 +84,32 @@ def test_activity_follows_the_hours() -> None:
     assert (hour.isin([19, 20, 21])).mean() > 3 * (hour.isin([2, 3, 4])).mean()
 
 
+def test_events_come_in_sessions_and_more_at_weekends() -> None:
+    _, frame = activity(CONFIG.model_copy(update={"days": 84}))
+    gap_s = frame.groupby("user").time_us.diff().dropna() / 1e6
+    assert (gap_s < 1800).mean() > 0.6
+    assert ((gap_s > 1800) & (gap_s < 3600)).mean() < 0.05
+    opened = (gap_s > 1800).sum() + frame.user.nunique()
+    assert 3 < len(frame) / opened < 5
+    weekend = pd.to_datetime(frame.time_us, unit="us").dt.dayofweek >= 5
+    assert weekend.mean() > 1.2 * 2 / 7
+
+
+def test_topics_have_their_season_every_year() -> None:
+    config = SimulationConfig(users=300, items=400, events=60_000, seed=3, days=730, session_events=1, new_item_share=0)
+    day_of_year = 2 * np.pi / 365.25
+
+    def seasonal_share(seasonality: float) -> float:
+        """How far the events of the topics lean towards the season of each, between -1 and 1."""
+        world, frame = activity(config.model_copy(update={"seasonality": seasonality}))
+        topic = world.items["topic"][frame.item].astype(np.int64)
+        angle = (frame.time_us.to_numpy() / 86_400_000_000 % 365.25 - topic * 0.618_033_988_75 % 1.0 * 365.25) * day_of_year
+        return float(np.cos(angle).mean())
+
+    assert abs(seasonal_share(0.0)) < 0.05
+    assert seasonal_share(1.0) > 0.15
+
+
 @pytest.mark.parametrize(("users", "items", "events"), [(1, 1, 1), (1, 1, 50), (50, 1, 10), (3, 5000, 10), (7, 30, 5000)])
 def test_any_size_works(home: Any, users: int, items: int, events: int) -> None:
     config = SimulationConfig(users=users, items=items, events=events)
