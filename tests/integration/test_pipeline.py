@@ -14,7 +14,7 @@ from tests.integration.conftest import OVERRIDES
 from training.registry import SERVING_TAG, Registry
 from training.tracking import connect
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]
 
 
 def test_new_activity_becomes_a_served_version(demo: DemoResult, admin: Client, stack_settings: Settings) -> None:
