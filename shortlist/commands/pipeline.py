@@ -155,7 +155,7 @@ def _paths(dataset: str | None) -> DatasetPaths:
     if name is None:
         raise CommandError("which dataset? Pass --dataset NAME, or set serve.dataset")
     try:
-        return DatasetPaths(settings.home.absolute(), name)
+        return settings.paths(name)
     except ValueError as error:
         raise CommandError(str(error)) from None
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import psutil
 
-from features.paths import DatasetPaths
 from serving.config import ServingConfig
 from shortlist.settings import Settings, load_settings
 from shortlist.stack.errors import StackError
@@ -227,7 +226,7 @@ class Supervisor:
     def _start_scheduler(self) -> None:
         from shortlist.stack.scheduler import Scheduler
 
-        scheduler = Scheduler(DatasetPaths(self.home, self.state.dataset), self.state.control_url, (f"home={self.home}",))
+        scheduler = Scheduler(self.settings.paths(self.state.dataset), self.state.control_url, (f"home={self.home}",))
         thread = threading.Thread(target=scheduler.run, args=(self.stop_requested,), name="scheduler", daemon=True)
         thread.start()
         self._undo.append(lambda: thread.join(15))
