@@ -23,6 +23,7 @@ from features.errors import StoreError
 from features.event_index import EventIndex, first_of_each
 from features.events import EVENT_SCHEMA
 from features.paths import DatasetPaths
+from features.person import Person
 from features.session_merges import merge_log
 from features.store_files import LocalFolder, Part, local_root, place, writer_lock
 from features.store_journal import Journal, Transaction
@@ -121,6 +122,10 @@ class ActivityStore(StoreReader):
         """Those of the users who were erased, and may have come back since."""
         return self._erased.among(user_ids)
 
+    def erased_as(self, user_id: str) -> str:
+        """The keyed hash that stands for an erased user, for logs that must not name anybody."""
+        return self._erased.stand_in(user_id)
+
     def erasures(self) -> int:
         """How many erasures there have been: what was read before the last one is not to be used."""
         return self._erased.count()
@@ -143,7 +148,7 @@ class ActivityStore(StoreReader):
             sessions = sorted({*session_ids, *self.sessions(user_id)})
             self._erased.add([user_id], sessions, at or datetime.now(UTC))
             deleted = self._delete(self._ids_of(user_id, sessions))
-            self._merges.erase("user_id", [user_id])
+            self._merges.erase(Person(user_id))
             return deleted
 
     def compact(self, min_parts: int = 2) -> int:

@@ -6,7 +6,7 @@ poison entry aside, and look. What an entry's bytes mean is the business of `fea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -145,6 +145,13 @@ class EventBus(Protocol):
 
     def trim(self, stream: str) -> int:
         """Delete entries that every group of `GROUPS` has finished; returns how many."""
+
+    def erase(self, stream: str, is_meant: Callable[[bytes], bool], keys: Collection[str] = ()) -> int:
+        """Delete entries and dead letters whose payload is meant, whoever has or has not read them; returns how many.
+
+        Args:
+            keys: keys of payloads that are to be forgotten too.
+        """
 
     def close(self) -> None:
         """Close connections."""

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import StoreError
+from features.person import Person
 from features.store_files import writer_lock
 
 MERGE_AT_FILES = 32
@@ -94,18 +95,18 @@ class DailyLog:
                     raise StoreError(f"log {self._root} cannot be read: {error}") from error
         raise AssertionError("unreachable")
 
-    def erase(self, column: str, values: Sequence[str]) -> int:
-        """Delete the rows whose column has one of the values; returns how many. Safe while a writer appends and merges.
+    def erase(self, person: Person) -> int:
+        """Delete a person's rows; returns how many. Safe while a writer appends and merges.
 
         Raises:
             StoreError: the disk refuses. Doing it again finishes what was begun.
         """
-        deleted, wanted = 0, pa.array(list(values), pa.string())
+        deleted = 0
         try:
             with writer_lock(self._root / "lock", LOCK_TIMEOUT_S) if self._root.is_dir() else nullcontext():
                 for file in self._files(None, None):
                     rows = pq.read_table(file, partitioning=None, schema=self._schema)
-                    gone = pc.fill_null(pc.is_in(rows[column], value_set=wanted), False)
+                    gone = person.rows(rows)
                     if number := pc.sum(gone).as_py():
                         deleted += number
                         kept = rows.filter(pc.invert(gone))

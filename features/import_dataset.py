@@ -167,6 +167,11 @@ def import_raw(
             f"{counts.single_event_users:,} of {counts.users:,} users have one interaction: kept for training, "
             "too short to be held out for testing"
         )
+    if counts.erased:
+        notes.append(
+            f"{counts.erased:,} interactions were left out: their users were erased after they happened; what those do since then "
+            "is kept"
+        )
     if rejects.count:
         notes.append(f"{rejects.count:,} rows were rejected ({_most_common(rejects)}); see {rejects.path}")
     if not has_times:
@@ -191,6 +196,7 @@ class _Counts:
     interactions: int
     repeated: int
     stored_before: int
+    erased: int
     single_event_users: int
 
 
@@ -269,8 +275,17 @@ def _write_catalogue(
     done = 0
     for rows, upsert in ((items, catalogue.upsert_items), (users, catalogue.upsert_users)):
         if rows is not None:
-            done += upsert(rows.table)
+            done += upsert(_not_erased(rows.table, paths))
             progress("catalogue", done, None)
+
+
+def _not_erased(profiles: pa.Table, paths: DatasetPaths) -> pa.Table:
+    """Profiles of people who were not erased; a profile has no time, so a file's may be of before."""
+    if "user_id" not in profiles.column_names:
+        return profiles
+    erased = ActivityStore.of(paths).erased(profiles["user_id"].to_pylist())
+    keep = pc.invert(pc.is_in(profiles["user_id"], value_set=pa.array(sorted(erased), pa.string())))
+    return profiles.filter(keep) if erased else profiles
 
 
 def _write_events(
@@ -282,7 +297,7 @@ def _write_events(
     progress: Progress,
 ) -> _Counts:
     store = ActivityStore.of(paths)
-    counts = _Counts(0, set(), 0, 0, 0, 0)
+    counts = _Counts(0, set(), 0, 0, 0, 0, 0)
     done = 0
     progress("writing", 0, buffer.rows)
     for group in buffer.groups():
@@ -293,7 +308,9 @@ def _write_events(
         counts.items.update(pc.unique(events["item_id"]).to_pylist())
         counts.interactions += events.num_rows
         counts.repeated += repeated
-        counts.stored_before += store.append(events).duplicates
+        stored = store.append(events)
+        counts.stored_before += stored.duplicates
+        counts.erased += stored.erased
         done += group.num_rows
         progress("writing", done, buffer.rows)
     return counts

@@ -69,7 +69,7 @@ class UserHistories:
     def __init__(self, store: ActivityStore, *, max_events: int = MAX_CACHED_EVENTS, seconds: float = HISTORY_SECONDS) -> None:
         self._store, self._max_events, self._seconds = store, max_events, seconds
         self._kept: OrderedDict[str, _History] = OrderedDict()
-        self._events = 0
+        self._events = self._erasures = 0
 
     def with_events(self, events: pa.Table) -> pa.Table:
         """All positive events of the users of `events` (stored ones and these): `user_id, item_id, timestamp, value`.
@@ -109,6 +109,9 @@ class UserHistories:
 
     def _load(self, users: Collection[str]) -> None:
         now = time.monotonic()
+        if (erasures := self._store.erasures()) != self._erasures:
+            self._kept.clear()
+            self._events, self._erasures = 0, erasures
         wanted = []
         for user in users:
             kept = self._kept.get(user)

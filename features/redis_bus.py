@@ -7,7 +7,7 @@ that returned survives the death of any process; `appendfsync always` also a pow
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,7 @@ from redis.retry import Retry
 
 from features.bus import GROUPS, BusEntry, DeadLetter, StreamLag
 from features.errors import BusFullError, BusUnavailableError
+from features.redis_erasure import delete_entries, forget_keys, rewrite_log
 from features.redis_groups import GroupPositions
 
 MAX_ENTRIES = 2_000_000
@@ -197,6 +198,14 @@ class RedisStreamBus:
                 return 0
             return int(self._redis.xtrim(self._key(stream), minid=first_needed, approximate=False))
 
+    def erase(self, stream: str, is_meant: Callable[[bytes], bool], keys: Collection[str] = ()) -> int:
+        """See `EventBus.erase`."""
+        with self._translated():
+            deleted = sum(delete_entries(self._redis, self._key(stream, part), is_meant) for part in (None, "dead"))
+            forget_keys(self._redis, self._key_sets(stream), keys)
+            rewrite_log(self._redis)
+        return deleted
+
     def close(self) -> None:
         """See `EventBus.close`."""
         self._redis.close()
@@ -211,11 +220,15 @@ class RedisStreamBus:
     def _publish_arguments(
         self, stream: str, payloads: Sequence[bytes], keys: Sequence[str] | None
     ) -> tuple[list[str], list[str | bytes | int]]:
-        window = int(time.time()) // self._window_s
         arguments: list[str | bytes | int] = [self._max_entries, 2 * self._window_s + 1]
         for key, payload in zip(keys or [""] * len(payloads), payloads, strict=True):
             arguments += (key, payload)
-        return [self._key(stream), self._key(stream, f"ids:{window}"), self._key(stream, f"ids:{window - 1}")], arguments
+        return [self._key(stream), *self._key_sets(stream)], arguments
+
+    def _key_sets(self, stream: str) -> list[str]:
+        """Sets of the keys that were published within this window and the one before."""
+        window = int(time.time()) // self._window_s
+        return [self._key(stream, f"ids:{window - age}") for age in (0, 1)]
 
     def _published(self, stream: str, ids: list[bytes | None] | bytes) -> list[str | None]:
         if isinstance(ids, bytes):

@@ -169,7 +169,7 @@ class GatewayApp:
         except Exception:
             status, request_id = 500, request_id or secrets.token_hex(8).encode()
             told = {"request_id": request_id.decode(), "route": route, "status": status}
-            _log.exception("request failed: %s %s", scope["method"], path, extra=told)
+            _log.exception("request failed: %s %s", scope["method"], route, extra=told)  # a path may hold a user's id
             body = {"error": {"code": "internal", "message": "the request failed; the gateway's log says why"}}
             await send_json(send, 500, body, request_id=request_id)
         self.metrics.request(route, status)

@@ -27,6 +27,7 @@ from serving.config import ServingConfig
 from serving.feature_log import FeatureLog
 from serving.item_changes import ItemChanges, as_of_now
 from serving.item_table import ItemTable
+from serving.known_histories import KnownHistories
 from serving.logs import log_to_file
 from serving.messages import ComputeRequest
 from serving.online_users import OnlineUser, OnlineUsers
@@ -52,11 +53,13 @@ class RetrieverStage:
     Args:
         pipeline: the loaded bundle.
         items: its items, whose availability the owner keeps current.
+        folder: of the bundle, whose users are read again when an erasure has changed them; None for a pipeline in memory.
     """
 
-    def __init__(self, pipeline: Pipeline, items: ItemTable) -> None:
+    def __init__(self, pipeline: Pipeline, items: ItemTable, folder: Path | None = None) -> None:
         self.pipeline = pipeline
         self.items = items
+        self._histories = KnownHistories(pipeline.histories, folder)
 
     def query(
         self, request: ComputeRequest, activity: RecentActivity, now_us: int, online: OnlineUser | None = None
@@ -69,7 +72,7 @@ class RetrieverStage:
         Returns:
             One query, and (R,) int32 rows of rejected items.
         """
-        histories = self.pipeline.histories
+        histories = self._histories.current()
         user = histories.users.rows([request.user_id])[0] if request.user_id is not None else np.int32(-1)
         known = slice(int(histories.indptr[user]), int(histories.indptr[user + 1])) if user >= 0 else slice(0, 0)
         events = (*(online.events if online is not None else ()), *activity.events)
@@ -214,7 +217,7 @@ class Retriever:
         changes = ItemChanges(AuditLog(store, config.dataset))
         manifest = pipeline.manifest
         read_at = None if manifest is None else manifest.fingerprint.as_of or manifest.created_at
-        self._stage = RetrieverStage(pipeline, as_of_now(items, store, config.dataset, read_at))
+        self._stage = RetrieverStage(pipeline, as_of_now(items, store, config.dataset, read_at), folder)
         follow = threading.Thread(target=_follow_items, args=(changes, self._stage, config.reread_s), name="items", daemon=True)
         follow.start()
         self._online = OnlineUsers(config, with_ranking=bool(pipeline.user_feature_names))

@@ -156,6 +156,35 @@ def describe_(
     console.finish(result, _description_table(result))
 
 
+@app.command("scan-user")
+def scan_user_(
+    user_id: Annotated[str, typer.Argument(metavar="USER", help="The id to look for.")],
+) -> None:
+    """Show where a user's id stands in this home and its Redis, in any dataset; after an erasure nowhere."""
+    from redis.exceptions import RedisError
+
+    from shortlist.scan_user import scan_user
+    from shortlist.stack.state import running_stack
+
+    settings = console.settings()
+    stack = running_stack(settings.home.absolute())
+    chosen = {name: getattr(settings.redis, f"{name}_url") for name in ("bus", "features", "cache")}
+    if stack is not None:
+        chosen = {"bus": stack.bus_url, "features": stack.features_url, "cache": stack.cache_url}
+    urls = {name: url for name, url in chosen.items() if url is not None}
+    if len(urls) < len(chosen):
+        console.log.print("note: no stack is running here, so its embedded Redis was not looked into", highlight=False)
+    try:
+        found = scan_user(user_id, settings, urls)
+    except RedisError as error:
+        raise console.CommandError(f"a Redis cannot be looked into: {error}; start the stack, then scan again") from None
+    table = Table("kind", "place", "matches")
+    for one in found:
+        table.add_row(one.kind, one.place, f"{one.matches:,}")
+    result = {"user_id": user_id, "found": [asdict(one) for one in found], "redis_scanned": sorted(urls)}
+    console.finish(result, table if found else "found nowhere")
+
+
 @app.command("export")
 def export_(
     folder: Annotated[Path, typer.Argument(help="Folder to write interactions.parquet, items.parquet and users.parquet to.")],

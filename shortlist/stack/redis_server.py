@@ -79,6 +79,8 @@ def start_redis(
     if durable:
         # Every accepted event is on disk before the gateway says 202; everysec would lose up to a second of them at a power cut.
         command += ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
+        # A snapshot would keep entries that were deleted from streams (an erasure) until their whole block is trimmed.
+        command += ["--aof-use-rdb-preamble", "no"]
         # Feast keeps an entity in one hash, with lists longer than the 64 bytes up to which Redis packs hashes by default.
         command += ["--hash-max-listpack-value", "1024"]
     else:

@@ -10,6 +10,7 @@ import pytest
 
 from features.daily_log import MERGE_AT_FILES, DailyLog
 from features.errors import StoreError
+from features.person import Person
 
 SCHEMA = pa.schema(
     [("id", pa.string()), ("kind", pa.string()), ("at", pa.timestamp("us", tz="UTC")), ("items", pa.list_(pa.string()))]
@@ -68,12 +69,15 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_erased_rows_are_gone_from_every_file(tmp_path: Path) -> None:
-    log = make_log(tmp_path / "log")
-    log.append(rows(9, 3, 1))
-    log.append(rows(3, 4))
-    ids = [one["id"] for one in log.read().to_pylist()]
-    assert log.erase("id", ids[:2]) >= 2
-    assert [one["id"] for one in log.read().to_pylist()] == ids[2:]
-    assert log.erase("id", ids) == len(ids) - 2
-    assert not list((tmp_path / "log").rglob("*.parquet"))
-    assert make_log(tmp_path / "nothing").erase("id", ids) == 0
+    schema = pa.schema([*SCHEMA, pa.field("user_id", pa.string()), pa.field("session_id", pa.string())])
+    log = DailyLog(tmp_path / "log", schema, id_column="id", time_column="at")
+    people = {0: ("erika", "s"), 1: (None, "s"), 2: ("other", "s"), 3: ("erika", None), 4: (None, "t"), 5: (None, None)}
+    for numbers in ((0, 1, 2), (3,), (4, 5)):
+        table = rows(*numbers)
+        users, sessions = zip(*(people[number] for number in numbers), strict=True)
+        log.append(pa.table([*table.columns, pa.array(users, pa.string()), pa.array(sessions, pa.string())], schema=schema))
+    assert log.erase(Person("erika", {"s"})) == 3
+    assert log.read()["id"].to_pylist() == ["r002", "r004", "r005"]
+    assert log.erase(Person("erika", {"s"})) == 0
+    assert DailyLog(tmp_path / "nothing", schema, id_column="id", time_column="at").erase(Person("erika")) == 0
+    assert b"erika" not in b"".join(file.read_bytes() for file in tmp_path.rglob("*.parquet"))

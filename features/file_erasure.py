@@ -1,0 +1,60 @@
+"""Deleting a person's rows from files that are not stores: Parquet tables of users, and the rejects of imports."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from features.errors import StoreError
+from features.person import Person
+
+_WORD = re.compile(r"[^\s,;|\t\"'{}\[\]]+")
+
+
+def erase_from_parquet(folder: Path, person: Person) -> int:
+    """Rewrite the Parquet files below a folder that hold a person's rows; returns how many rows went.
+
+    Raises:
+        StoreError: a file cannot be rewritten.
+    """
+    deleted = 0
+    for path in sorted(folder.rglob("*.parquet")):
+        try:
+            if "user_id" not in pq.read_schema(path).names:
+                continue
+            if not pc.any(person.rows(pq.read_table(path, columns=["user_id"], partitioning=None))).as_py():
+                continue
+            rows = pq.read_table(path, partitioning=None)
+            kept = rows.filter(pc.invert(person.rows(rows)))
+            temporary = path.with_suffix(".tmp")
+            pq.write_table(kept, temporary, compression="zstd")
+            os.replace(temporary, path)
+            deleted += rows.num_rows - kept.num_rows
+        except OSError as error:
+            raise StoreError(f"{path} cannot be rewritten: {error}; free space or check permissions") from error
+    return deleted
+
+
+def erase_from_rejects(folder: Path, person: Person) -> int:
+    """Take lines in which the user's id stands out of rejects files; returns how many."""
+    deleted = 0
+    for path in sorted(folder.glob("rejects-*.csv")):
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            lines = list(csv.reader(file))
+        kept = [line for line in lines if not any(person.user_id in _words(cell) for cell in line)]
+        if len(kept) < len(lines):
+            temporary = path.with_suffix(".tmp")
+            with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                csv.writer(file).writerows(kept)
+            os.replace(temporary, path)
+            deleted += len(lines) - len(kept)
+    return deleted
+
+
+def _words(text: str) -> set[str]:
+    return {text, *_WORD.findall(text)}
