@@ -5,6 +5,7 @@ Legend: `N` items, `D` width.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Sequence
 from typing import Literal
@@ -34,11 +35,23 @@ def text_vectors(documents: Sequence[str], model: TextModel, *, width: int, spre
     """
     if model == "minilm":
         return _sentence_vectors(documents)
-    vectorizer = TfidfVectorizer(min_df=2, sublinear_tf=True, max_features=MAX_WORDS, dtype=np.float32)
     try:
-        return reduced(vectorizer.fit_transform(documents), width=width, spread=spread, seed=seed)
+        return reduced(_vectorizer().fit_transform(documents), width=width, spread=spread, seed=seed)
     except ValueError:  # no word is in two texts
         return np.zeros((len(documents), 0), dtype=np.float32)
+
+
+def token_weights(documents: Sequence[str], tags: sp.csr_matrix) -> sp.csr_matrix:
+    """(N, V) float32 weights of words and tags together, TF-IDF, each of the two halves of a row of unit length or zero."""
+    halves = [TfidfTransformer().fit_transform(tags)] if tags.shape[1] else []
+    with contextlib.suppress(ValueError):  # no word is in two texts
+        halves.append(_vectorizer().fit_transform(documents))
+    none = sp.csr_matrix(np.empty((len(documents), 0), dtype=np.float32))
+    return sp.hstack([none, *halves], format="csr", dtype=np.float32)
+
+
+def _vectorizer() -> TfidfVectorizer:
+    return TfidfVectorizer(min_df=2, sublinear_tf=True, max_features=MAX_WORDS, dtype=np.float32)
 
 
 def tag_vectors(tags: sp.csr_matrix, *, width: int, spread: float, seed: int) -> FloatArray:

@@ -13,6 +13,7 @@ from training.models.popularity import Popularity
 from training.models.registry import MODELS, build_model
 from training.models.sequential import Sequential
 from training.models.transition_knn import TransitionKnn
+from training.models.two_tower import TwoTowerHybrid
 from training.testing import ITEMS_WITHOUT_ACTIVITY, RetrieverContract
 
 
@@ -68,6 +69,11 @@ class TestSequentialOfEveryPosition(KnowsNothingOfNewItems):
 class TestContent(RetrieverContract):
     model = Content
     config = {"width": 8}  # noqa: RUF012
+
+
+class TestTwoTower(RetrieverContract):
+    model = TwoTowerHybrid
+    config = {"width": 8, "epochs": 2, "batch_size": 32}  # noqa: RUF012
 
 
 def test_every_registered_model_has_a_contract_test() -> None:

@@ -14,8 +14,11 @@ from training.models.ials import Ials
 from training.models.popularity import Popularity
 from training.models.sequential import Sequential
 from training.models.transition_knn import TransitionKnn
+from training.models.two_tower import TwoTowerHybrid
 
-MODELS: dict[str, type[Retriever]] = {model.name: model for model in (Popularity, TransitionKnn, Ease, Ials, Content, Sequential)}
+MODELS: dict[str, type[Retriever]] = {
+    model.name: model for model in (Popularity, TransitionKnn, Ease, Ials, Content, TwoTowerHybrid, Sequential)
+}
 
 
 def build_model(name: str, config: dict[str, Any] | None = None) -> Retriever:
