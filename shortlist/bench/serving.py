@@ -10,6 +10,7 @@ import os
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,7 +173,9 @@ def _stack(world: World, notify: Notify) -> Iterator[tuple[ServingConfig, httpx.
         _route(config, world)
         start_serve(config)
         deploy_gateway(config)
+        started = time.monotonic()
         deploy_version(config, VERSION, world.bundle)
+        notify(f"the version was ready after {time.monotonic() - started:.1f} s")
         deploy_beside("no-op", "/no-op", NoOp)
         announce(config)
         with httpx.Client(base_url=f"http://{config.host}:{config.port}", timeout=30) as http:

@@ -115,12 +115,17 @@ def ingest(
     console.finish(result, ingest_markdown(result))
 
 
+ItemsOption = Annotated[int, typer.Option("--items", help="Size of the simulated catalogue.", min=1_000)]
+FolderOption = Annotated[
+    Path, typer.Option("--folder", help="Where the simulated world is made and kept; a quarter of an hour at a million items.")
+]
+WORLDS = Path(".shortlist-bench")
+
+
 @app.command()
 def serving(
-    items: Annotated[int, typer.Option("--items", help="Size of the simulated catalogue.", min=1_000)] = 1_000_000,
-    folder: Annotated[
-        Path, typer.Option("--folder", help="Where the simulated world is made and kept; minutes at a million items.")
-    ] = Path(".shortlist-bench"),
+    items: ItemsOption = 1_000_000,
+    folder: FolderOption = WORLDS,
     seconds: Annotated[float, typer.Option("--seconds", help="Length of each measurement.", min=0.5)] = 5.0,
     connections: Annotated[int, typer.Option("--connections", help="Connections kept open.", min=1, max=64)] = 8,
     rounds: Annotated[int, typer.Option("--rounds", help="No-op and cached answers in turn so many times.", min=1)] = 3,
@@ -132,6 +137,17 @@ def serving(
     world = large_world(folder.absolute() / f"items-{items}", items, console.log.print)
     result = bench_serving(world, seconds=seconds, connections=connections, rounds=rounds, notify=console.log.print)
     console.finish({**result, "machine": machine()}, serving_markdown(result, machine()))
+
+
+@app.command()
+def scale(items: ItemsOption = 1_000_000, folder: FolderOption = WORLDS) -> None:
+    """One version of a large catalogue in one process: index, filters, the computed path, memory, cold start."""
+    from shortlist.bench.scale import bench_scale, scale_markdown
+    from shortlist.bench.world import large_world
+
+    world = large_world(folder.absolute() / f"items-{items}", items, console.log.print)
+    result = bench_scale(world, console.log.print)
+    console.finish({**result, "machine": machine()}, scale_markdown(result, machine()))
 
 
 def demo_markdown(result: DemoResult, versions: dict[str, dict[str, float]]) -> str:

@@ -1,0 +1,47 @@
+"""What a gateway counts, as Prometheus reads it."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.metrics import GatewayMetrics
+
+
+def samples(metrics: GatewayMetrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    families = text_string_to_metric_families(metrics.text().decode())
+    return {(one.name, tuple(sorted(one.labels.items()))): one.value for family in families for one in family.samples}
+
+
+def test_latencies_are_a_cumulative_histogram() -> None:
+    """An answer on an edge counts below it; the last bucket holds all."""
+    metrics = GatewayMetrics()
+    for seconds in (0.0004, 0.0005, 0.003, 7.0):
+        metrics.answer("cache", "3", seconds)
+    metrics.answer("popular", None, 0.01)
+    found = samples(metrics)
+    here = (("served_from", "cache"), ("version", "3"))
+    name = "shortlist_recommendation_seconds"
+    buckets = {
+        edge: found[f"{name}_bucket", tuple(sorted((*here, ("le", edge))))] for edge in ("0.0005", "0.002", "0.005", "2.0", "+Inf")
+    }
+    assert buckets == {"0.0005": 2, "0.002": 2, "0.005": 3, "2.0": 3, "+Inf": 4}
+    assert found[f"{name}_count", here] == 4
+    assert abs(found[f"{name}_sum", here] - 7.0039) < 1e-9
+    assert found[f"{name}_count", (("served_from", "popular"), ("version", ""))] == 1
+
+
+def test_counts_go_on_between_readings() -> None:
+    """Reading hands over what was counted since, and loses nothing."""
+    metrics = GatewayMetrics()
+    metrics.request("recommendations", 200)
+    metrics.cache_read("hit")
+    samples(metrics)
+    metrics.request("recommendations", 200)
+    metrics.request("recommendations", 404)
+    metrics.fallback("deadline")
+    found = samples(metrics)
+    name = "shortlist_http_requests_total"
+    assert found[name, (("route", "recommendations"), ("status", "200"))] == 2
+    assert found[name, (("route", "recommendations"), ("status", "404"))] == 1
+    assert found["shortlist_cache_reads_total", (("outcome", "hit"),)] == 1
+    assert found["shortlist_fallbacks_total", (("reason", "deadline"),)] == 1
