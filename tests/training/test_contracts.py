@@ -32,6 +32,11 @@ class TestPopularity(KnowsNothingOfNewItems):
     config = {"half_life_days": 30.0}  # noqa: RUF012
 
 
+class TestPopularityBySegments(KnowsNothingOfNewItems):
+    model = Popularity
+    config = {"segments": True, "shrinkage": 5.0}  # noqa: RUF012
+
+
 class TestTransitionKnn(KnowsNothingOfNewItems):
     model = TransitionKnn
 

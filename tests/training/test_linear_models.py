@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +13,12 @@ import scipy.sparse as sp
 from training.dataset import from_frame
 from training.errors import NotTrainableError
 from training.models import ease, ease_local
-from training.models.base import TrainingData
+from training.models.base import TrainingData, top_k
 from training.models.ease import Ease, EaseConfig
 from training.models.ials import Ials, IalsConfig
 from training.models.item_item import PRIOR
 from training.models.popularity import Popularity, PopularityConfig
-from training.queries import queries_from_histories
+from training.queries import queries_from_histories, queries_from_users
 from training.testing import small_world
 
 
@@ -158,3 +159,43 @@ def test_popularity_without_times_counts() -> None:
     data = TrainingData(from_frame(pd.DataFrame({"user_id": list("abc"), "item_id": list("xxy")})))
     scores = Popularity(PopularityConfig(half_life_days=1.0)).fit(data).score(queries_from_histories([[]]))[0]
     assert scores.tolist() == [1.0, 0.5]
+
+
+def segmented_data() -> TrainingData:
+    """Seven users of the south take x or y, three of the north take y or z, one is from nowhere."""
+    rows = [(f"s{n}", item) for n in range(7) for item in "xy"] + [(f"n{n}", item) for n in range(3) for item in "yz"]
+    interactions = from_frame(pd.DataFrame([*rows, ("who", "x")], columns=["user_id", "item_id"]))
+    region = np.array([{"s": "south", "n": "north"}.get(str(user)[0]) for user in interactions.user_ids], dtype=object)
+    return TrainingData(interactions, {}, {"region": region})
+
+
+def test_popularity_of_a_segment_is_its_own_share_drawn_to_the_whole() -> None:
+    data = segmented_data()
+    model = Popularity(PopularityConfig(segments=True, shrinkage=6.0)).fit(data)
+    north, south, nowhere = (int(np.flatnonzero(data.interactions.user_ids == name)[0]) for name in ("n0", "s0", "who"))
+    asked = replace(queries_from_histories([[]] * 4), user_idx=np.array([north, south, nowhere, -1], dtype=np.int32))
+    whole = np.array([8, 10, 3]) / 21
+    scores = model.score(asked)
+    np.testing.assert_allclose(scores[0], (np.array([0, 3, 3]) + 6 * whole) / 12 * 21 / 10, rtol=1e-5)
+    np.testing.assert_allclose(scores[1], (np.array([7, 7, 0]) + 6 * whole) / 20 * 21 / 10, rtol=1e-5)
+    np.testing.assert_allclose(scores[2:], [whole * 2.1] * 2, rtol=1e-5)
+
+
+def test_popularity_by_segments_retrieves_what_it_scores(rng: np.random.Generator) -> None:
+    frame = pd.DataFrame({"user_id": rng.integers(0, 60, 900), "item_id": rng.zipf(1.3, 900) % 300})
+    interactions = from_frame(frame)
+    ages = np.where(rng.random(interactions.num_users) < 0.2, np.nan, rng.integers(10, 80, interactions.num_users))
+    clubs = np.array([f"c{user % 3}" for user in range(interactions.num_users)], dtype=object)
+    model = Popularity(PopularityConfig(segments=True, shrinkage=5.0)).fit(
+        TrainingData(interactions, {}, {"age": ages, "club": clubs})
+    )
+    queries = queries_from_users(interactions, np.arange(interactions.num_users, dtype=np.int32))
+    for allowed in (None, rng.random(interactions.num_items) < 0.3):
+        found = model.retrieve(queries, 12, allowed)
+        scores = model.score(queries)
+        scores[queries.row, queries.item_idx] = -np.inf
+        if allowed is not None:
+            scores[:, ~allowed] = -np.inf
+        expected = top_k(scores, 12)
+        np.testing.assert_allclose(found.score, expected.score, rtol=1e-6)
+        assert (np.take_along_axis(scores, found.item_idx, axis=1) == found.score).all()
