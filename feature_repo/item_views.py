@@ -11,7 +11,14 @@ from feast import Entity, FeatureView
 from feature_repo.entities import OWNER
 from feature_repo.fields import feast_field
 from feature_repo.sources import STATE_TTL, batch_source, push_source
-from feature_repo.specs import ITEM_ACTIVITY, ITEM_ACTIVITY_SPECS, ITEM_METADATA, item_metadata_specs
+from feature_repo.specs import (
+    ITEM_ACTIVITY,
+    ITEM_ACTIVITY_SPECS,
+    ITEM_ENGAGEMENT,
+    ITEM_ENGAGEMENT_SPECS,
+    ITEM_METADATA,
+    item_metadata_specs,
+)
 
 
 def item_views(schema: Mapping[str, Any], tables: Path, item: Entity) -> list[FeatureView]:
@@ -27,7 +34,18 @@ def item_views(schema: Mapping[str, Any], tables: Path, item: Entity) -> list[Fe
             description="State of an item after its last event: counts, tiles, values, first and last time.",
             owner=OWNER,
             tags={"entity": "item", "source": "events"},
-        )
+        ),
+        FeatureView(
+            name=ITEM_ENGAGEMENT,
+            entities=[item],
+            ttl=STATE_TTL,
+            schema=[feast_field(spec) for spec in ITEM_ENGAGEMENT_SPECS],
+            source=push_source(ITEM_ENGAGEMENT, tables),
+            online=True,
+            description="Impressions and clicks of an item in answers: click-through rates are computed from it.",
+            owner=OWNER,
+            tags={"entity": "item", "source": "events"},
+        ),
     ]
     metadata = item_metadata_specs(schema)
     if metadata:

@@ -152,6 +152,29 @@ ITEM_ACTIVITY_SPECS: tuple[FeatureSpec, ...] = (
     ),
 )
 
+ITEM_ENGAGEMENT = "item_engagement"
+
+ITEM_ENGAGEMENT_SPECS: tuple[FeatureSpec, ...] = (
+    FeatureSpec("item_impressions", "count", "events", "Times that the item was shown in an answer, as clients report."),
+    FeatureSpec("item_impression_last_us", "time_us", "us since epoch, UTC", "Time of the last impression; null without one."),
+    FeatureSpec(
+        "item_impression_day_tiles",
+        "tiles",
+        "events",
+        "Impressions of each of the last 30 UTC days, [0] the day of item_impression_last_us.",
+        DAY_TILES,
+    ),
+    FeatureSpec("item_clicks", "count", "events", "Clicks on the item that quote the answer they came from."),
+    FeatureSpec("item_click_last_us", "time_us", "us since epoch, UTC", "Time of the last such click; null without one."),
+    FeatureSpec(
+        "item_click_day_tiles",
+        "tiles",
+        "events",
+        "Such clicks of each of the last 30 UTC days, [0] the day of item_click_last_us.",
+        DAY_TILES,
+    ),
+)
+
 
 def item_metadata_specs(schema: Mapping[str, Any]) -> tuple[FeatureSpec, ...]:
     """Attributes of items as `schema.json` lists them, named `metadata_<name>`."""

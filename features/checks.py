@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from feature_repo.services import ENGAGEMENT_V1
 from feature_repo.specs import (
     ITEM_ACTIVITY,
     RECENT_ITEMS,
@@ -59,6 +60,7 @@ class CheckReport:
     Attributes:
         compared: side -> entities compared offline against online; "pair" counts user x item pairs.
         pushed_since: side -> sampled entities left out because a newer row was pushed online.
+        expired: side -> sampled entities left out because they were inactive for longer than the online store keeps them.
         differences: features that differ.
         violations: values that cannot be true, one line each.
         null_share: feature -> share of the newest rows without a value.
@@ -68,6 +70,7 @@ class CheckReport:
     dataset: str
     compared: dict[str, int] = field(default_factory=dict)
     pushed_since: dict[str, int] = field(default_factory=dict)
+    expired: dict[str, int] = field(default_factory=dict)
     differences: list[Difference] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     null_share: dict[str, float] = field(default_factory=dict)
@@ -124,13 +127,18 @@ def _sample_ids(features: Features, side: Side, sample: int, rng: np.random.Gene
 
 
 def _check_parity(features: Features, side: Side, ids: npt.NDArray[np.object_], now_us: int, report: CheckReport) -> FeatureColumns:
-    online = features.online_users(list(ids)) if side == "user" else features.online_items(list(ids))
+    if side == "user":
+        online = features.online_users(list(ids))
+    else:
+        online = features.online_items(list(ids)) | features.online_items(list(ids), ENGAGEMENT_V1)
     offline = features.historical(side, ids, np.full(len(ids), now_us + 1, dtype=np.int64), list(online))
     pushed = _pushed_since(features, side, ids)
-    report.compared[side] = int((~pushed).sum())
+    expired = _expired(features, side, ids, offline, now_us)
+    report.compared[side] = int((~pushed & ~expired).sum())
     report.pushed_since[side] = int(pushed.sum())
+    report.expired[side] = int(expired.sum())
     for name, values in offline.items():
-        same = equal_columns(values, online[name]) | pushed
+        same = equal_columns(values, online[name]) | pushed | expired
         _note_difference(report, name, same, ids, values, online[name])
     return online
 
@@ -141,6 +149,14 @@ def _pushed_since(features: Features, side: Side, ids: npt.NDArray[np.object_]) 
     if cutoff is None or not len(ids):
         return np.zeros(len(ids), dtype=np.bool_)
     return np.asarray(features.online_times_us(side, list(ids)) > cutoff)
+
+
+def _expired(features: Features, side: Side, ids: npt.NDArray[np.object_], offline: FeatureColumns, now_us: int) -> BoolArray:
+    """Entities that have left the online store, as users do who were away for longer than its expiry."""
+    if side == "item" or features.user_ttl_s is None or not len(ids):
+        return np.zeros(len(ids), dtype=np.bool_)
+    away = offline["user_last_event_us"] < now_us - features.user_ttl_s * 1e6
+    return np.asarray(away & np.isnan(features.online_times_us(side, list(ids))))
 
 
 def _check_pairs(

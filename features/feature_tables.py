@@ -23,15 +23,33 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_repo.request_columns import DAY_US
-from feature_repo.specs import CREATED_AT, EVENT_TIMESTAMP, ITEM_ACTIVITY, ITEM_METADATA, USER_ACTIVITY, USER_PROFILE, table_path
+from feature_repo.specs import (
+    CREATED_AT,
+    EVENT_TIMESTAMP,
+    ITEM_ACTIVITY,
+    ITEM_ENGAGEMENT,
+    ITEM_ENGAGEMENT_SPECS,
+    ITEM_METADATA,
+    USER_ACTIVITY,
+    USER_PROFILE,
+    table_path,
+)
 from features.activity_log import ActivityLog, LongArray, activity_log
-from features.aggregates import ItemStates, Side, UserStates, categories_of, state_schema
+from features.aggregates import ItemStates, UserStates, categories_of, state_schema
 from features.attribute_tables import ALWAYS_US, attribute_table
+from features.columns import arrow_type
+from features.engagement import EngagementStates
 from features.errors import FeatureJoinError
 from features.schema import Attribute, DatasetSchema
 
-EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "action", "flag")
+EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "action", "flag", "recommendation_id")
 """Columns of the activity store that the tables are built from."""
+
+_SCHEMAS = {
+    USER_ACTIVITY: state_schema("user"),
+    ITEM_ACTIVITY: state_schema("item"),
+    ITEM_ENGAGEMENT: pa.schema([("item_id", pa.string()), *((spec.name, arrow_type(spec)) for spec in ITEM_ENGAGEMENT_SPECS)]),
+}
 
 Progress = Callable[[str, int, int], None]
 """Called with a table's name, rows done and rows in all."""
@@ -74,6 +92,7 @@ def build_tables(
     built = [
         _write_states(folder, USER_ACTIVITY, UserStates(user_log, categories_of(items)), as_of_us, progress),
         _write_states(folder, ITEM_ACTIVITY, ItemStates(item_log), as_of_us, progress),
+        _write_states(folder, ITEM_ENGAGEMENT, EngagementStates(events, has_times=schema.has_times), as_of_us, progress),
     ]
     if schema.user_attributes:
         built.append(_write_attributes(folder, USER_PROFILE, users, "user_id", schema.user_attributes, as_of_us, progress))
@@ -137,15 +156,17 @@ def newest_time_us(path: Path) -> int | None:
     return int(newest.cast(pa.int64()).as_py()) if newest.is_valid else None
 
 
-def _write_states(folder: Path, view: str, states: UserStates | ItemStates, as_of_us: int, progress: Progress | None) -> BuiltTable:
-    side: Side = "user" if isinstance(states, UserStates) else "item"
+States = UserStates | ItemStates | EngagementStates
+
+
+def _write_states(folder: Path, view: str, states: States, as_of_us: int, progress: Progress | None) -> BuiltTable:
     rows, stops, event_us = _changes(states.log, as_of_us)
     written_us = time.time_ns() // 1000
     path = table_path(view, folder)
     temporary = path.with_suffix(".tmp")
     done = 0
     with pq.ParquetWriter(
-        temporary, timed(state_schema(side).empty_table(), np.empty(0, np.int64), 0).schema, compression="zstd"
+        temporary, timed(_SCHEMAS[view].empty_table(), np.empty(0, np.int64), 0).schema, compression="zstd"
     ) as out:
         for table in states.after(rows, stops):
             out.write_table(timed(table, event_us[done : done + len(table)], written_us))

@@ -1,7 +1,7 @@
-"""The group `features`: users' online features after each of their events, by the definition that the batch uses.
+"""The group `features`: online features of users and items after each of their events, by the definition that the batch uses.
 
-A state is never added to: it is computed anew from the user's whole history with `features.aggregates`. So an event that comes
-twice or late changes nothing that it should not, a crash at any point is mended by doing the batch again, and live and batch
+A user's state is never added to: it is computed anew from the user's whole history with `features.aggregates`. So an event that
+comes twice or late changes nothing that it should not, a crash at any point is mended by doing the batch again, and live and batch
 values are equal. Histories come from the activity store, which has every event before it is used here, and stay in memory for a
 while.
 """
@@ -39,11 +39,24 @@ HISTORY_SECONDS = 600.0
 _COLUMNS = ("event_id", "user_id", "item_id", "action", "timestamp", "value", "flag")
 
 
-class UserFeatureSink(Protocol):
+class FeatureSink(Protocol):
     """Where states go: `features.store.Features`."""
 
     def push_users(self, states: pa.Table) -> None:
         """Replace the online row of each user."""
+
+    def push_items(self, states: pa.Table) -> None:
+        """Replace the online activity of each item."""
+
+    def push_engagement(self, states: pa.Table) -> None:
+        """Replace the online impressions and clicks of each item."""
+
+
+class LiveItems(Protocol):
+    """States of items as the store has them now: `features.item_totals.ItemTotals` under its lock."""
+
+    def states(self, item_ids: Sequence[str]) -> tuple[pa.Table, pa.Table]:
+        """Rows of `item_activity` and of `item_engagement`."""
 
 
 @dataclass
@@ -64,10 +77,18 @@ class UserHistories:
         store: where histories are read.
         max_events: events kept in memory; users that were touched longest ago go first.
         seconds: how long a history is kept before it is read again.
+        dates: days on which users have events, so that the first look at somebody reads a few files; None reads the whole store.
     """
 
-    def __init__(self, store: ActivityStore, *, max_events: int = MAX_CACHED_EVENTS, seconds: float = HISTORY_SECONDS) -> None:
-        self._store, self._max_events, self._seconds = store, max_events, seconds
+    def __init__(
+        self,
+        store: ActivityStore,
+        *,
+        max_events: int = MAX_CACHED_EVENTS,
+        seconds: float = HISTORY_SECONDS,
+        dates: Callable[[Sequence[str]], Collection[str]] | None = None,
+    ) -> None:
+        self._store, self._max_events, self._seconds, self._dates = store, max_events, seconds, dates
         self._kept: OrderedDict[str, _History] = OrderedDict()
         self._events = self._erasures = 0
 
@@ -120,7 +141,8 @@ class UserHistories:
                 self._events -= len(kept.item_ids) if kept else 0
                 self._kept[user] = _History(now)
         if wanted:
-            self._add(_counted(self._store.read(_COLUMNS, user_ids=wanted)))
+            on_dates = None if self._dates is None else set(self._dates(wanted))
+            self._add(_counted(self._store.read(_COLUMNS, user_ids=wanted, on_dates=on_dates)))
 
     def _add(self, events: pa.Table) -> None:
         names = ("event_id", "user_id", "item_id", "value")
@@ -139,7 +161,7 @@ class UserHistories:
             self._events -= len(self._kept.popitem(last=False)[1].item_ids)
 
 
-class UpdateUserFeatures:
+class UpdateFeatures:
     """`process` of the group `features`.
 
     Args:
@@ -152,12 +174,13 @@ class UpdateUserFeatures:
         has_times: False for a dataset whose times are only an order.
         patience_s: how long to wait for the store within one batch.
         pushed: told when events were received that have been pushed.
+        items: states of the batch's items, pushed too; None pushes users alone.
     """
 
     def __init__(
         self,
         histories: UserHistories,
-        sink: Callable[[], UserFeatureSink | None],
+        sink: Callable[[], FeatureSink | None],
         categories: Callable[[], ItemCategories],
         known_items: KnownItems | None,
         is_stored: Callable[[str], bool],
@@ -165,13 +188,14 @@ class UpdateUserFeatures:
         has_times: bool = True,
         patience_s: float = 5.0,
         pushed: Callable[[pa.ChunkedArray], None] | None = None,
+        items: LiveItems | None = None,
     ) -> None:
         self._histories, self._sink, self._categories = histories, sink, categories
         self._known_items, self._is_stored, self._has_times, self._patience_s = known_items, is_stored, has_times, patience_s
-        self._lock, self._pushed = threading.Lock(), pushed
+        self._lock, self._pushed, self._items = threading.Lock(), pushed, items
 
     def __call__(self, entries: Sequence[BusEntry]) -> BatchResult:
-        """Push the states of all users of a batch.
+        """Push the states of all users and items of a batch.
 
         Raises:
             StoreError: the store is behind.
@@ -189,6 +213,7 @@ class UpdateUserFeatures:
         with self._lock:
             history = self._histories.with_events(events)
         result = self._push(sink, history)
+        self._push_items(sink, events)
         if self._pushed is not None:
             self._pushed(events["received_at"])
         return result
@@ -207,7 +232,7 @@ class UpdateUserFeatures:
             history = self._histories.of(users)
         return self._push(sink, history)
 
-    def _push(self, sink: UserFeatureSink, history: pa.Table) -> BatchResult:
+    def _push(self, sink: FeatureSink, history: pa.Table) -> BatchResult:
         if not history.num_rows:
             return BatchResult()
         log = activity_log(history, "user", has_times=self._has_times)
@@ -215,6 +240,16 @@ class UpdateUserFeatures:
         for block in states.after(np.arange(len(log.ids)), log.indptr[1:]):
             sink.push_users(block)
         return BatchResult(added=len(log.ids))
+
+    def _push_items(self, sink: FeatureSink, events: pa.Table) -> None:
+        """Whatever an entry is handed out for again, the values are those of the store: nothing counts twice."""
+        if self._items is None:
+            return
+        activity, engagement = self._items.states(events["item_id"].unique().to_pylist())
+        if activity.num_rows:
+            sink.push_items(activity)
+        if engagement.num_rows:
+            sink.push_engagement(engagement)
 
     def _wait_for_store(self, entry_id: str) -> None:
         deadline = time.monotonic() + self._patience_s
@@ -232,17 +267,20 @@ class RefreshMergedUsers:
         is_stored: whether the store has the merge of that bus entry, and all before it.
         stored_until_us: time up to which the store has every event of the bus.
         patience_s: how long to wait for the store within one batch.
+        joined: told the session and the user of each merge before features are computed.
     """
 
     def __init__(
         self,
-        update: UpdateUserFeatures,
+        update: UpdateFeatures,
         is_stored: Callable[[str], bool],
         stored_until_us: Callable[[], int],
         *,
         patience_s: float = 5.0,
+        joined: Callable[[str, str], None] | None = None,
     ) -> None:
         self._update, self._is_stored, self._stored_until_us, self._patience_s = update, is_stored, stored_until_us, patience_s
+        self._joined = joined
 
     def __call__(self, entries: Sequence[BusEntry]) -> BatchResult:
         """Push the states of all accounts of a batch.
@@ -263,6 +301,9 @@ class RefreshMergedUsers:
             if time.monotonic() > deadline:
                 raise StoreError("merged sessions wait for the activity store, which has not all of their events yet")
             time.sleep(0.02)
+        for row in rows:
+            if self._joined is not None:
+                self._joined(row["session_id"], row["user_id"])
         return self._update.refresh(sorted({row["user_id"] for row in rows}))
 
 

@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from feast import FeatureStore, RepoConfig
 from feast.data_source import PushMode
 from feast.errors import FeastObjectNotFoundException, PushSourceNotFoundException
@@ -34,6 +36,8 @@ from feature_repo.specs import (
     EVENT_TIMESTAMP,
     ITEM_ACTIVITY,
     ITEM_ACTIVITY_SPECS,
+    ITEM_ENGAGEMENT,
+    ITEM_ENGAGEMENT_SPECS,
     ITEM_METADATA,
     USER_ACTIVITY,
     USER_ACTIVITY_SPECS,
@@ -61,6 +65,11 @@ LATEST_US = 7_258_118_400_000_000
 """2200-01-01: no event is later."""
 
 _ROW = "ask_row"
+_PUSHED: dict[Side, tuple[tuple[str, str], ...]] = {
+    "user": ((USER_ACTIVITY, "user_events"),),
+    "item": ((ITEM_ACTIVITY, "item_events"), (ITEM_ENGAGEMENT, "item_impressions")),
+}
+"""Views that live events change, and a feature of each."""
 
 
 def view_specs(schema: DatasetSchema, side: Side) -> dict[str, tuple[FeatureSpec, ...]]:
@@ -69,8 +78,17 @@ def view_specs(schema: DatasetSchema, side: Side) -> dict[str, tuple[FeatureSpec
     if side == "user":
         views = {USER_ACTIVITY: USER_ACTIVITY_SPECS, USER_PROFILE: user_profile_specs(raw)}
     else:
-        views = {ITEM_ACTIVITY: ITEM_ACTIVITY_SPECS, ITEM_METADATA: item_metadata_specs(raw)}
+        views = {
+            ITEM_ACTIVITY: ITEM_ACTIVITY_SPECS,
+            ITEM_ENGAGEMENT: ITEM_ENGAGEMENT_SPECS,
+            ITEM_METADATA: item_metadata_specs(raw),
+        }
     return {name: specs for name, specs in views.items() if specs}
+
+
+def training_specs(schema: DatasetSchema, side: Side) -> dict[str, tuple[FeatureSpec, ...]]:
+    """`view_specs` without engagement: a fold's interactions do not say what was shown."""
+    return {view: specs for view, specs in view_specs(schema, side).items() if view != ITEM_ENGAGEMENT}
 
 
 class Features:
@@ -81,17 +99,23 @@ class Features:
         schema: its attributes; Feast's fields are built from it.
         redis_url: online store, `redis://[user:password@]host:port/db`, `rediss://` or `unix:///path`. None: no online store; only
             `apply` and point-in-time joins work.
+        user_ttl_s: users of whom nothing was written for so long leave the online store; None keeps all. Items stay.
 
     Raises:
         FeatureStoreError: a URL that Feast cannot take.
     """
 
-    def __init__(self, paths: DatasetPaths, schema: DatasetSchema, redis_url: str | None) -> None:
+    def __init__(self, paths: DatasetPaths, schema: DatasetSchema, redis_url: str | None, *, user_ttl_s: int | None = None) -> None:
         self.paths = paths
         self.schema = schema
-        self._online = redis_url is not None
+        self.user_ttl_s = user_ttl_s
         online_store: Any = {"type": "redis", "connection_string": redis_connection_string(redis_url)} if redis_url else None
         self._store = _open_store(paths.feast_project, paths.feast_registry, online_store)
+        # Feast has one expiry for all of a store's keys, so what writes users is a store of its own on the same registry.
+        self._user_store = self._store
+        if online_store is not None and user_ttl_s is not None:
+            expiring = online_store | {"key_ttl_seconds": user_ttl_s}
+            self._user_store = _open_store(paths.feast_project, paths.feast_registry, expiring)
         self._repository = build_repository(asdict(schema), paths.feature_tables)
         self._specs: dict[Side, dict[str, tuple[FeatureSpec, ...]]] = {
             "user": view_specs(schema, "user"),
@@ -126,7 +150,8 @@ class Features:
     def materialize(self, as_of: datetime | None = None, progress: Progress | None = None) -> dict[str, int]:
         """Write the newest state of every entity, as the tables have it, into the online store; returns rows by view.
 
-        A value that was pushed after the tables' cutoff stays, because the online store keeps the newer of two.
+        A value that was pushed after the tables' cutoff stays, because the online store keeps the newer of two. With an expiry,
+        users whose last event is older than it are left out, because writing would keep them for ever: unless all are that old.
 
         Args:
             as_of: states later than this are not written; by default the newest of each table.
@@ -142,7 +167,10 @@ class Features:
             cutoff_us = LATEST_US if as_of is None else _micros(as_of)
             rows = count_entities(path, key, cutoff_us)
             done = 0
-            for block in _blocks(newest_rows(path, key, cutoff_us, WRITE_ROWS)):
+            newest = newest_rows(path, key, cutoff_us, WRITE_ROWS)
+            if view == USER_ACTIVITY and self.user_ttl_s is not None:
+                newest = _active(newest, path, self.user_ttl_s)
+            for block in _blocks(newest):
                 self._write(view, block)
                 done += len(block)
                 if progress is not None:
@@ -161,6 +189,10 @@ class Features:
     def push_items(self, states: pa.Table) -> None:
         """Replace the `item_activity` of items online; see `push_users`."""
         self._push(ITEM_ACTIVITY, states)
+
+    def push_engagement(self, states: pa.Table) -> None:
+        """Replace the `item_engagement` of items online; see `push_users`."""
+        self._push(ITEM_ENGAGEMENT, states)
 
     def write_attributes(self, side: Side, values: pa.Table) -> None:
         """Replace profiles or metadata online: the id and the view's features, as `attribute_table` makes them."""
@@ -196,13 +228,15 @@ class Features:
         return {name: np.array(found[name], dtype=np.float64) for name in REQUEST_FEATURES}
 
     def online_times_us(self, side: Side, ids: Sequence[str]) -> npt.NDArray[np.float64]:
-        """(B,) float64: since when each entity's online activity row is true, in microseconds; NaN where there is none."""
-        view, name = (USER_ACTIVITY, "user_events") if side == "user" else (ITEM_ACTIVITY, "item_events")
-        with self._reported():
-            response = self._store.get_online_features(features=[f"{view}:{name}"], entity_rows={f"{side}_id": list(ids)})
-        position = list(response.proto.metadata.feature_names.val).index(name)
-        times = [stamp.seconds * 1e6 + stamp.nanos / 1e3 for stamp in response.proto.results[position].event_timestamps]
-        return np.array([moment or np.nan for moment in times])
+        """(B,) float64: when each entity's online state last changed, in microseconds; NaN where there is none."""
+        newest = np.full(len(ids), np.nan)
+        for view, name in _PUSHED[side]:
+            with self._reported():
+                response = self._store.get_online_features(features=[f"{view}:{name}"], entity_rows={f"{side}_id": list(ids)})
+            position = list(response.proto.metadata.feature_names.val).index(name)
+            times = [stamp.seconds * 1e6 + stamp.nanos / 1e3 for stamp in response.proto.results[position].event_timestamps]
+            newest = np.fmax(newest, np.array([moment or np.nan for moment in times]))
+        return newest
 
     def historical(self, side: Side, ids: IdArray, before_us: LongArray, names: Sequence[str] | None = None) -> FeatureColumns:
         """Features of each (entity, time) out of the built tables, as they were strictly before; see `point_in_time_join`."""
@@ -229,12 +263,15 @@ class Features:
     def _write(self, view: str, rows: pa.Table) -> None:
         with self._reported():
             self._store.get_feature_view(view, allow_registry_cache=True)  # writing to an unknown view is a bare KeyError
-            self._store.write_to_online_store(view, df=arrow_frame(rows))
+            self._writer(view).write_to_online_store(view, df=arrow_frame(rows))
 
     def _push(self, view: str, states: pa.Table) -> None:
         for block in _blocks(iter([states])):
             with self._reported():
-                self._store.push(f"{view}_push", arrow_frame(self._dated(block)), to=PushMode.ONLINE)
+                self._writer(view).push(f"{view}_push", arrow_frame(self._dated(block)), to=PushMode.ONLINE)
+
+    def _writer(self, view: str) -> FeatureStore:
+        return self._user_store if view in self._specs["user"] else self._store
 
     def _dated(self, rows: pa.Table) -> pa.Table:
         self._last_push_us = max(time.time_ns() // 1000, self._last_push_us + 1)
@@ -277,7 +314,8 @@ class Features:
             ) from error
         except (FeastObjectNotFoundException, PushSourceNotFoundException) as error:
             # The registry was read before an `apply` of another process: the next call sees what that one registered.
-            self._store.refresh_registry()
+            for store in {id(one): one for one in (self._store, self._user_store)}.values():
+                store.refresh_registry()
             raise FeatureStoreError(f"{error}: run `shortlist features apply --dataset {self.paths.dataset}`") from error
 
 
@@ -303,7 +341,7 @@ class OfflineFeatures:
 
     def join(self, side: Side, ids: IdArray, before_us: LongArray, names: Sequence[str] | None = None) -> FeatureColumns:
         """Features of each (entity, time) as they were strictly before the time; see `point_in_time_join`."""
-        return point_in_time_join(self._store, view_specs(self._schema, side), side, ids, before_us, names)
+        return point_in_time_join(self._store, training_specs(self._schema, side), side, ids, before_us, names)
 
 
 def point_in_time_join(
@@ -365,6 +403,17 @@ def _open_store(project: str, registry: Path, online_store: Any) -> FeatureStore
 
 def _projected(service: Any) -> dict[str, set[str]]:
     return {view.name: {field.name for field in view.features} for view in service.feature_view_projections}
+
+
+def _active(tables: Iterator[pa.Table], path: Path, ttl_s: int) -> Iterator[pa.Table]:
+    """The users with an event in the last `ttl_s` seconds; all of them where times are not known or nobody has one."""
+    since_us = time.time_ns() // 1000 - ttl_s * 1_000_000
+    newest_us = pc.max(pq.read_table(path, columns=["user_last_event_us"]).column(0)).as_py()
+    for table in tables:
+        if newest_us is None or newest_us < since_us:
+            yield table
+        else:
+            yield table.filter(pc.greater_equal(table.column("user_last_event_us"), since_us))
 
 
 def _blocks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -5,7 +5,7 @@ Takes no lock. A part that a writer replaced between listing and opening is look
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class StoreReader:
         *,
         since: datetime | None = None,
         user_ids: Sequence[str] | None = None,
+        on_dates: Collection[str] | None = None,
     ) -> pa.Table:
         """Events sorted by user (then session, for events without a user) and time.
 
@@ -57,6 +58,7 @@ class StoreReader:
             as_of: only events up to this moment of event time, included.
             since: only events from this moment on, included.
             user_ids: only events of these users.
+            on_dates: only events of these UTC days, as YYYY-MM-DD: no other file is opened.
         """
         wanted = list(columns) if columns is not None else EVENT_SCHEMA.names
         schema = pa.schema([EVENT_SCHEMA.field(name) for name in wanted])
@@ -75,7 +77,7 @@ class StoreReader:
             f"SELECT {names} FROM {self._source()} {condition} "
             "ORDER BY user_id NULLS LAST, session_id NULLS LAST, timestamp, event_id"
         )
-        found = self._ask(query, limits, since, as_of)
+        found = self._ask(query, limits, since, as_of, on_dates)
         return schema.empty_table() if found is None else found.cast(schema)
 
     def spans(self, max_bytes: int) -> Iterator[tuple[datetime, datetime]]:
@@ -130,17 +132,25 @@ class StoreReader:
         """Stored events in SQL, with the users that their sessions joined."""
         return JOINED_EVENTS if self._merges.read().num_rows else _EVENTS
 
-    def _parts(self, since: datetime | None = None, until: datetime | None = None) -> list[Part]:
+    def _parts(
+        self, since: datetime | None = None, until: datetime | None = None, on_dates: Collection[str] | None = None
+    ) -> list[Part]:
         first = _aware(since).date().isoformat() if since else ""
         last = _aware(until).date().isoformat() if until else "9999"
-        return [part for date in self._folder.dates() if first <= date <= last for part in self._folder.parts(date)]
+        wanted = [date for date in self._folder.dates() if first <= date <= last and (on_dates is None or date in on_dates)]
+        return [part for date in wanted for part in self._folder.parts(date)]
 
     def _ask(
-        self, query: str, parameters: list[object], since: datetime | None = None, until: datetime | None = None
+        self,
+        query: str,
+        parameters: list[object],
+        since: datetime | None = None,
+        until: datetime | None = None,
+        on_dates: Collection[str] | None = None,
     ) -> pa.Table | None:
         """The answer to a query whose first parameter is the list of files; None where there are none."""
         for attempt in range(3):
-            files = [self._folder.url(part.place) for part in self._parts(since, until)]
+            files = [self._folder.url(part.place) for part in self._parts(since, until, on_dates)]
             if not files:
                 return None
             try:

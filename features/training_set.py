@@ -25,7 +25,7 @@ from features.attribute_tables import ALWAYS_US, attribute_table, attributes_of
 from features.columns import FeatureColumns, missing_columns
 from features.feature_tables import timed
 from features.schema import DatasetSchema
-from features.store import OfflineFeatures, view_specs
+from features.store import OfflineFeatures, training_specs
 
 IdArray = npt.NDArray[np.object_]
 
@@ -144,7 +144,7 @@ class _Joiner:
             parts.append(self._offline.join(self._side, ids[block], before_us[block], names))
             asked.append(block)
         if not parts:
-            return missing_columns(0, [spec for specs in view_specs(self._schema, self._side).values() for spec in specs])
+            return missing_columns(0, [spec for specs in training_specs(self._schema, self._side).values() for spec in specs])
         back = np.argsort(np.concatenate(asked))
         return {name: np.concatenate([part[name] for part in parts])[back] for name in parts[0]}
 

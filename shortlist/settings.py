@@ -85,6 +85,13 @@ class RaySettings(_Section):
     """Address of a running cluster; None starts a local one that belongs to this stack."""
 
 
+class FeatureSettings(_Section):
+    """Online features."""
+
+    user_ttl_days: int = Field(default=180, ge=1, le=36_500)
+    """Users without an event for so long leave the online store; the next event brings them back with their whole history."""
+
+
 class WorkerSettings(_Section):
     """The event worker."""
 
@@ -139,6 +146,7 @@ class Settings(_Section):
     redis: RedisSettings = RedisSettings()
     mlflow: MlflowSettings = MlflowSettings()
     ray: RaySettings = RaySettings()
+    features: FeatureSettings = FeatureSettings()
     worker: WorkerSettings = WorkerSettings()
     control: ControlSettings = ControlSettings()
     store: StoreSettings = StoreSettings()

@@ -171,7 +171,8 @@ def _features(dataset: str, *, online: bool) -> Features:
     from features.store import Features
 
     paths, catalogue = _dataset(dataset)
-    return Features(paths, catalogue.schema(), _online_url() if online else None)
+    ttl_s = console.settings().features.user_ttl_days * 86_400
+    return Features(paths, catalogue.schema(), _online_url() if online else None, user_ttl_s=ttl_s)
 
 
 def _online_url() -> str:

@@ -182,6 +182,7 @@ class Supervisor:
             "redis.bus_url": state.bus_url,
             "redis.features_url": state.features_url,
             "control.url": state.control_url,
+            "features.user_ttl_days": self.settings.features.user_ttl_days,
         }
         if self.settings.store.url is not None:
             settings["store.url"] = self.settings.store.url

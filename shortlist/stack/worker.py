@@ -29,7 +29,8 @@ from features.control_store import ControlStore
 from features.daily_log import DailyLog
 from features.errors import EventError, StoreError
 from features.ingest import KnownItems, StoreEvents, StoreRows
-from features.live_features import RefreshMergedUsers, UpdateUserFeatures, UserFeatureSink, UserHistories
+from features.item_totals import ItemTotals, LockedTotals
+from features.live_features import FeatureSink, RefreshMergedUsers, UpdateFeatures, UserHistories
 from features.paths import DatasetPaths
 from features.redis_board import RedisBoard
 from features.redis_bus import RedisStreamBus
@@ -38,6 +39,7 @@ from features.session_merges import decode_merges, merge_log
 from features.store import Features
 from features.store_follower import StoreFollower
 from features.trending import TRENDING, TrendingCounts
+from features.user_dates import LockedDates, UserDates
 from shortlist.settings import Settings, load_settings
 from shortlist.stack.errors import StackError
 from shortlist.stack.worker_metrics import WorkerMetrics
@@ -46,6 +48,8 @@ LOG = logging.getLogger(__name__)
 
 LINGER_MS = 200
 """How long a batch waits for more: fewer and larger files in the store."""
+
+DAY_S = 86_400
 
 TRENDING_S = 2.0
 """Seconds between posts of the trending board."""
@@ -125,18 +129,22 @@ def build_worker(settings: Settings) -> Worker:
     categories = RefreshedCategories(catalogue)
     trending = TrendingCounts(categories, now_us)
     rates = ClickRates(time.time)
-    follower = StoreFollower(store, [trending, rates])
+    totals = ItemTotals(lambda: catalogue.schema().has_times)
+    user_dates = UserDates()
+    follower = StoreFollower(store, [trending, rates, totals, user_dates])
+    days = LockedDates(user_dates, follower.lock)
     metrics = WorkerMetrics(bus, rates, follower)
     board = RedisBoard(chosen.features_url, paths.dataset)
     exposure_log = DailyLog(paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at")
-    live = UpdateUserFeatures(
-        UserHistories(store),
-        OnlineFeatures(paths, catalogue, chosen.features_url).when_applied,
+    live = UpdateFeatures(
+        UserHistories(store, dates=days.dates),
+        OnlineFeatures(paths, catalogue, chosen.features_url, settings.features.user_ttl_days * DAY_S).when_applied,
         categories,
         known_items,
         is_stored=lambda entry_id: bus.has_finished(EVENTS, STORE_GROUP, entry_id),
         has_times=catalogue.schema().has_times,
         pushed=metrics.pushed,
+        items=LockedTotals(totals, follower.lock),
     )
     answers = RecentAnswers(rates, follower, exposure_log, slate_log(paths.root))
     name = f"worker-{os.uname().nodename}"
@@ -168,7 +176,10 @@ def build_worker(settings: Settings) -> Worker:
             bus,
             ConsumerConfig(SESSIONS, FEATURES_GROUP, name),
             RefreshMergedUsers(
-                live, lambda entry_id: bus.has_finished(SESSIONS, STORE_GROUP, entry_id), lambda: stored_until_us(bus)
+                live,
+                lambda entry_id: bus.has_finished(SESSIONS, STORE_GROUP, entry_id),
+                lambda: stored_until_us(bus),
+                joined=days.join,
             ),
         ),
     ]
@@ -243,14 +254,14 @@ def now_us() -> int:
 class OnlineFeatures:
     """Opens the feature store once something was applied to it; a stack serves before that."""
 
-    def __init__(self, paths: DatasetPaths, catalogue: Catalogue, redis_url: str) -> None:
-        self._paths, self._catalogue, self._redis_url = paths, catalogue, redis_url
-        self._features: UserFeatureSink | None = None
+    def __init__(self, paths: DatasetPaths, catalogue: Catalogue, redis_url: str, user_ttl_s: int) -> None:
+        self._paths, self._catalogue, self._redis_url, self._user_ttl_s = paths, catalogue, redis_url, user_ttl_s
+        self._features: FeatureSink | None = None
 
-    def when_applied(self) -> UserFeatureSink | None:
+    def when_applied(self) -> FeatureSink | None:
         """The feature store, None as long as it has no registry."""
         if self._features is None and self._paths.feast_registry.exists():
-            self._features = Features(self._paths, self._catalogue.schema(), self._redis_url)
+            self._features = Features(self._paths, self._catalogue.schema(), self._redis_url, user_ttl_s=self._user_ttl_s)
         return self._features
 
 

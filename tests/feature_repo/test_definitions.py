@@ -54,7 +54,7 @@ def test_fields_come_from_the_schema(tmp_path: Path) -> None:
     every = [name for of_view in names.values() for name in of_view]
     assert len(every) == len(set(every))
     bare = build_repository({"user_attributes": [], "item_attributes": []}, tmp_path)
-    assert [view.name for view in [*bare.user_views, *bare.item_views]] == ["user_activity", "item_activity"]
+    assert [view.name for view in [*bare.user_views, *bare.item_views]] == ["user_activity", "item_activity", "item_engagement"]
 
 
 def test_an_unknown_attribute_type_is_refused(tmp_path: Path) -> None:
@@ -69,9 +69,15 @@ def test_feast_parses_the_dataset_that_the_environment_names(tmp_path: Path, mon
     monkeypatch.chdir(REPOSITORY.parent)
     monkeypatch.delitem(sys.modules, "feature_repo.definitions", raising=False)
     found = parse_repo(REPOSITORY)
-    assert sorted(view.name for view in found.feature_views) == ["item_activity", "item_metadata", "user_activity", "user_profile"]
+    assert sorted(view.name for view in found.feature_views) == [
+        "item_activity",
+        "item_engagement",
+        "item_metadata",
+        "user_activity",
+        "user_profile",
+    ]
     assert [view.name for view in found.on_demand_feature_views] == ["request"]
-    assert sorted(service.name for service in found.feature_services) == ["ranking_v1", "retrieval_v1"]
+    assert sorted(service.name for service in found.feature_services) == ["engagement_v1", "ranking_v1", "retrieval_v1"]
     monkeypatch.delitem(sys.modules, "feature_repo.definitions", raising=False)
 
 

@@ -132,7 +132,7 @@ def store(world: dict[str, pa.Table], redis_url: str, tmp_path: Path) -> Feature
     build_tables(paths.feature_tables, SCHEMA, world["events"], world["users"], world["items"], CUTOFF_US)
     features = Features(paths, SCHEMA, redis_url)
     applied = features.apply()
-    assert applied["services"] == ["retrieval_v1", "ranking_v1"]
+    assert applied["services"] == ["retrieval_v1", "ranking_v1", "engagement_v1"]
     assert applied["removed"] == []
     return features
 
@@ -158,7 +158,7 @@ def test_online_equals_offline_equals_the_training_builder(store: Features, worl
         "item": item_features_at(world["events"], world["items"], items, CUTOFF_US),
     }
     for side, (ids, online) in sides.items():
-        offline = store.historical(side, ids, np.full(len(ids), now_us()))  # type: ignore[arg-type]
+        offline = store.historical(side, ids, np.full(len(ids), now_us()), list(online))  # type: ignore[arg-type]
         assert list(online) == list(offline) == list(trained[side])
         for name, values in online.items():
             assert values.dtype == offline[name].dtype == trained[side][name].dtype, name
@@ -272,7 +272,7 @@ def test_a_store_opened_before_apply_works_once_it_is_applied(tmp_path: Path, re
 
 
 def test_errors_say_what_to_do(store: Features, tmp_path: Path, redis_url: str) -> None:
-    with pytest.raises(FeatureStoreError, match="no feature service 'ranking_v9'; there are retrieval_v1, ranking_v1"):
+    with pytest.raises(FeatureStoreError, match="no feature service 'ranking_v9'; there are retrieval_v1, ranking_v1, eng"):
         store.online_users(["user 1"], "ranking_v9")
     unbuilt = Features(DatasetPaths(tmp_path, "other"), DatasetSchema("other"), redis_url)
     with pytest.raises(FeatureStoreError, match="shortlist features apply"):

@@ -12,20 +12,25 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from feature_repo.services import ENGAGEMENT_V1
 from features.activity_log import activity_log
 from features.activity_store import ActivityStore
-from features.aggregates import UserStates
+from features.aggregates import ItemStates, UserStates
 from features.bus import EVENTS, FEATURES_GROUP, STORE_GROUP
 from features.consumer import BatchResult, Consumer, ConsumerConfig
+from features.engagement import EngagementStates, click_through
 from features.errors import FeatureStoreError, StoreError
 from features.event_codec import decode_event, encode_event, event_table
 from features.events import Event
 from features.ingest import KnownItems, StoreEvents
-from features.live_features import UpdateUserFeatures, UserHistories
+from features.item_totals import ItemTotals, LockedTotals
+from features.live_features import UpdateFeatures, UserHistories
 from features.paths import DatasetPaths
 from features.redis_bus import RedisStreamBus
 from features.schema import DatasetSchema
 from features.store import Features
+from features.store_follower import StoreFollower
+from features.user_dates import LockedDates, UserDates
 
 pytestmark = pytest.mark.integration
 START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -37,6 +42,8 @@ class Pushed:
 
     def __init__(self) -> None:
         self.states: dict[str, dict[str, Any]] = {}
+        self.items: dict[str, dict[str, Any]] = {}
+        self.engagement: dict[str, dict[str, Any]] = {}
         self.failing = 0
 
     def push_users(self, states: pa.Table) -> None:
@@ -44,6 +51,12 @@ class Pushed:
             self.failing -= 1
             raise FeatureStoreError("Redis is gone")
         self.states |= {row["user_id"]: row for row in states.to_pylist()}
+
+    def push_items(self, states: pa.Table) -> None:
+        self.items |= {row["item_id"]: row for row in states.to_pylist()}
+
+    def push_engagement(self, states: pa.Table) -> None:
+        self.engagement |= {row["item_id"]: row for row in states.to_pylist()}
 
 
 @pytest.fixture
@@ -65,6 +78,7 @@ def make_events(rng: np.random.Generator, count: int, users: int = 12) -> list[E
             user_id=f"u{rng.integers(users)}" if rng.random() < 0.9 else None,
             session_id="s1",
             value=float(rng.integers(1, 6)) if rng.random() < 0.3 else None,
+            recommendation_id="r" if rng.random() < 0.7 else None,
         )
         for number in range(count)
     ]
@@ -81,20 +95,47 @@ def batch_states(store: ActivityStore) -> dict[str, dict[str, Any]]:
     return {row["user_id"]: row for block in blocks for row in block.to_pylist()}
 
 
+def item_states(store: ActivityStore) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """What `features build` would say of the items: activity and engagement."""
+    events = store.read()
+    made = []
+    for states in (ItemStates(activity_log(events, "item")), EngagementStates(events)):
+        blocks = states.after(np.arange(len(states.log.ids)), states.log.indptr[1:])
+        made.append({row["item_id"]: row for block in blocks for row in block.to_pylist()})
+    return made[0], made[1]
+
+
+def same_items(pushed: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) -> None:
+    """Means are rounded by the order of merging, all else is exact."""
+    assert pushed.keys() == expected.keys()
+    for item, row in expected.items():
+        assert {name: rounded(value) for name, value in pushed[item].items()} == {
+            name: rounded(value) for name, value in row.items()
+        }
+
+
+def rounded(value: Any) -> Any:
+    return round(value, 9) if isinstance(value, float) else value
+
+
 def consumers(bus: RedisStreamBus, store: ActivityStore, sink: Any, **options: Any) -> tuple[Consumer, Consumer]:
     known = KnownItems(lambda ids: set(ids) & set(CATEGORIES))
-    histories = UserHistories(store, **options)
-    update = UpdateUserFeatures(
+    totals, dates = ItemTotals(lambda: True), UserDates()
+    follower = StoreFollower(store, [totals, dates])
+    follower.load()
+    histories = UserHistories(store, dates=LockedDates(dates, follower.lock).dates, **options)
+    update = UpdateFeatures(
         histories,
         lambda: sink,
         lambda: CATEGORIES,
         known,
         lambda entry: bus.has_finished(EVENTS, STORE_GROUP, entry),
         patience_s=0.2,
+        items=LockedTotals(totals, follower.lock),
     )
     config = ConsumerConfig(EVENTS, STORE_GROUP, "worker", max_entries=37, block_ms=1)
     features = ConsumerConfig(EVENTS, FEATURES_GROUP, "worker", max_entries=23, block_ms=1)
-    return Consumer(bus, config, StoreEvents(store, known)), Consumer(bus, features, update)
+    return Consumer(bus, config, StoreEvents(store, known, follower)), Consumer(bus, features, update)
 
 
 def drain(*readers: Consumer) -> None:
@@ -114,6 +155,10 @@ def test_stream_and_batch_give_equal_values(bus: RedisStreamBus, tmp_path: Path,
         drain(reader, updater)
     assert len(sink.states) == 12
     assert sink.states == batch_states(store)
+    activity, engagement = item_states(store)
+    same_items(sink.items, activity)
+    same_items(sink.engagement, engagement)
+    assert sum(row["item_clicks"] for row in engagement.values()) > 20
 
 
 def test_history_from_before_the_stream_counts(bus: RedisStreamBus, tmp_path: Path, rng: np.random.Generator) -> None:
@@ -146,6 +191,9 @@ def test_a_crash_between_push_and_acknowledgement_repeats_nothing(
     _, again = consumers(bus, store, sink)
     drain(again)
     assert sink.states == batch_states(store)
+    activity, engagement = item_states(store)
+    same_items(sink.items, activity)
+    same_items(sink.engagement, engagement)
 
 
 def test_events_wait_for_the_store_and_for_redis(bus: RedisStreamBus, tmp_path: Path, rng: np.random.Generator) -> None:
@@ -206,3 +254,18 @@ def test_feast_serves_what_was_pushed(bus: RedisStreamBus, redis_server: str, tm
     assert online["user_events"].tolist() == [expected[user]["user_events"] for user in users]
     assert [list(items) for items in online["recent_items"]] == [expected[user]["recent_items"] for user in users]
     np.testing.assert_array_equal(online["user_day_tiles"], np.array([expected[user]["user_day_tiles"] for user in users]))
+    activity, engagement = item_states(store)
+    items = sorted(engagement)
+    shown = features.online_items(items, ENGAGEMENT_V1)
+    for name in ("item_impressions", "item_clicks"):
+        assert shown[name].tolist() == [engagement[item][name] for item in items]
+    now_us = max(int(row["item_click_last_us"] or 0) for row in engagement.values())
+    rates = click_through(shown, now_us, 30)
+    first = datetime.fromtimestamp((now_us // 86_400_000_000 - 29) * 86_400, UTC)
+    recent = [one for one in store.read().to_pylist() if one["recommendation_id"] and one["timestamp"] >= first]
+    clicks, impressions = (sum(one["action"] == action for one in recent) for action in ("click", "impression"))
+    chosen = items[0]
+    own = [sum(one["action"] == action and one["item_id"] == chosen for one in recent) for action in ("click", "impression")]
+    assert rates[0] == pytest.approx((own[0] + 50 * clicks / impressions) / (own[1] + 50), rel=1e-5)
+    events = [activity.get(item, {"item_events": 0})["item_events"] for item in items]
+    assert features.online_items(items)["item_events"].tolist() == events

@@ -18,9 +18,11 @@ from features.errors import EventError, StoreError
 from features.event_codec import decode_event, encode_event, event_table
 from features.events import Event
 from features.ingest import StoreEvents, StoreRows
-from features.live_features import RefreshMergedUsers, UpdateUserFeatures, UserHistories
+from features.live_features import RefreshMergedUsers, UpdateFeatures, UserHistories
 from features.redis_bus import RedisStreamBus
 from features.session_merges import decode_merges, encode_merge, merge_log
+from features.store_follower import StoreFollower
+from features.user_dates import UserDates
 
 START = datetime(2026, 11, 1, tzinfo=UTC)
 
@@ -87,15 +89,19 @@ def test_live_features_have_the_sessions_activity(redis_server: str, tmp_path: P
             pushed.update({row["user_id"]: row for row in states.to_pylist()})
 
     store = ActivityStore(tmp_path)
-    update = UpdateUserFeatures(
-        UserHistories(store), Sink, dict, None, lambda entry: bus.has_finished(EVENTS, STORE_GROUP, entry), patience_s=0.1
-    )
+    dates = UserDates()
+    follower = StoreFollower(store, [dates])
+
+    def is_stored(entry: str) -> bool:
+        return bus.has_finished(EVENTS, STORE_GROUP, entry)
+
+    update = UpdateFeatures(UserHistories(store, dates=dates.dates), Sink, dict, None, is_stored, patience_s=0.1)
     until = START
 
     def reader(stream: str, group: str, process) -> Consumer:
         return Consumer(bus, ConsumerConfig(stream, group, "w", block_ms=1), process)
 
-    store_events = reader(EVENTS, STORE_GROUP, StoreEvents(store, None))
+    store_events = reader(EVENTS, STORE_GROUP, StoreEvents(store, None, follower))
     features = reader(EVENTS, FEATURES_GROUP, update)
     store_merges = reader(SESSIONS, STORE_GROUP, StoreRows(merge_log(tmp_path / "_state"), decode_merges, EventError))
     refresh = RefreshMergedUsers(
@@ -103,6 +109,7 @@ def test_live_features_have_the_sessions_activity(redis_server: str, tmp_path: P
         lambda entry: bus.has_finished(SESSIONS, STORE_GROUP, entry),
         lambda: int(until.timestamp() * 1e6),
         patience_s=0.05,
+        joined=dates.join,
     )
     accounts = reader(SESSIONS, FEATURES_GROUP, refresh)
     for one in (EVENTS, SESSIONS):
