@@ -150,6 +150,22 @@ def scale(items: ItemsOption = 1_000_000, folder: FolderOption = WORLDS) -> None
     console.finish({**result, "machine": machine()}, scale_markdown(result, machine()))
 
 
+@app.command()
+def sequential(
+    rounds: Annotated[int, typer.Option("--rounds", help="Epochs of each in turn.", min=1)] = 3,
+    users: Annotated[int, typer.Option("--users", help="Short histories; a tenth as many long ones.", min=20)] = 4_000,
+) -> None:
+    """An epoch of the sequential transformer against plain torch with equal settings."""
+    from shortlist.bench.sequential import bench_sequential, sequential_markdown
+    from training.models.sequential_config import SequentialConfig
+
+    last = SequentialConfig(targets="last", max_len=50, batch_size=512)
+    every, long = SequentialConfig(max_len=50), SequentialConfig(batch_size=32)
+    settings = [(every, users, 12_000, 9), (last, users, 12_000, 9), (long, users // 10, 3_500, 165)]
+    results = [bench_sequential(config, count, items, length, rounds) for config, count, items, length in settings]
+    console.finish({"machine": machine(), "results": results}, sequential_markdown(results, machine()))
+
+
 def demo_markdown(result: DemoResult, versions: dict[str, dict[str, float]]) -> str:
     """The demo's tables."""
     lines = [machine(), "", "| step | s | MB in all |", "|---|---|---|"]

@@ -53,7 +53,7 @@ class TestIals(KnowsNothingOfNewItems):
 
 class TestSequential(KnowsNothingOfNewItems):
     model = Sequential
-    config = {"width": 16, "epochs": 2, "batch_size": 32, "max_len": 8}  # noqa: RUF012
+    config = {"targets": "last", "width": 16, "epochs": 2, "batch_size": 32, "max_len": 8}  # noqa: RUF012
 
 
 class TestSequentialOfEveryPosition(KnowsNothingOfNewItems):

@@ -164,7 +164,7 @@ def test_time_between_entries_decides_where_it_is_the_answer() -> None:
     queries = queries_from_users(interactions.select(interactions.from_end > 0), np.arange(60, dtype=np.int32))
     expected = interactions.item_idx[interactions.from_end == 0]
     for time_bias, least, most in ((True, 0.95, 1.0), (False, 0.0, 0.6)):
-        config = SequentialConfig(targets="every", epochs=60, time_bias=time_bias, **{**SMALL, "batch_size": 12})
+        config = SequentialConfig(targets="every", epochs=120, time_bias=time_bias, **{**SMALL, "batch_size": 12})
         model = Sequential(config).fit(TrainingData(interactions))
         right = (model.retrieve(queries, 1).item_idx[:, 0] == expected).mean()
         assert least <= right <= most

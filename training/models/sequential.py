@@ -39,6 +39,7 @@ class Sequential(VectorRetriever):
 
     name: ClassVar[str] = "sequential"
     Config: ClassVar[type[ModelConfig]] = SequentialConfig
+    epochs_parameter: ClassVar[str | None] = "epochs"
     config: SequentialConfig
     networks: list[SequenceNetwork]
     vectors: FloatArray

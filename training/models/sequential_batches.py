@@ -17,6 +17,8 @@ from training.interactions import BoolArray, IntArray, Interactions, LongArray
 
 GROWTH = 1.3
 """A group's longest sequence is at most this times its shortest, plus one: bounds padding without many small groups."""
+SMALL_TOKENS = 256
+"""A group of fewer tokens with their padding takes longer ones in: each group has a cost of its own."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,9 @@ def lay_out(start: LongArray, stop: LongArray, item_idx: IntArray, time_us: Long
     offset = begin = 0
     while begin < len(row):
         longest = int(sorted_lengths[begin] * GROWTH) + 1
-        end = int(np.searchsorted(sorted_lengths, longest, side="right"))
+        padded = sorted_lengths[begin:] * np.arange(1, len(row) - begin + 1)
+        small = begin + int(np.searchsorted(padded, SMALL_TOKENS, side="right"))
+        end = max(int(np.searchsorted(sorted_lengths, longest, side="right")), small)
         members, length = row[begin:end], int(sorted_lengths[end - 1])
         at = stop[members][:, None] - length + np.arange(length)
         valid = at >= start[members][:, None]

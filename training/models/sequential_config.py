@@ -20,8 +20,8 @@ class SequentialConfig(ModelConfig):
     """Parameters of the sequential transformer.
 
     Args:
-        targets: `last`: every beginning of a history is a sample with one target, the entry after it (for short histories).
-            `every`: a history is shown once an epoch and each of its entries predicts the next (for long ones, far cheaper).
+        targets: `every`: a history is shown once an epoch and each of its entries predicts the next. `last`: every beginning of a
+            history is a sample of its own with one target, the entry after it; an epoch costs more the longer the histories are.
         width: of item vectors and layers.
         blocks: of attention and feed-forward.
         heads: of attention; divides the width.
@@ -43,20 +43,20 @@ class SequentialConfig(ModelConfig):
         precision: `auto` multiplies in bfloat16 (TF32 on a GPU) where the hardware does; `float32` never.
     """
 
-    targets: Literal["last", "every"] = "last"
+    targets: Literal["last", "every"] = "every"
     width: int = Field(default=64, ge=4, le=1024)
     blocks: int = Field(default=2, ge=1, le=12)
     heads: int = Field(default=2, ge=1, le=16)
-    max_len: int = Field(default=50, ge=1, le=MAX_HISTORY)
-    dropout: float = Field(default=0.3, ge=0, lt=1)
+    max_len: int = Field(default=200, ge=1, le=MAX_HISTORY)
+    dropout: float = Field(default=0.4, ge=0, lt=1)
     attention_dropout: float = Field(default=0.2, ge=0, lt=1)
     learning_rate: float = Field(default=1e-3, gt=0, le=0.1)
     weight_decay: float = Field(default=0.0, ge=0, le=1)
-    batch_size: int = Field(default=512, ge=1, le=65_536)
+    batch_size: int = Field(default=128, ge=1, le=65_536)
     epochs: int = Field(default=30, ge=1, le=1_000)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     temperature: float = Field(default=0.0, ge=0, le=10)
-    average: float = Field(default=0.999, ge=0, lt=1)
+    average: float = Field(default=0.995, ge=0, lt=1)
     time_bias: bool = False
     filter_share: float = Field(default=0.0, ge=0, le=1)
     filter_cutoff: int = Field(default=5, ge=0, le=100)

@@ -24,7 +24,7 @@ from training.models.sequential_batches import Group, TokenBatch
 from training.models.sequential_products import Linear
 
 INIT_STD = 0.02
-"""Of item vectors and positions: logits start near zero."""
+"""Of item vectors, positions and layers: logits start near zero and blocks near the identity, so that item vectors learn first."""
 TIME_BUCKETS = 32
 """Of the time between two entries, by doubling from a second on: the last begins at 34 years."""
 
@@ -146,7 +146,7 @@ class SequenceNetwork(nn.Module):
         nn.init.normal_(self.items.weight, std=INIT_STD)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_normal_(module.weight)
+                nn.init.normal_(module.weight, std=INIT_STD)
                 nn.init.zeros_(module.bias)
         if self.position is not None:
             nn.init.normal_(self.position, std=INIT_STD)

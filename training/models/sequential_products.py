@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 ROWS = 512
 """Rows of a block."""
+LEAST_ROWS = 64
+"""Of a block with fast products."""
 
 
 class Linear(nn.Linear):
@@ -61,14 +63,16 @@ _linear: Callable[[Tensor, Tensor, Tensor], Tensor] = _Linear.apply
 
 
 def by_blocks(rows: int, work: Callable[[slice], object], size: int = ROWS, *, fast: bool = True) -> None:
-    """Call `work` on all rows: on blocks of `size` with fast products, then on the rest without."""
-    whole = rows - rows % size
-    if whole:
-        with bfloat16_products(fast):
-            for start in range(0, whole, size):
-                work(slice(start, start + size))
-    if whole < rows:
-        work(slice(whole, rows))
+    """Call `work` on all rows: with fast products on blocks of `size`, then of its halves; without them on the few left over."""
+    done, block = 0, size
+    with bfloat16_products(fast):
+        while block >= LEAST_ROWS:
+            for start in range(done, rows - block + 1, block):
+                work(slice(start, start + block))
+                done = start + block
+            block //= 2
+    for start in range(done, rows, size):
+        work(slice(start, min(start + size, rows)))
 
 
 @contextmanager
