@@ -174,7 +174,7 @@ def test_a_large_catalogue_is_learnt_from_samples(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sequential_config, "FULL_SOFTMAX_ITEMS", 50)
     rows = [(f"u{u}", f"i{(u + n) % 60:02d}", n) for u in range(120) for n in range(5)]
     interactions = from_frame(pd.DataFrame(rows, columns=["user_id", "item_id", "position"]))
-    config = SequentialConfig(epochs=40, sampled_items=64, **SMALL)
+    config = SequentialConfig(targets="last", epochs=20, sampled_items=64, **SMALL)
     model = Sequential(config).fit(TrainingData(interactions))
     found = model.retrieve(queries_from_histories([[n, n + 1] for n in range(50)]), 1).item_idx[:, 0]
     assert (found == np.arange(50) + 2).mean() > 0.9
