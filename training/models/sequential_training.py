@@ -18,7 +18,7 @@ from training.models.sequential_loss import SampledItems, full_softmax, sampled_
 from training.models.sequential_network import SequenceNetwork
 
 AVERAGE_EVERY = 10
-"""Steps between two updates of the averaged weights."""
+"""Steps between two updates of the averaged weights of a sampled catalogue: each reads all of them. Others are averaged each step."""
 PARALLEL_CELLS = 200_000
 """Tokens times width of a batch below which training keeps to one thread: a second one costs more than it gives."""
 WARMUP_STEPS = 100
@@ -41,7 +41,7 @@ class Trainer:
         self._optimizers = _optimizers(self._network, config, sparse=self._sample is not None)
         self.scoring = copy.deepcopy(self._network) if config.average > 0 else self._network
         self._prefixes = None if config.every_position else prefixes(interactions, config.max_len)
-        self._steps = 0
+        self._steps = self._averaged = 0
 
     def epoch(self, number: int) -> float:
         """Train on every stretch once; returns the mean loss."""
@@ -54,6 +54,7 @@ class Trainer:
         with seeded(self._seed + number), _threads(1 if small else torch.get_num_threads()):
             for chosen in shuffled(stretches, self._config.batch_size, rng):
                 total += self._step(stretches, chosen) * len(chosen)
+            self._update_average()
         self.scoring.eval()
         return total / max(len(stretches), 1)
 
@@ -75,7 +76,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self._config.learning_rate * min(1.0, self._steps / WARMUP_STEPS)
             optimizer.step()
-        if self._steps % AVERAGE_EVERY == 0 and self.scoring is not self._network:
+        if self._sample is None or self._steps % AVERAGE_EVERY == 0:
             self._update_average()
         return float(loss.detach())
 
@@ -95,9 +96,11 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        # The average is young at first: early on it follows more closely.
-        updates = self._steps // AVERAGE_EVERY
-        keep = min(self._config.average**AVERAGE_EVERY, (1 + updates) / (10 + updates))
+        steps, self._averaged = self._steps - self._averaged, self._steps
+        if steps == 0 or self.scoring is self._network:
+            return
+        # Early on the average follows more closely: it reaches over a ninth of the steps so far.
+        keep = min(self._config.average, (1 + self._steps) / (10 + self._steps)) ** steps
         for held, new in zip(self.scoring.parameters(), self._network.parameters(), strict=True):
             held.lerp_(new, 1 - keep)
 
