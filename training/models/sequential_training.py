@@ -18,7 +18,7 @@ from training.models.sequential_loss import SampledItems, full_softmax, sampled_
 from training.models.sequential_network import SequenceNetwork
 
 AVERAGE_EVERY = 10
-"""Steps between two updates of the averaged weights of a sampled catalogue: each reads all of them. Others are averaged each step."""
+"""Steps between two updates of the averaged weights of a sampled catalogue, for each reads all of them; others update each step."""
 PARALLEL_CELLS = 200_000
 """Tokens times width of a batch below which training keeps to one thread: a second one costs more than it gives."""
 WARMUP_STEPS = 100
