@@ -41,6 +41,8 @@ from training.interactions import IntArray
 Compute = Callable[[str, ComputeRequest], Awaitable[bytes]]
 """Version and request to an encoded list; the hop to the version's replicas."""
 LONGEST_LIST = 1000
+Computed = Callable[[LiveVersion, ComputeRequest, CachedList, float], None]
+"""Told of every computed list: whose, what was asked, the list, the seconds of the hop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +66,22 @@ class Answerer:
         compute: the hop; any exception of it is a reason to fall back.
         snapshot: gives the present snapshot.
         metrics: counted here.
+        computed: told of every list that was computed for a user.
     """
 
     def __init__(
-        self, config: ServingConfig, cache: ListCache, compute: Compute, snapshot: Callable[[], Snapshot], metrics: GatewayMetrics
+        self,
+        config: ServingConfig,
+        cache: ListCache,
+        compute: Compute,
+        snapshot: Callable[[], Snapshot],
+        metrics: GatewayMetrics,
+        computed: Computed = lambda live, request, answer, seconds: None,
     ) -> None:
         self._config = config
         self._cache = cache
         self._compute = compute
+        self._on_computed = computed
         self._snapshot = snapshot
         self._metrics = metrics
         self._random = random.Random()  # seeded by the system; ids must be unique, not secret
@@ -179,8 +189,12 @@ class Answerer:
         )
         if not plain:
             wanted = replace(wanted, selection=asked.selection, exclude=asked.excluded_ids(live.items))
+        asked_at = time.perf_counter()
         blob = await asyncio.wait_for(self._compute(live.version, wanted), self._config.deadline_ms / 1000)
         computed = decode_list(blob)
+        if computed is not None:
+            self._metrics.computed(live.version, live.sources, computed.source)
+            self._on_computed(live, wanted, computed, time.perf_counter() - asked_at)
         if computed is not None and plain and unit is not None and read.reachable:
             self._cache.write(live.version, unit, blob)
         return computed, plain

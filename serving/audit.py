@@ -7,7 +7,7 @@ of others: `serving.control` writes its changes and their entries in one transac
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -72,11 +72,11 @@ class AuditLog:
         with self.store.begin() as connection:
             return int(connection.execute(query).scalar() or 0)
 
-    def entries(self, *, after_id: int = 0, until: datetime | None = None, limit: int = 1000) -> list[AuditEntry]:
-        """Entries after a number, oldest first."""
+    def entries(self, *, after_id: int = 0, limit: int = 1000, subject: str = "") -> list[AuditEntry]:
+        """Entries after a number, oldest first, of subjects that start with `subject`."""
         query = select(AUDIT).where(AUDIT.c.dataset == self.dataset, AUDIT.c.id > after_id).order_by(AUDIT.c.id).limit(limit)
-        if until is not None:
-            query = query.where(AUDIT.c.at_us <= round(until.timestamp() * 1e6))
+        if subject:
+            query = query.where(AUDIT.c.subject.startswith(subject, autoescape=True))
         with self.store.begin() as connection:
             return [_audit(row) for row in connection.execute(query).mappings()]
 
@@ -87,15 +87,25 @@ class AuditLog:
             text = connection.execute(query.order_by(AUDIT.c.id.desc()).limit(1)).scalar()
         return None if text is None else json.loads(text)
 
-    def replay(self, until: datetime) -> dict[str, Any]:
-        """The state at a time: subject -> value, from the audit log alone."""
-        state: dict[str, Any] = {}
-        last = 0
-        while entries := self.entries(after_id=last, until=until):
-            for entry in entries:
-                state[entry.subject] = entry.after
-            last = entries[-1].id
-        return {subject: value for subject, value in state.items() if value is not None}
+    def replay(self, until: datetime, *, subject: str = "", leave_out: Sequence[str] = ()) -> dict[str, Any]:
+        """The state at a time, from the audit log alone: subject -> value of its last entry until then.
+
+        Args:
+            until: the time.
+            subject: only subjects that start so.
+            leave_out: no subjects that start with one of these.
+        """
+        newest = select(func.max(AUDIT.c.id)).where(
+            AUDIT.c.dataset == self.dataset, AUDIT.c.at_us <= round(until.timestamp() * 1e6)
+        )
+        if subject:
+            newest = newest.where(AUDIT.c.subject.startswith(subject, autoescape=True))
+        for prefix in leave_out:
+            newest = newest.where(~AUDIT.c.subject.startswith(prefix, autoescape=True))
+        query = select(AUDIT).where(AUDIT.c.id.in_(newest.group_by(AUDIT.c.subject))).order_by(AUDIT.c.subject)
+        with self.store.begin() as connection:
+            entries = [_audit(row) for row in connection.execute(query).mappings()]
+        return {entry.subject: entry.after for entry in entries if entry.after is not None}
 
     def write(self, connection: Connection, actor: str, action: str, subject: str, before: object, after: object) -> None:
         connection.execute(

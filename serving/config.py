@@ -60,6 +60,8 @@ class ServingConfig(BaseModel):
     """Share of users and sessions whose slates and feature values are logged."""
     poll_s: float = Field(default=2.0, gt=0, le=60)
     """Seconds between looks at the registry's aliases."""
+    canary_check_s: float = Field(default=60, ge=1)
+    """Seconds between looks at the figures of running canaries."""
     reread_s: float = Field(default=5.0, gt=0, le=60)
     """Seconds between re-reads of the control store when no announcement came."""
     placements: dict[str, Placement] = Field(default_factory=dict)

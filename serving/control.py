@@ -45,16 +45,33 @@ ROUTING = "routing"
 
 
 @dataclass(frozen=True)
+class ShadowTarget:
+    """The version that is scored and never shown, and the share of computed answers that it is asked for too."""
+
+    version: str
+    sample: float = 1.0
+
+
+@dataclass(frozen=True)
 class ServingState:
     """What gateways route to.
 
     Args:
         champion: version that takes all traffic outside experiments; None before the first model.
         versions: loaded version -> its bundle's folder.
+        shadow: loaded as shadow.
     """
 
     champion: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    shadow: ShadowTarget | None = None
+
+    @classmethod
+    def from_json(cls, text: str) -> ServingState:
+        """Out of the table's document."""
+        raw = json.loads(text)
+        shadow = raw.get("shadow")
+        return cls(raw["champion"], raw["versions"], None if shadow is None else ShadowTarget(**shadow))
 
 
 @dataclass(frozen=True)
@@ -182,7 +199,7 @@ class ServingControl:
 
     def _state(self, connection: Connection) -> ServingState:
         text = connection.execute(select(SERVING_STATE.c.document).where(SERVING_STATE.c.dataset == self.dataset)).scalar()
-        return ServingState(**json.loads(text)) if text else ServingState()
+        return ServingState.from_json(text) if text else ServingState()
 
     def _experiment(self, connection: Connection, name: str) -> ExperimentRecord | None:
         query = select(EXPERIMENTS).where(EXPERIMENTS.c.dataset == self.dataset, EXPERIMENTS.c.name == name)

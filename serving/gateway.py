@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ray import serve
@@ -32,7 +33,7 @@ from serving.http import AsgiScope, Message, Receive, Send, authorize, read_json
 from serving.intake import EventIntake
 from serving.live_state import Snapshot, SnapshotLoader
 from serving.logs import log_to_file
-from serving.messages import ComputeRequest
+from serving.messages import ComputeRequest, ShadowAsk
 from serving.metrics import GatewayMetrics
 from serving.request_parsing import (
     SELECTION_PARAMETERS,
@@ -46,6 +47,9 @@ from serving.request_parsing import (
 )
 from serving.schemas import DEFAULT_TOP_K, RecommendationRequest
 from serving.sessions import SessionMerger
+from serving.shadow import ShadowSender
+from serving.shadow_role import shadow_key
+from serving.shadow_tally import ShadowTally
 
 _log = logging.getLogger("shortlist.serving")
 
@@ -63,16 +67,24 @@ class VersionHandles:
 
     async def compute(self, version: str, request: ComputeRequest) -> bytes:
         """One hop to the version's replicas."""
-        handle = self._handles.get(version)
+        return bytes(await self._call(version, "compute", request))
+
+    async def score(self, version: str, asks: Sequence[ShadowAsk]) -> ShadowTally:
+        """One hop to the version's shadow."""
+        tally: ShadowTally = await self._call(shadow_key(version), "score", list(asks))
+        return tally
+
+    async def _call(self, key: str, method: str, argument: object) -> Any:
+        handle = self._handles.get(key)
         if handle is None:
-            handle = self._handles[version] = serve.get_app_handle(self._prefix + version)
+            handle = self._handles[key] = serve.get_app_handle(self._prefix + key)
         try:
-            return bytes(await handle.compute.remote(request))
+            return await getattr(handle, method).remote(argument)
         except asyncio.CancelledError:
             raise
         except Exception:
             # The application may have been deleted and deployed again: look it up anew next time.
-            self._handles.pop(version, None)
+            self._handles.pop(key, None)
             raise
 
 
@@ -89,7 +101,9 @@ class GatewayApp:
         self._loader = SnapshotLoader(config)
         self._snapshot = self._loader.load()
         self.cache = ListCache(config)
-        self.answerer = Answerer(config, self.cache, VersionHandles(config).compute, self.snapshot, self.metrics)
+        handles = VersionHandles(config)
+        self._shadow = ShadowSender(config, handles.score, lambda: self._snapshot.shadow, self.metrics)
+        self.answerer = Answerer(config, self.cache, handles.compute, self.snapshot, self.metrics, self._shadow.offer)
         self._browser = Browser(self.snapshot)
         self._bus = RedisStreamBus(config.bus_url, config.dataset, site=config.site)
         self._intake = EventIntake(config, self._bus, self.cache, self.metrics)
@@ -236,6 +250,7 @@ class GatewayApp:
         self._loop = asyncio.get_running_loop()
         await self.cache.start()
         self._exposures.start()
+        self._shadow.start()
         self._tasks = [
             asyncio.create_task(self._follow(), name="follow"),
             asyncio.create_task(listen(self.config, self._changed.set), name="listen"),
@@ -246,6 +261,7 @@ class GatewayApp:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._exposures.stop()
+        await self._shadow.stop()
         await self._bus.aclose()
         await self.cache.stop()
 

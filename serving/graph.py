@@ -26,6 +26,8 @@ from serving.gateway import Gateway
 from serving.messages import ComputeRequest
 from serving.ranker import Ranker
 from serving.retriever import Retriever
+from serving.shadow_replica import ShadowReplica
+from serving.shadow_role import is_shadow
 
 GATEWAY_APP = "gateway"
 _NO_CPU = {"num_cpus": 0}
@@ -64,9 +66,9 @@ def deploy_beside(name: str, route_prefix: str, target: type) -> None:
     serve.run(application, name=name, route_prefix=route_prefix, logging_config=_QUIET)
 
 
-def version_app(config: ServingConfig, version: str) -> str:
-    """Name of a version's application."""
-    return f"{config.paths.registered_model}-v{version}"
+def version_app(config: ServingConfig, key: str) -> str:
+    """Name of the application of a key: a version's number, or its `shadow_key`."""
+    return f"{config.paths.registered_model}-v{key}"
 
 
 def deploy_version(config: ServingConfig, version: str, bundle_folder: Path) -> str:
@@ -84,7 +86,10 @@ def deploy_version(config: ServingConfig, version: str, bundle_folder: Path) -> 
         "graceful_shutdown_timeout_s": 5,
     }
     retriever = serve.deployment(Retriever).options(name="Retriever", **options)
-    if is_fused(config):
+    if is_shadow(version):
+        alone = options | {"num_replicas": 1}
+        application = serve.deployment(ShadowReplica).options(name="Shadow", **alone).bind(*arguments)
+    elif is_fused(config):
         application = retriever.bind(*arguments)
     else:
         application = retriever.bind(*arguments, serve.deployment(Ranker).options(name="Ranker", **options).bind(*arguments))

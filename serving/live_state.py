@@ -20,7 +20,7 @@ from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from serving.config import ServingConfig
 from serving.context_conditions import compile_condition
-from serving.control import ExperimentRecord, ServingControl
+from serving.control import ExperimentRecord, ServingControl, ShadowTarget
 from serving.errors import FilterError
 from serving.item_changes import ItemChanges, as_of_now
 from serving.item_table import ItemTable
@@ -67,6 +67,7 @@ class Snapshot:
         items: what popular items are taken from: the champion's, or the catalogue where there is no model.
         items_at: as of when.
         rules: of the dataset, without those that do not fit the items.
+        shadow: scored and never shown.
     """
 
     champion: LiveVersion | None
@@ -76,6 +77,7 @@ class Snapshot:
     items: ItemTable
     items_at: datetime
     rules: RuleBook = field(default_factory=RuleBook)
+    shadow: ShadowTarget | None = None
 
     def tables(self) -> list[ItemTable]:
         """All distinct item tables."""
@@ -127,7 +129,7 @@ class SnapshotLoader:
         items, items_at = (champion.items, champion.trained_at) if champion is not None else (tables[-1], items_at)
         plan, pins = self._experiments()
         rules = self._rules.book().fitting(tables)
-        return Snapshot(champion, versions, plan, pins, items, items_at, rules)
+        return Snapshot(champion, versions, plan, pins, items, items_at, rules, state.shadow)
 
     def _open(self, version: str, folder: Path) -> LiveVersion | None:
         try:

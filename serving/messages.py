@@ -38,3 +38,20 @@ class ComputeRequest:
     log_as: tuple[str, str] | None = None
     explain: bool = False
     similar_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowAsk:
+    """An answer of the live version that the shadow is asked for too.
+
+    Args:
+        request: what was asked.
+        item_ids: first items of the live list, best first.
+        scores: theirs.
+        milliseconds: what the live version took, with the way there and back.
+    """
+
+    request: ComputeRequest
+    item_ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    milliseconds: float

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -52,32 +55,43 @@ class GatewayMetrics:
     """All counters of the gateway."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry = registry = CollectorRegistry()
         self._requests = Counter(
-            "shortlist_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=self.registry
+            "shortlist_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=registry
         )
         self._latency = LatencyHistogram()
         self.registry.register(self._latency)
         self._cache_reads = Counter(
-            "shortlist_cache_reads", "Cache reads: hit, stale (newer activity), miss, down.", ["outcome"], registry=self.registry
+            "shortlist_cache_reads", "Cache reads: hit, stale (newer activity), miss, down.", ["outcome"], registry=registry
         )
-        self._fallbacks = Counter(
-            "shortlist_fallbacks", "Answers from a lower rung, by reason.", ["reason"], registry=self.registry
-        )
+        self._fallbacks = Counter("shortlist_fallbacks", "Answers from a lower rung, by reason.", ["reason"], registry=registry)
         self._events = Counter(
             "shortlist_events",
             "Events by action (empty where rejected) and outcome: accepted, duplicate, rejected.",
             ["action", "outcome"],
-            registry=self.registry,
+            registry=registry,
         )
         self._exposures = Counter(
-            "shortlist_exposures", "Exposures by outcome: published, dropped.", ["outcome"], registry=self.registry
+            "shortlist_exposures", "Exposures by outcome: published, dropped.", ["outcome"], registry=registry
         )
-        self._slates = Counter(
-            "shortlist_slates", "Logged slates by outcome: published, dropped.", ["outcome"], registry=self.registry
-        )
+        self._slates = Counter("shortlist_slates", "Logged slates by outcome: published, dropped.", ["outcome"], registry=registry)
         self.model_trained_at = Gauge(
-            "shortlist_model_trained_timestamp_seconds", "When the champion was trained.", registry=self.registry
+            "shortlist_model_trained_timestamp_seconds", "When the champion was trained.", registry=registry
+        )
+        self._candidates = Counter(
+            "shortlist_candidates",
+            "Entries of computed lists by source.",
+            ["source", "version"],
+            registry=registry,
+        )
+        self._shadow = Counter(
+            "shortlist_shadow",
+            "Answers for the shadow: scored, shed, failed.",
+            ["version", "outcome"],
+            registry=registry,
+        )
+        self._overlap = Counter(
+            "shortlist_shadow_overlap", "Sum of the overlaps of scored answers' first ten items.", ["version"], registry=registry
         )
         self._counted: dict[tuple[Counter, str, str], int] = defaultdict(int)
 
@@ -109,6 +123,21 @@ class GatewayMetrics:
     def slates(self, outcome: str, number: int) -> None:
         """Count logged slates."""
         self._slates.labels(outcome).inc(number)
+
+    def computed(self, version: str, sources: Sequence[str], source: npt.NDArray[Any]) -> None:
+        """Count the entries of one computed list by where they came from."""
+        for number, entries in enumerate(np.bincount(source, minlength=len(sources)).tolist()):
+            if entries:
+                source_name = sources[number] if number < len(sources) else "other"
+                self._counted[self._candidates, source_name, version] += entries
+
+    def shadow(self, version: str, *, scored: int, shed: int, failed: int, overlap: float) -> None:
+        """Count what became of answers that were to be scored by the shadow."""
+        for outcome, number in (("scored", scored), ("shed", shed), ("failed", failed)):
+            if number:
+                self._shadow.labels(version, outcome).inc(number)
+        if overlap:
+            self._overlap.labels(version).inc(overlap)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -1,6 +1,6 @@
 """The reconciler: makes what is served equal to what the registry's aliases and the running experiments want.
 
-    wanted = versions of all aliases + versions pinned by experiments that are starting, running or paused
+    wanted = versions of all aliases + versions pinned by experiments that are starting, running or paused (+ the shadow, apart)
     actual = version applications of Ray Serve
 
 A missing version is loaded beside the old ones, asked real questions, and only then routed to; one that nothing wants any more is
@@ -14,54 +14,27 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
-from tenacity import RetryError, Retrying, stop_after_attempt, wait_exponential
+from tenacity import RetryError
 
 from features.control_store import ControlStore
 from serving.announce import WANTED, announce, listen
+from serving.canary import CanaryWatch
 from serving.config import ServingConfig
-from serving.control import ServingControl, ServingState
-from serving.errors import VersionRefusedError
+from serving.control import ServingControl, ServingState, ShadowTarget
 from serving.messages import ComputeRequest
-from serving.version_check import check_version
-from training.bundle import open_bundle
-from training.errors import RegistryError, TrainingError
-from training.registry import CHAMPION, SERVING_TAG, Registry
+from serving.shadow_role import SHADOW, shadow_key, shadow_sample, version_of
+from serving.version_loader import Graph, Refusal, VersionLoader, first_line
+from training.errors import RegistryError
+from training.registry import CHAMPION, Registry
 
 _log = logging.getLogger("shortlist.serving")
 
-LOAD_ATTEMPTS = 3
-REASON_CHARACTERS = 200
 ACTOR = "reconciler"
 STOP_WITHIN_S = 0.5
-
-
-class Graph(Protocol):
-    """The part of `serving.graph` that the reconciler drives."""
-
-    def deploy(self, version: str, folder: Path) -> None:
-        """Deploy a version and wait until its replicas are ready."""
-
-    def ask(self, version: str, request: ComputeRequest) -> bytes:
-        """An encoded list from the version's replicas."""
-
-    def delete(self, version: str) -> None:
-        """Drain and remove a version."""
-
-    def running(self) -> set[str]:
-        """Versions whose application runs."""
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a version is not served. `overridable`: the gate failed it, which a tag in the registry can override."""
-
-    reason: str
-    overridable: bool = False
 
 
 class Reconciler:
@@ -89,14 +62,12 @@ class Reconciler:
         self._registry = registry or Registry(config.mlflow_uri, config.dataset, cache=config.home / "bundles")
         self._control = ServingControl(ControlStore(config.control_url).create(), config.dataset)
         self._clock = clock
-        self._first_pause_s = first_pause_s
-        self._refused: dict[str, Refusal] = {}
+        self._loader = VersionLoader(config, self._graph, self._registry, first_pause_s)
+        self._canaries = CanaryWatch(config, self._control, clock=clock)
         self._seen_aliases: dict[str, str] = {}
-        self._tags: dict[str, str] = {}
         self._unwanted_since: dict[str, float] = {}
         self._known_folders: dict[str, str] = {}
         self._registry_down = False
-        self._running: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Step whenever other versions may be wanted, and every `poll_s` seconds, until `stop` is set. No trouble ends it."""
@@ -120,30 +91,51 @@ class Reconciler:
             FeaturesError: the control store cannot be read or written.
         """
         before = self._control.state()
-        self._running = self._graph.running()  # asked once: Serve's controller answers in milliseconds of its one core
+        self._loader.look()
         aliases = self._aliases()
         if aliases is None:
             self._redeploy(before)
             return before
         pinned = self._pinned()
-        wanted = sorted({*aliases.values(), *pinned}, key=lambda version: (version != aliases.get(CHAMPION), int(version)))
+        shown = {version for alias, version in aliases.items() if alias != SHADOW}
+        wanted = sorted({*shown, *pinned}, key=lambda version: (version != aliases.get(CHAMPION), int(version)))
         folders = dict(before.versions)
         champion = before.champion
         state = before
         for version in wanted:
-            folder = self._ensure(version, folders.get(version) or self._known_folders.get(version))
+            folder = self._loader.ensure(version, folders.get(version) or self._known_folders.get(version))
             if folder is not None:
                 folders[version] = str(folder)
                 if version == aliases.get(CHAMPION):
                     champion = version
                 # Routed to as soon as it is ready: a slow or broken challenger must not hold the champion back.
-                state = self._route(ServingState(champion, dict(folders)))
+                state = self._route(replace(state, champion=champion, versions=dict(folders)))
         self._known_folders |= folders
         keep = {version for version in (*wanted, champion) if version is not None}
-        state = self._route(ServingState(champion, {version: folder for version, folder in folders.items() if version in keep}))
+        versions = {version: folder for version, folder in folders.items() if version in keep}
+        state = self._route(replace(state, champion=champion, versions=versions))
+        state = self._route(replace(state, shadow=self._shadow(aliases.get(SHADOW), wanted)))
         self._start_experiments(state)
         self._drop(state)
+        if self._canaries.look():
+            announce(self._config)
         return state
+
+    def _shadow(self, version: str | None, wanted: Sequence[str]) -> ShadowTarget | None:
+        """The shadow once it runs, as an application of its own beside a version that is also shown."""
+        if version is None:
+            return None
+        key = shadow_key(version)
+        folder = self._loader.ensure(
+            version, self._known_folders.get(key), key=key, shown_as=None if version in wanted else "shadow"
+        )
+        if folder is None:
+            return None
+        self._known_folders[key] = str(folder)
+        try:
+            return ShadowTarget(version, shadow_sample(self._registry.version(version)))
+        except RegistryError:
+            return ShadowTarget(version)  # MLflow went away just now
 
     def _aliases(self) -> dict[str, str] | None:
         """Aliases now, None where MLflow cannot be asked."""
@@ -154,7 +146,7 @@ class Reconciler:
                     self._registry.observe(alias)
                     self._audit_alias(alias, self._seen_aliases.get(alias), version)
                     # Pointing an alias at a refused version again is the operator's way to say: try once more.
-                    self._refused.pop(version, None)
+                    self._loader.refused.pop(version, None)
             for alias in self._seen_aliases.keys() - aliases.keys():
                 self._audit_alias(alias, self._seen_aliases[alias], None)
             self._seen_aliases = aliases
@@ -177,60 +169,14 @@ class Reconciler:
                 self._control.run_experiment(one.spec.name, actor=ACTOR)
                 announce(self._config)
 
-    def _ensure(self, version: str, known_folder: str | None) -> Path | None:
-        """The folder of a version that runs and has passed its check, None where it is refused."""
-        refusal = self._refused.get(version)
-        try:
-            if refusal is not None:
-                if not (refusal.overridable and self._registry.version(version).servable):
-                    return None
-                del self._refused[version]
-            if known_folder is not None and version in self._running:
-                self._tag(version, "live")
-                return Path(known_folder)
-            if not self._registry.version(version).servable:
-                self._refuse(version, Refusal("the gate failed it; set shortlist.gate_override=<reason> to serve it", True))
-                return None
-            self._tag(version, "loading")
-            folder = self._registry.download(version)
-            open_bundle(folder, expected_dataset=self._config.dataset)  # what is damaged is not worth three attempts
-            self._load(version, folder)
-        except RetryError as error:
-            cause = error.last_attempt.exception()
-            kind = "" if isinstance(cause, VersionRefusedError) else f"{type(cause).__name__}: "
-            self._refuse(version, Refusal(f"{kind}{_first_line(cause)}"))
-            return None
-        except TrainingError as error:
-            self._refuse(version, Refusal(_first_line(error)))
-            return None
-        self._tag(version, "live")
-        return folder
-
-    def _load(self, version: str, folder: Path) -> None:
-        pause = wait_exponential(multiplier=self._first_pause_s, min=self._first_pause_s)
-        for attempt in Retrying(stop=stop_after_attempt(LOAD_ATTEMPTS), wait=pause):
-            with attempt:
-                started = time.monotonic()
-                try:
-                    self._graph.deploy(version, folder)
-                    check_version(folder, lambda request: self._graph.ask(version, request))
-                except Exception as error:
-                    number = attempt.retry_state.attempt_number
-                    _log.warning("version %s, attempt %d of %d: %s", version, number, LOAD_ATTEMPTS, _first_line(error))
-                    self._graph.delete(version)
-                    self._running.discard(version)
-                    raise
-                self._running.add(version)
-                _log.info("version %s is live after %.1f s", version, time.monotonic() - started)
-
     def _redeploy(self, state: ServingState) -> None:
         """Without MLflow: bring back what was routed to before a restart."""
-        missing = state.versions.keys() - self._running - self._refused.keys()
+        missing = state.versions.keys() - self._loader.running - self._loader.refused.keys()
         for version in sorted(missing, key=lambda one: one != state.champion):
             try:
-                self._load(version, Path(state.versions[version]))
+                self._loader.load(version, Path(state.versions[version]))
             except RetryError as error:
-                self._refused[version] = Refusal(_first_line(error.last_attempt.exception()))
+                self._loader.refused[version] = Refusal(first_line(error.last_attempt.exception()))
 
     def _route(self, state: ServingState) -> ServingState:
         if self._control.set_state(state, actor=ACTOR, action="routing"):
@@ -241,30 +187,18 @@ class Reconciler:
     def _drop(self, state: ServingState) -> None:
         """Remove applications that nothing routes to, once every gateway must have noticed and finished its last calls."""
         now = self._clock()
-        idle = self._running - state.versions.keys()
-        self._unwanted_since = {version: self._unwanted_since.get(version, now) for version in idle}
+        idle = self._loader.running - state.versions.keys()
+        if state.shadow is not None:
+            idle.discard(shadow_key(state.shadow.version))
+        self._unwanted_since = {key: self._unwanted_since.get(key, now) for key in idle}
         patience_s = self._config.reread_s + self._config.deadline_ms / 1000 + 1
-        for version, since in list(self._unwanted_since.items()):
+        for key, since in list(self._unwanted_since.items()):
             if now - since >= patience_s:
-                self._graph.delete(version)
-                self._known_folders.pop(version, None)
-                del self._unwanted_since[version]
-                self._tag(version, "unloaded")
-
-    def _refuse(self, version: str, refusal: Refusal) -> None:
-        _log.error("version %s is refused: %s", version, refusal.reason)
-        self._refused[version] = refusal
-        self._tag(version, f"refused: {refusal.reason}"[:REASON_CHARACTERS])
-
-    def _tag(self, version: str, value: str) -> None:
-        """Show in the registry what serving does with a version; a registry that is gone is told later."""
-        if self._tags.get(version) == value:
-            return
-        try:
-            self._registry.set_tag(version, SERVING_TAG, value)
-            self._tags[version] = value
-        except RegistryError as error:
-            _log.warning("tag %s=%s not written: %s", SERVING_TAG, value, error)
+                self._graph.delete(key)
+                self._known_folders.pop(key, None)
+                del self._unwanted_since[key]
+                version = version_of(key)
+                self._loader.tag(version, None if version in state.versions else "unloaded")
 
     def _audit_alias(self, alias: str, before: str | None, after: str | None) -> None:
         subject = f"alias:{alias}"
@@ -306,7 +240,3 @@ class ServeGraph:
 
 def _listen(config: ServingConfig, look: threading.Event) -> None:
     asyncio.run(listen(config, look.set, WANTED))
-
-
-def _first_line(error: BaseException | None) -> str:
-    return str(error).strip().splitlines()[0] if error is not None and str(error).strip() else type(error).__name__

@@ -226,6 +226,11 @@ class Retriever:
         self._remote_ranker = ranker
         self._local_ranker = RankerStage(pipeline) if ranker is None else None
 
+    @property
+    def items(self) -> ItemTable:
+        """The version's items as of now."""
+        return self._stage.items
+
     async def compute(self, request: ComputeRequest) -> bytes:
         """One list as bytes (`serving.cached_list`)."""
         now_us = time.time_ns() // 1000

@@ -160,9 +160,15 @@ def update_model(model_id: str, model_data: Mapping[str, Any]) -> Call[Json]:
 
     Args:
         model_id: the registered model, `shortlist-<dataset>`.
-        model_data: `version` or `alias`, `mode` (promote, canary, shadow, rollback), `traffic` of a canary.
+        model_data: `version` or `alias`, `mode` (promote, canary, shadow, rollback), `traffic` of a canary or shadow.
     """
     return Call("PUT", f"/v1/models/{_part(model_id)}", _as_is, body=dict(model_data))
+
+
+def audit(at: datetime | None = None, subject: str | None = None, after: int | None = None, limit: int | None = None) -> Call[Json]:
+    """The audit log: `entries` after a number, or with `at` the `state` at that time, of subjects that start with `subject`."""
+    moment = at.isoformat() if at is not None else None
+    return Call("GET", "/v1/audit", _as_is, params=_given({"at": moment, "subject": subject, "after": after, "limit": limit}))
 
 
 def rollback(model_id: str) -> Call[Json]:

@@ -53,6 +53,8 @@ class ServeSettings(_Section):
     """Share of users and sessions whose slates and feature values are logged, for skew reports and training sets."""
     poll_s: float = Field(default=2.0, gt=0, le=60)
     """Seconds between looks at the registry's aliases."""
+    canary_check_s: float = Field(default=60, ge=1)
+    """Seconds between looks at the figures of running canaries, which stop those that do harm."""
     placements: dict[str, Placement] = Field(default_factory=dict)
     """Named places in the application, `[serve.placements.NAME]`: filter, rules, top_k, diversity, exploration."""
 

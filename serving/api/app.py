@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from features.errors import FeaturesError
-from serving.api import erasure, experiments, items, models, rules, webhooks
+from serving.api import audit, erasure, experiments, items, models, rules, webhooks
 from serving.api.context import ApiContext
 from serving.api.openapi import HOT_PATHS, HOT_SCHEMAS
 from serving.errors import ControlStateError, RequestError
@@ -26,7 +26,7 @@ def build_api(context: ApiContext) -> FastAPI:
     """The application of one replica."""
     app = FastAPI(title="Shortlist", version="1", description=DESCRIPTION, redoc_url=None)
     app.state.context = context
-    for module in (models, experiments, items, erasure, rules, webhooks):
+    for module in (models, experiments, items, erasure, rules, webhooks, audit):
         app.include_router(module.router)
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

@@ -1,15 +1,22 @@
-"""`/v1/models`: versions and aliases as the registry wants them and as serving has them; promotion and rollback."""
+"""`/v1/models`: versions and aliases as the registry wants them and as serving has them; promotion, canary, shadow and rollback."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from experiments.assignment import check_exclusive
+from experiments.errors import OverlapError
 from serving.announce import WANTED, announce
+from serving.api import experiments
 from serving.api.context import Admin, ApiContext, Context
+from serving.canary import CANARY_VARIANT, DEFAULT_SHARE, MAX_SHARE, canary_spec, running_canary
+from serving.control import ServingState
 from serving.errors import RequestError
+from serving.shadow_role import SAMPLE_TAG, SHADOW
+from serving.shadow_tally import ShadowTallies
 from training.errors import RegistryError
 from training.registry import CHAMPION, SERVING_TAG, ModelVersion
 
@@ -26,8 +33,8 @@ class ModelChange(BaseModel):
     alias: str = CHAMPION
     """The alias to move; `champion` takes default traffic."""
     mode: Literal["promote", "rollback", "canary", "shadow"] = "promote"
-    traffic: float | None = None
-    """Share of traffic of a canary."""
+    traffic: float | None = Field(default=None, ge=0, le=1)
+    """Share of units that get a canary, or of computed answers that the shadow is asked for too (0 ends the shadow)."""
 
 
 class AliasTarget(BaseModel):
@@ -54,23 +61,30 @@ def list_models(context: Context, actor: Admin) -> dict[str, Any]:
 
 @router.put("/{model_id}")
 def update_model(model_id: str, change: ModelChange, context: Context, actor: Admin) -> dict[str, Any]:
-    """Promote a version, or roll back. Serving follows within seconds: `wanted` and `champion` show how far it is."""
+    """Promote a version, try it as canary or as shadow, or roll back.
+
+    Serving follows within seconds: `wanted`, `champion`, `canary` and `shadow` show how far it is.
+    """
     context.check_model_id(model_id)
-    if change.mode in {"canary", "shadow"}:
-        raise RequestError(
-            f"mode {change.mode!r} is not available yet: start an experiment with traffic below 1 instead",
-            code="not_available",
-            field="mode",
-        )
-    if change.traffic is not None:
-        raise RequestError("traffic belongs to mode canary", field="traffic")
     if change.mode == "rollback":
-        if change.version is not None:
-            raise RequestError("a rollback takes no version: promote the one that you want", field="version")
+        if change.version is not None or change.traffic is not None:
+            field = "traffic" if change.version is None else "version"
+            raise RequestError(f"a rollback takes no {field}: promote the version that you want", field=field)
         return _rollback(context, change.alias, actor)
+    if change.alias != CHAMPION and change.mode != "promote":
+        raise RequestError(f"alias belongs to modes promote and rollback, not to {change.mode}", field="alias")
+    if change.mode == "shadow" and change.traffic == 0:
+        return _end_shadow(context, actor)
     if change.version is None:
-        raise RequestError("promote needs a version", field="version")
-    return _promote(context, change.alias, str(change.version), actor)
+        raise RequestError(f"{change.mode} needs a version", field="version")
+    wanted = str(change.version)
+    if change.mode == "shadow":
+        return _shadow(context, wanted, change.traffic, actor)
+    if change.mode == "canary":
+        return _canary(context, wanted, change.traffic, actor)
+    if change.traffic is not None:
+        raise RequestError("traffic belongs to modes canary and shadow", field="traffic")
+    return _promote(context, change.alias, wanted, actor)
 
 
 @router.put("/{model_id}/aliases/{alias}")
@@ -90,7 +104,57 @@ def rollback(model_id: str, context: Context, actor: Admin, which: AliasName | N
 def _promote(context: ApiContext, alias: str, wanted: str, actor: str) -> dict[str, Any]:
     before, version = context.aliases().get(alias), context.servable_version(wanted, "version")
     context.registry.set_alias(alias, version, by=actor)
+    canary = running_canary(context.control, version) if alias == CHAMPION else None
+    if canary is not None:  # it has what it was tried for
+        context.control.end_experiment(canary.spec.name, "stopped", actor=actor)
+        context.changed()
     return _moved(context, alias, before, version, "promote", actor)
+
+
+def _canary(context: ApiContext, wanted: str, traffic: float | None, actor: str) -> dict[str, Any]:
+    """Start a canary, or raise the traffic of the one that runs."""
+    version, champion = context.servable_version(wanted, "version"), context.aliases().get(CHAMPION)
+    if champion is None or champion == version:
+        raise RequestError(
+            "a canary is compared with the champion: " + ("there is none" if champion is None else f"version {version} is it"),
+            code="conflict",
+            status=409,
+            field="version",
+        )
+    share = DEFAULT_SHARE if traffic is None else traffic
+    if not 0 < share <= MAX_SHARE:
+        raise RequestError(
+            f"traffic of a canary must be above 0 and at most {MAX_SHARE:g}, as the control takes as much: promote for more",
+            field="traffic",
+        )
+    present = running_canary(context.control, version)
+    if present is not None:
+        experiments.ramp_experiment(present.spec.name, context, actor, 2 * share)
+        return _listing(context)
+    spec = canary_spec(version, champion, share, {one.spec.name for one in context.control.experiments()})
+    others = [one.spec for one in context.control.experiments() if one.status in {"starting", "running"}]
+    try:
+        check_exclusive([*others, spec])
+    except OverlapError as error:
+        raise RequestError(f"{error}; stop it first", code="experiments_overlap", status=409) from None
+    context.control.put_experiment(spec, actor=actor)
+    experiments.start_experiment(spec.name, context, actor)
+    return _listing(context)
+
+
+def _shadow(context: ApiContext, wanted: str, traffic: float | None, actor: str) -> dict[str, Any]:
+    version, before = context.servable_version(wanted, "version"), context.aliases().get(SHADOW)
+    context.registry.set_tag(version, SAMPLE_TAG, f"{1.0 if traffic is None else traffic:g}")
+    context.registry.set_alias(SHADOW, version, by=actor)
+    return _moved(context, SHADOW, before, version, "shadow", actor)
+
+
+def _end_shadow(context: ApiContext, actor: str) -> dict[str, Any]:
+    before = context.aliases().get(SHADOW)
+    if before is None:
+        raise RequestError("there is no shadow to end", code="not_found", status=404, field="traffic")
+    context.registry.delete_alias(SHADOW)
+    return _moved(context, SHADOW, before, None, "shadow", actor)
 
 
 def _rollback(context: ApiContext, alias: str, actor: str) -> dict[str, Any]:
@@ -102,7 +166,7 @@ def _rollback(context: ApiContext, alias: str, actor: str) -> dict[str, Any]:
     return _moved(context, alias, before, after, "rollback", actor)
 
 
-def _moved(context: ApiContext, alias: str, before: str | None, after: str, action: str, actor: str) -> dict[str, Any]:
+def _moved(context: ApiContext, alias: str, before: str | None, after: str | None, action: str, actor: str) -> dict[str, Any]:
     context.control.audit.record(actor=actor, action=f"alias.{action}", subject=f"alias:{alias}", before=before, after=after)
     announce(context.config, WANTED)  # without waiting for MLflow's webhook
     return {**_listing(context), "alias": alias, "version": after, "previous": before}
@@ -117,8 +181,28 @@ def _listing(context: ApiContext) -> dict[str, Any]:
         "wanted": aliases.get(CHAMPION),
         "champion": state.champion,
         "live": sorted(state.versions, key=int),
+        "canary": _described_canary(context),
+        "shadow": _described_shadow(context, state, aliases.get(SHADOW)),
         "versions": [_described(one) for one in context.registry.versions()],
     }
+
+
+def _described_canary(context: ApiContext) -> dict[str, Any] | None:
+    record = running_canary(context.control)
+    if record is None:
+        return None
+    version = record.pins.get(CANARY_VARIANT)
+    return {"experiment": record.spec.name, "version": version, "traffic": record.spec.traffic / 2, "status": record.status}
+
+
+def _described_shadow(context: ApiContext, state: ServingState, wanted: str | None) -> dict[str, Any] | None:
+    """What the shadow's answers came to so far; `live` is False until it runs."""
+    if wanted is None:
+        return None
+    live = state.shadow is not None and state.shadow.version == wanted
+    sample = state.shadow.sample if state.shadow is not None and live else None
+    tallies = ShadowTallies(context.store, context.config.dataset)
+    return {"version": wanted, "live": live, "sample": sample, **tallies.total(wanted).report()}
 
 
 def _described(version: ModelVersion) -> dict[str, Any]:

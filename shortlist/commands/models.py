@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shortlist.commands import console
+from shortlist.commands.connection import UrlOption, connected
 from shortlist.stack.attach import mlflow_for_call
 from training.registry import CHAMPION, GATE_OVERRIDE_TAG, GATE_REASON_TAG, SERVING_TAG, ModelVersion
 
@@ -103,6 +106,36 @@ def rollback(alias: AliasOption = CHAMPION, dataset: DatasetOption = None) -> No
 
 
 @app.command()
+def history(
+    at: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"], help="Show what was so at this time (UTC)."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Entries shown, the newest.")] = 50,
+    url: UrlOption = None,
+) -> None:
+    """What was changed, when and by whom: aliases, routing, experiments. With --at, the state at that time."""
+    with connected(url) as client:
+        if at is not None:
+            state = client.audit(at=at.replace(tzinfo=UTC))
+            table = Table("subject", "was", title=f"at {state['at']}")
+            for subject, value in state["state"].items():
+                table.add_row(subject, escape(json.dumps(value)))
+            console.finish(state, table)
+            return
+        entries: list[dict[str, Any]] = []
+        after = 0
+        while page := client.audit(after=after, limit=1000)["entries"]:
+            entries = (entries + [one for one in page if not one["subject"].startswith(("item:", "user:"))])[-limit:]
+            after = page[-1]["id"]
+    table = Table("at (UTC)", "who", "what", "subject", "before", "after")
+    for one in entries:
+        cells = (one["at"][:19], one["actor"], one["action"], one["subject"], _brief(one["before"]), _brief(one["after"]))
+        table.add_row(*map(escape, cells))
+    console.finish({"entries": entries}, table)
+
+
+@app.command()
 def gate(version: VersionArgument, dataset: DatasetOption = None) -> None:
     """Judge a version against the present champion again and store the verdict."""
     from training.judge import rejudge
@@ -143,6 +176,11 @@ def _opened(dataset: str | None) -> Iterator[Place]:
         raise console.CommandError("which dataset? Pass --dataset NAME, or set serve.dataset")
     with mlflow_for_call(settings) as uri:
         yield place_of(name, uri)
+
+
+def _brief(value: object) -> str:
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _described(version: ModelVersion) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def serving_config(settings: Settings, state: StackState, port: int) -> ServingC
         poll_s=settings.serve.poll_s,
         placements=settings.serve.placements,
         store_url=settings.store.url,
+        canary_check_s=settings.serve.canary_check_s,
         extra_actions=settings.events.extra_actions,
         read_token_sha256=_hashed(settings.token.read),
         write_token_sha256=_hashed(settings.token.write),

@@ -144,7 +144,12 @@ def test_a_registry_that_is_gone_is_a_503(api: TestClient) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "field"),
     [
-        ({"mode": "canary", "version": "1"}, 422, "mode"),
+        ({"mode": "canary"}, 422, "version"),
+        ({"mode": "canary", "version": "1", "traffic": 2}, 422, "traffic"),
+        ({"mode": "canary", "version": "1", "alias": "other"}, 422, "alias"),
+        ({"mode": "promote", "version": "1", "traffic": 0.5}, 422, "traffic"),
+        ({"mode": "rollback", "version": "1"}, 422, "version"),
+        ({"mode": "shadow"}, 422, "version"),
         ({}, 422, "version"),
         ({"mode": "sideways"}, 422, "mode"),
         ({"x": 1}, 422, "x"),

@@ -1,0 +1,80 @@
+"""The shadow's replica: scores what live users asked for and compares, while nobody waits. Its Serve deployment.
+
+It runs at the lowest priority, so that on a full machine it is the shadow that waits. The comparison is made here and not in the
+gateway, which only hands over what the live version has answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from serving.cached_list import decode_list
+from serving.messages import ComputeRequest, ShadowAsk
+from serving.retriever import Retriever
+from serving.shadow_tally import TOP, ShadowTally, count_ms
+
+_log = logging.getLogger("shortlist.serving")
+NICENESS = 19
+
+
+class ShadowReplica:
+    """Serve deployment of a version as shadow.
+
+    Args:
+        config_json: ServingConfig as JSON.
+        bundle_folder: the version's bundle.
+    """
+
+    def __init__(self, config_json: str, bundle_folder: str) -> None:
+        os.nice(NICENESS)
+        self._retriever = Retriever(config_json, bundle_folder)
+
+    async def compute(self, request: ComputeRequest) -> bytes:
+        """As of `Retriever.compute`: for the check before the version is used."""
+        return await self._retriever.compute(request)
+
+    async def score(self, asks: Sequence[ShadowAsk]) -> ShadowTally:
+        """Score and compare; what fails is counted and logged once a batch."""
+        tally, trouble = ShadowTally(), None
+        for ask in asks:
+            began = time.perf_counter()
+            try:
+                answer = decode_list(await self._retriever.compute(ask.request))
+            except Exception as error:  # a shadow's failure is a finding, never an error of anybody's request
+                tally.failed, trouble = tally.failed + 1, error
+                continue
+            milliseconds = 1000 * (time.perf_counter() - began)
+            if answer is None:
+                tally.failed += 1
+                continue
+            shown = answer.item_idx[: ask.request.k]
+            compare(tally, ask, self._retriever.items.item_ids[shown].tolist(), answer.score[: len(shown)].tolist())
+            count_ms(tally.shadow_ms, milliseconds)
+            count_ms(tally.live_ms, ask.milliseconds)
+            await asyncio.sleep(0)
+        if trouble is not None:
+            _log.warning("shadow: %d of %d failed, the last with %s: %s", tally.failed, len(asks), type(trouble).__name__, trouble)
+        return tally
+
+
+def compare(tally: ShadowTally, ask: ShadowAsk, item_ids: Sequence[str], scores: Sequence[float]) -> None:
+    """Add one pair of answers: overlap of the first ten items, and the scores of items that are in both lists."""
+    tally.scored += 1
+    first = set(ask.item_ids[:TOP])
+    if first:
+        tally.overlap += len(first & set(item_ids[:TOP])) / len(first)
+    elif not item_ids:
+        tally.overlap += 1.0  # both have nothing to say
+    mine = dict(zip(item_ids, scores, strict=True))
+    pairs = [(score, mine[item]) for item, score in zip(ask.item_ids, ask.scores, strict=True) if item in mine]
+    if pairs:
+        live, shadow = np.array(pairs).sum(axis=0)
+        tally.common += len(pairs)
+        tally.live_score += float(live)
+        tally.shadow_score += float(shadow)

@@ -1,0 +1,155 @@
+"""Bringing a version up: loaded beside the others with retries, asked real questions, and refused with the reason where it fails.
+
+Owns what is refused and what the registry's tag `shortlist.serving` shows; which versions are wanted is `serving.reconciler`'s.
+An application is named by a key: a version's number, or `serving.graph.shadow_key` of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tenacity import RetryError, Retrying, stop_after_attempt, wait_exponential
+
+from serving.config import ServingConfig
+from serving.errors import VersionRefusedError
+from serving.messages import ComputeRequest
+from serving.version_check import check_version
+from training.bundle import open_bundle
+from training.errors import RegistryError, TrainingError
+from training.registry import SERVING_TAG, Registry
+
+_log = logging.getLogger("shortlist.serving")
+
+LOAD_ATTEMPTS = 3
+REASON_CHARACTERS = 200
+
+
+class Graph(Protocol):
+    """The part of `serving.graph` that rollout drives."""
+
+    def deploy(self, key: str, folder: Path) -> None:
+        """Deploy a version and wait until its replicas are ready."""
+
+    def ask(self, key: str, request: ComputeRequest) -> bytes:
+        """An encoded list from its replicas."""
+
+    def delete(self, key: str) -> None:
+        """Drain and remove it."""
+
+    def running(self) -> set[str]:
+        """Keys whose application runs."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a version is not served. `overridable`: the gate failed it, which a tag in the registry can override."""
+
+    reason: str
+    overridable: bool = False
+
+
+class VersionLoader:
+    """Loads versions of one dataset.
+
+    Args:
+        config: of the stack.
+        graph: deploys versions.
+        registry: of the versions; its tags are written.
+        first_pause_s: pause before the second attempt to load a version, doubled before the third.
+    """
+
+    def __init__(self, config: ServingConfig, graph: Graph, registry: Registry, first_pause_s: float) -> None:
+        self._config, self._graph, self._registry = config, graph, registry
+        self._first_pause_s = first_pause_s
+        self._tags: dict[str, str] = {}
+        self.refused: dict[str, Refusal] = {}
+        self.running: set[str] = set()
+
+    def look(self) -> None:
+        """Ask once which applications run: Serve's controller answers in milliseconds of its one core."""
+        self.running = self._graph.running()
+
+    def ensure(
+        self, version: str, known_folder: str | None, *, key: str | None = None, shown_as: str | None = "live"
+    ) -> Path | None:
+        """The folder of a version that runs and has passed its check, None where it is refused.
+
+        Args:
+            version: its number.
+            known_folder: its bundle, where it was loaded before.
+            key: of the application; the version's number when None.
+            shown_as: what the registry's tag says while it runs; None leaves the tag to another application of the version.
+        """
+        key = key or version
+        refusal = self.refused.get(version)
+        try:
+            if refusal is not None:
+                if not (refusal.overridable and self._registry.version(version).servable):
+                    return None
+                del self.refused[version]
+            if known_folder is not None and key in self.running:
+                self.tag(version, shown_as)
+                return Path(known_folder)
+            if not self._registry.version(version).servable:
+                self._refuse(version, Refusal("the gate failed it; set shortlist.gate_override=<reason> to serve it", True))
+                return None
+            self.tag(version, "loading" if shown_as is not None else None)
+            folder = self._registry.download(version)
+            open_bundle(folder, expected_dataset=self._config.dataset)  # what is damaged is not worth three attempts
+            self.load(key, folder)
+        except RetryError as error:
+            cause = error.last_attempt.exception()
+            kind = "" if isinstance(cause, VersionRefusedError) else f"{type(cause).__name__}: "
+            self._refuse(version, Refusal(f"{kind}{first_line(cause)}"))
+            return None
+        except TrainingError as error:
+            self._refuse(version, Refusal(first_line(error)))
+            return None
+        self.tag(version, shown_as)
+        return folder
+
+    def load(self, key: str, folder: Path) -> None:
+        """Deploy, ask, and give up after three attempts.
+
+        Raises:
+            RetryError: holds the last attempt's error.
+        """
+        pause = wait_exponential(multiplier=self._first_pause_s, min=self._first_pause_s)
+        for attempt in Retrying(stop=stop_after_attempt(LOAD_ATTEMPTS), wait=pause):
+            with attempt:
+                started = time.monotonic()
+                try:
+                    self._graph.deploy(key, folder)
+                    check_version(folder, lambda request: self._graph.ask(key, request))
+                except Exception as error:
+                    number = attempt.retry_state.attempt_number
+                    _log.warning("version %s, attempt %d of %d: %s", key, number, LOAD_ATTEMPTS, first_line(error))
+                    self._graph.delete(key)
+                    self.running.discard(key)
+                    raise
+                self.running.add(key)
+                _log.info("version %s is ready after %.1f s", key, time.monotonic() - started)
+
+    def _refuse(self, version: str, refusal: Refusal) -> None:
+        _log.error("version %s is refused: %s", version, refusal.reason)
+        self.refused[version] = refusal
+        self.tag(version, f"refused: {refusal.reason}"[:REASON_CHARACTERS])
+
+    def tag(self, version: str, value: str | None) -> None:
+        """Show in the registry what serving does with a version (None: nothing new); a registry that is gone is told later."""
+        if value is None or self._tags.get(version) == value:
+            return
+        try:
+            self._registry.set_tag(version, SERVING_TAG, value)
+            self._tags[version] = value
+        except RegistryError as error:
+            _log.warning("tag %s=%s not written: %s", SERVING_TAG, value, error)
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error's message, its kind where it has none."""
+    return str(error).strip().splitlines()[0] if error is not None and str(error).strip() else type(error).__name__
