@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -97,7 +98,7 @@ class GatewayApp:
 
     def __init__(self, config: ServingConfig) -> None:
         self.config = config
-        self.metrics = GatewayMetrics()
+        self.metrics = GatewayMetrics(replica=f"{socket.gethostname()}-{os.getpid()}")
         self._loader = SnapshotLoader(config)
         self._snapshot = self._loader.load()
         self.cache = ListCache(config)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from features.events import ACTIONS
@@ -51,10 +52,15 @@ class LatencyHistogram(Collector):
         yield family
 
 
-class GatewayMetrics:
-    """All counters of the gateway."""
+class GatewayMetrics(Collector):
+    """All counters of one gateway replica.
 
-    def __init__(self) -> None:
+    Args:
+        replica: label of every series, so that those of several replicas behind one address are told apart; none when empty.
+    """
+
+    def __init__(self, replica: str = "") -> None:
+        self._replica = replica
         self.registry = registry = CollectorRegistry()
         self._requests = Counter(
             "shortlist_http_requests", "HTTP requests by route and status.", ["route", "status"], registry=registry
@@ -144,4 +150,11 @@ class GatewayMetrics:
         counted, self._counted = self._counted, defaultdict(int)
         for (counter, first, second), number in counted.items():
             counter.labels(*((first, second) if second else (first,))).inc(number)
-        return generate_latest(self.registry)
+        return generate_latest(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector.collect`: everything, with the replica's label."""
+        for family in self.registry.collect():
+            if self._replica:
+                family.samples = [one._replace(labels={**one.labels, "replica": self._replica}) for one in family.samples]
+            yield family

@@ -22,6 +22,7 @@ from shortlist.bench.ingest import (
     measure_sync_policies,
     measure_user_memory,
 )
+from shortlist.bench.shadow import measure_shadow, shadow_markdown
 from shortlist.bench.stack import bench_stack, known_users
 from shortlist.client import Client
 from shortlist.commands import console
@@ -29,6 +30,7 @@ from shortlist.demo.flow import DemoResult, run_demo, study, summary
 from shortlist.runner import Runner
 from shortlist.settings import load_settings
 from shortlist.stack.control import stop_stack
+from shortlist.stack.secrets import kept_secret
 from training.tracking import git_commit
 
 app = typer.Typer(help="Measure, and print what docs/benchmarks.md records.", no_args_is_help=True)
@@ -164,6 +166,18 @@ def sequential(
     settings = [(every, users, 12_000, 9), (last, users, 12_000, 9), (long, users // 10, 3_500, 165)]
     results = [bench_sequential(config, count, items, length, rounds) for config, count, items, length in settings]
     console.finish({"machine": machine(), "results": results}, sequential_markdown(results, machine()))
+
+
+@app.command()
+def shadow(here: HereOption = False) -> None:
+    """Latency of computed answers at half of their saturation, with and without a shadow that is asked for all of them."""
+    settings = console.settings()
+    with bench_stack(settings, here=here) as state:
+        home = Path(state.log_dir).parent
+        given = settings.token.admin.get_secret_value() if settings.token.admin and here else None
+        cost = measure_shadow(state, given or kept_secret(home, "admin-token"), known_users(state))
+    result = {"machine": machine(), **vars(cost), "p50_ratio": cost.p50_ratio, "shed_share": cost.shed_share}
+    console.finish(result, f"{machine()}\n\n{shadow_markdown(cost)}")
 
 
 def demo_markdown(result: DemoResult, versions: dict[str, dict[str, float]]) -> str:

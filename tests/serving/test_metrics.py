@@ -45,3 +45,13 @@ def test_counts_go_on_between_readings() -> None:
     assert found[name, (("route", "recommendations"), ("status", "404"))] == 1
     assert found["shortlist_cache_reads_total", (("outcome", "hit"),)] == 1
     assert found["shortlist_fallbacks_total", (("reason", "deadline"),)] == 1
+
+
+def test_every_series_carries_the_replica() -> None:
+    metrics = GatewayMetrics(replica="host-7")
+    metrics.request("nowhere", 200)
+    metrics.answer("cache", "3", 0.004)
+    for _ in range(2):  # reading changes nothing
+        lines = [line for line in metrics.text().decode().splitlines() if not line.startswith("#")]
+        assert 'shortlist_http_requests_total{replica="host-7",route="nowhere",status="200"} 1.0' in lines
+        assert all(line.count('replica="host-7"') == 1 for line in lines)

@@ -1,0 +1,140 @@
+"""What a shadow costs those who wait: latency of computed answers with and without one, at half of their saturation.
+
+The shadow is the champion's own bundle once more, so it costs as much as the live version. With and without alternate, so that a
+machine that gets slower meets both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shortlist.bench.load import Outcome, run_load
+from shortlist.client import Client
+from shortlist.commands.console import CommandError
+from shortlist.stack.ports import wait_until
+from shortlist.stack.state import StackState
+from training.registry import CHAMPION, Registry
+
+CONNECTIONS = 8
+SATURATE_S = 8.0
+ROUND_S = 15.0
+ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class ShadowCost:
+    """Rates in answers a second; latencies of all rounds with and without the shadow; what became of what it was offered."""
+
+    saturated_per_s: float
+    offered_per_s: float
+    without_ms: tuple[float, float]
+    with_ms: tuple[float, float]
+    scored: int
+    shed: int
+    failed: int
+
+    @property
+    def p50_ratio(self) -> float:
+        """Median with the shadow over median without."""
+        return self.with_ms[0] / self.without_ms[0]
+
+    @property
+    def shed_share(self) -> float:
+        """Of what the shadow was offered."""
+        return self.shed / max(self.scored + self.shed + self.failed, 1)
+
+
+def measure_shadow(state: StackState, token: str, users: list[str]) -> ShadowCost:
+    """Load the champion's computed path with and without a shadow.
+
+    Raises:
+        CommandError: answers fail, or there is no champion.
+    """
+    model = f"shortlist-{state.dataset}"
+    with Client(state.base_url, token=token, timeout=60) as client:
+        saturated = asyncio.run(_load(state, users, SATURATE_S, None))
+        rate = len(saturated.ended) / SATURATE_S
+        version = _second_version(state)
+        rounds: dict[bool, list[float]] = {False: [], True: []}
+        for _ in range(ROUNDS):
+            for shadowed in (False, True):
+                change = {"mode": "shadow", "version": version} if shadowed else {"mode": "shadow", "traffic": 0}
+                if shadowed or "shadow" in client.models()["aliases"]:
+                    client.update_model(model, change)
+                _wait_shadow(client, shadowed)
+                rounds[shadowed] += asyncio.run(_load(state, users, ROUND_S, rate / 2)).seconds
+        scored, report = -1, client.models()["shadow"]
+        while report["scored"] > scored:  # what waits is still scored
+            scored = report["scored"]
+            asyncio.run(asyncio.sleep(5))
+            report = client.models()["shadow"]
+        client.update_model(model, {"mode": "shadow", "traffic": 0})
+    without_ms, with_ms = (_percentiles_ms(rounds[shadowed]) for shadowed in (False, True))
+    return ShadowCost(rate, rate / 2, without_ms, with_ms, report["scored"], report["shed"], report["failed"])
+
+
+def shadow_markdown(cost: ShadowCost) -> str:
+    """With and without, and what was shed."""
+    offered = cost.scored + cost.shed + cost.failed
+    lines = [
+        f"Computed path saturated at {cost.saturated_per_s:.0f}/s, {CONNECTIONS} connections; offered {cost.offered_per_s:.0f}/s."
+    ]
+    lines += ["", "| | p50 ms | p99 ms |", "|---|---|---|"]
+    for name, (p50, p99) in (("without a shadow", cost.without_ms), ("100 % shadowed", cost.with_ms)):
+        lines.append(f"| {name} | {p50:.2f} | {p99:.2f} |")
+    lines += ["", f"p50 ratio {cost.p50_ratio:.2f}; shed {100 * cost.shed_share:.1f} % of {offered:,}, {cost.failed} failed."]
+    return "\n".join(lines)
+
+
+async def _load(state: StackState, users: list[str], seconds: float, rate: float | None) -> Outcome:
+    stop = asyncio.Event()
+
+    def body(number: int) -> bytes:
+        # Lists with items that were seen are not cached: each is computed.
+        return json.dumps({"user_id": users[number * 7919 % len(users)], "exclude_seen": False}).encode()
+
+    loading = asyncio.create_task(
+        run_load(
+            state.base_url,
+            lambda number: "/v1/recommendations",
+            connections=CONNECTIONS if rate is None else 4 * CONNECTIONS,
+            stop=stop,
+            kind="POST",
+            body_of=body,
+            rate=rate,
+        )
+    )
+    await asyncio.sleep(seconds)
+    stop.set()
+    outcome = await loading
+    if outcome.failures():
+        raise CommandError(f"{len(outcome.failures())} of {len(outcome.ended)} answers failed, first: {outcome.failures()[0][1:]}")
+    return outcome
+
+
+def _second_version(state: StackState) -> str:
+    """The champion's bundle registered once more."""
+    registry = Registry(state.mlflow_uri, state.dataset, cache=Path(state.log_dir).parent / "bundles")
+    champion = registry.aliases().get(CHAMPION)
+    if champion is None:
+        raise CommandError("there is no champion to measure")
+    return registry.register(registry.download(champion))
+
+
+def _wait_shadow(client: Client, wanted: bool) -> None:
+    def there() -> bool:
+        shadow = client.models()["shadow"]
+        return bool(shadow is not None and shadow["live"]) if wanted else shadow is None
+
+    wait_until(there, seconds=120, what="the shadow" if wanted else "the shadow's end")
+    asyncio.run(asyncio.sleep(6))  # until every gateway replica has looked at the routing state
+
+
+def _percentiles_ms(seconds: list[float]) -> tuple[float, float]:
+    p50, p99 = np.percentile(np.array(seconds) * 1000, [50, 99])
+    return float(p50), float(p99)
