@@ -41,11 +41,11 @@ def text_vectors(documents: Sequence[str], model: TextModel, *, width: int, spre
         return np.zeros((len(documents), 0), dtype=np.float32)
 
 
-def token_weights(documents: Sequence[str], tags: sp.csr_matrix) -> sp.csr_matrix:
-    """(N, V) float32 weights of words and tags together, TF-IDF, each of the two halves of a row of unit length or zero."""
-    halves = [TfidfTransformer().fit_transform(tags)] if tags.shape[1] else []
+def token_weights(documents: Sequence[str], tags: sp.csr_matrix, text_weight: float = 0.5) -> sp.csr_matrix:
+    """(N, V) float32 weights of words and tags together, TF-IDF; `text_weight` is the words' share of a row's squared length."""
+    halves = [TfidfTransformer().fit_transform(tags) * (2.0 * (1.0 - text_weight)) ** 0.5] if tags.shape[1] else []
     with contextlib.suppress(ValueError):  # no word is in two texts
-        halves.append(_vectorizer().fit_transform(documents))
+        halves.append(_vectorizer().fit_transform(documents) * (2.0 * text_weight) ** 0.5)
     none = sp.csr_matrix(np.empty((len(documents), 0), dtype=np.float32))
     return sp.hstack([none, *halves], format="csr", dtype=np.float32)
 

@@ -125,6 +125,36 @@ WORLDS = Path(".shortlist-bench")
 
 
 @app.command()
+def ease(
+    items: Annotated[int, typer.Option(help="Items of the simulated world.", min=100, max=30_000)] = 8_000,
+    rounds: Annotated[int, typer.Option(help="Best of so many.", min=1)] = 2,
+) -> None:
+    """Processor time of EASE's fit against a scipy inverse of the same size, in one run."""
+    from shortlist.bench.ease import measure_ease
+
+    found = measure_ease(items, rounds)
+    rows = "\n".join(f"| {name} | {value} |" for name, value in found.items())
+    console.finish({"machine": machine(), "items": items} | found, f"{machine()}; {items:,} items\n\n| | |\n|---|---|\n{rows}")
+
+
+@app.command("cold-items")
+def cold_items(
+    dataset: Annotated[str, typer.Option("--dataset", "-d", help="An imported dataset with texts.")],
+    study_file: Annotated[Path, typer.Option("--study", help="Study, or a study's outcome; its fixed values are taken.")],
+) -> None:
+    """A study's funnel against plain text-kNN on items taken out of training, among cold items and among all, with intervals."""
+    from shortlist.bench.cold_items import cold_items_markdown, measure_cold_items
+    from shortlist.commands.tune import place_of
+    from training.study import load_study
+    from training.study_data import load_study_data
+
+    study = load_study(study_file).model_copy(update={"protocol": "cold-items"})
+    place = place_of(dataset, "")
+    found = measure_cold_items(study, place, load_study_data(place, study), console.log.print)
+    console.finish({"machine": machine(), "dataset": dataset} | found, f"{machine()}\n\n{cold_items_markdown(found)}")
+
+
+@app.command()
 def serving(
     items: ItemsOption = 1_000_000,
     folder: FolderOption = WORLDS,

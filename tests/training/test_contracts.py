@@ -7,6 +7,7 @@ import pytest
 
 from training.errors import StudyError
 from training.models.content import Content
+from training.models.content_ease import ContentEase
 from training.models.ease import Ease
 from training.models.ials import Ials
 from training.models.popularity import Popularity
@@ -74,6 +75,11 @@ class TestSequentialOfEveryPosition(KnowsNothingOfNewItems):
 class TestContent(RetrieverContract):
     model = Content
     config = {"width": 8}  # noqa: RUF012
+
+
+class TestContentEase(RetrieverContract):
+    model = ContentEase
+    config = {"l2": 5.0}  # noqa: RUF012
 
 
 class TestTwoTower(RetrieverContract):

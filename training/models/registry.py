@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from training.errors import StudyError
 from training.models.base import Retriever
 from training.models.content import Content
+from training.models.content_ease import ContentEase
 from training.models.ease import Ease
 from training.models.ials import Ials
 from training.models.popularity import Popularity
@@ -17,7 +18,7 @@ from training.models.transition_knn import TransitionKnn
 from training.models.two_tower import TwoTowerHybrid
 
 MODELS: dict[str, type[Retriever]] = {
-    model.name: model for model in (Popularity, TransitionKnn, Ease, Ials, Content, TwoTowerHybrid, Sequential)
+    model.name: model for model in (Popularity, TransitionKnn, Ease, Ials, Content, ContentEase, TwoTowerHybrid, Sequential)
 }
 
 

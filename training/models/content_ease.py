@@ -1,0 +1,132 @@
+"""EASE that reaches items without activity: an item that few have taken borrows weights from those most like it by content.
+
+weights = B A + c T; B is EASE's matrix, solved locally; column j of A is (1 - a_j) of the item itself and a_j of its neighbours by
+words and tags, a_j = shrinkage / (shrinkage + interactions of j); T holds the cosines of words and tags themselves.
+
+Shapes: `N` items, `A` items with activity.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import numpy as np
+import scipy.sparse as sp
+from pydantic import Field
+
+from training.content_columns import content_columns
+from training.interactions import FloatArray, Interactions
+from training.models.base import ModelConfig, ReportEpoch, TrainingData
+from training.models.ease_local import local_bytes, local_weights
+from training.models.item_item import ItemItemConfig, ItemItemRetriever, keep_strongest, popularity_share
+from training.text_vectors import token_weights
+
+ROWS_AT_ONCE = 500
+
+
+class ContentEaseConfig(ItemItemConfig):
+    """Parameters of EASE with content.
+
+    Args:
+        l2: added to the diagonal of X'X.
+        support: neighbours that the weights of an item are solved on.
+        lenders: items by content that an item borrows from.
+        sharpness: a lender counts by its cosine to this power.
+        shrinkage: an item with so many interactions stands half on its own.
+        text_weight: share of the words in a cosine, the rest being the tags'.
+        content_weight: of the cosines beside the weights, both being brought to one size first.
+    """
+
+    history_decay: float = Field(default=0.9, gt=0, le=1)
+    l2: float = Field(default=100.0, gt=0)
+    support: int = Field(default=100, ge=1, le=1_000)
+    lenders: int = Field(default=50, ge=1, le=500)
+    sharpness: float = Field(default=3.0, ge=0, le=20)
+    shrinkage: float = Field(default=2.0, ge=0)
+    text_weight: float = Field(default=0.9, ge=0, le=1)
+    content_weight: float = Field(default=0.5, ge=0, le=100)
+
+
+class ContentEase(ItemItemRetriever):
+    """EASE with content; see the module and `ContentEaseConfig`."""
+
+    name: ClassVar[str] = "content_ease"
+    Config: ClassVar[type[ModelConfig]] = ContentEaseConfig
+    config: ContentEaseConfig
+
+    @classmethod
+    def training_bytes(cls, config: ModelConfig, interactions: Interactions) -> int:
+        """See `Retriever.training_bytes`: EASE's local solve, words of the catalogue, and the weights twice."""
+        assert isinstance(config, ContentEaseConfig)
+        local = local_bytes(interactions.num_items, config.support, np.diff(interactions.indptr))
+        return super().training_bytes(config, interactions) + local + interactions.num_items * (4_000 + 40 * config.neighbours)
+
+    def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
+        """See `Retriever.fit`. No randomness, no epochs."""
+        config, interactions = self.config, data.interactions
+        columns = content_columns(data.item_attributes, interactions.num_items)
+        tokens = token_weights(columns.documents, columns.tags, config.text_weight)
+        counts = np.bincount(interactions.item_idx, minlength=interactions.num_items)
+        near = nearest_by_content(tokens, config.neighbours)
+        lending = _lending(near, counts, config)
+        own = _ease(interactions, config)
+        scale = _size(own) / max(_size(near), 1e-12) * config.content_weight
+        blocks = []
+        for start in range(0, interactions.num_items, ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            block = (own[rows] @ lending + np.float32(scale) * near[rows]).tocsr()
+            row = np.repeat(np.arange(block.shape[0]) + start, np.diff(block.indptr))
+            block.data[row == block.indices] = 0.0
+            block.eliminate_zeros()
+            blocks.append(keep_strongest(block, config.neighbours))
+        self.set_weights(sp.vstack(blocks, format="csr", dtype=np.float32), popularity_share(interactions))
+        return self
+
+    def set_weights(self, weights: sp.csr_matrix, popularity: FloatArray) -> None:
+        """See `ItemItemRetriever.set_weights`; an item that any history reaches is known."""
+        super().set_weights(weights, popularity)
+        reached = np.zeros(weights.shape[1], dtype=bool)
+        reached[weights.indices] = True
+        self.known = self.known | reached
+
+
+def nearest_by_content(tokens: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
+    """(N, N) float32 cosines of the `neighbours` most alike of each item, zero diagonal."""
+    length = np.sqrt(np.asarray(tokens.multiply(tokens).sum(axis=1))).ravel()
+    unit = (sp.diags(1.0 / np.where(length > 0, length, 1.0)) @ tokens).tocsr().astype(np.float32)
+    across = unit.T.tocsr()
+    blocks = []
+    for start in range(0, unit.shape[0], ROWS_AT_ONCE):
+        block = (unit[start : start + ROWS_AT_ONCE] @ across).tocsr()
+        row = np.repeat(np.arange(block.shape[0]) + start, np.diff(block.indptr))
+        block.data[row == block.indices] = 0.0
+        block.eliminate_zeros()
+        blocks.append(keep_strongest(block, neighbours))
+    return sp.vstack(blocks, format="csr", dtype=np.float32)
+
+
+def _lending(near: sp.csr_matrix, counts: np.ndarray[tuple[int], np.dtype[np.int64]], config: ContentEaseConfig) -> sp.csr_matrix:
+    """A of the module: row = lender, column = borrower; columns sum to one, where an item has lenders or activity."""
+    warm = sp.diags((counts > 0).astype(np.float32))
+    lenders = (near @ warm).tocsr()
+    lenders.eliminate_zeros()
+    lenders = keep_strongest(lenders, config.lenders)
+    lenders.data = lenders.data**config.sharpness
+    total = np.asarray(lenders.sum(axis=1)).ravel()
+    borrowed = np.where(total > 0, config.shrinkage / np.maximum(config.shrinkage + counts, 1e-9), 0.0)
+    borrowed[(counts == 0) & (total > 0)] = 1.0
+    shares = sp.diags(borrowed / np.where(total > 0, total, 1.0)) @ lenders
+    return (shares.T + sp.diags(1.0 - borrowed)).tocsr().astype(np.float32)
+
+
+def _ease(interactions: Interactions, config: ContentEaseConfig) -> sp.csr_matrix:
+    active = np.flatnonzero(np.bincount(interactions.item_idx, minlength=interactions.num_items))
+    taken = interactions.to_csr()[:, active]
+    taken.data[:] = 1.0
+    found = local_weights(taken, config.l2, config.support).tocoo()
+    place = (active[found.row], active[found.col])
+    return sp.csr_matrix((found.data, place), shape=(interactions.num_items, interactions.num_items))
+
+
+def _size(matrix: sp.csr_matrix) -> float:
+    return float(np.sqrt(np.mean(np.square(matrix.data, dtype=np.float64)))) if matrix.nnz else 0.0
