@@ -5,7 +5,7 @@ Keys carry site, dataset and version, and `{user}` as hash tag, so that a user's
     sl:<site>:<dataset>:v<version>:{u:<user>}    the list (serving.cached_list)
     sl:<site>:<dataset>:recent:{u:<user>}        mark and last events (serving.recent_activity)
 
-Requests of one turn of the event loop share one MGET.
+Requests of one turn of the event loop share one MGET; on a Redis Cluster one pipeline a node (`serving.redis_cluster`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from serving.cached_list import CachedList, decode_list
 from serving.config import ServingConfig
 from serving.recent_activity import APPEND_SCRIPT, MAX_BYTES, RecentEvent, encode_events, mark_of
+from serving.redis_cluster import ClusterWire, is_cluster
 from serving.redis_wire import RedisWire, Reply
 
 _log = logging.getLogger("shortlist.serving")
@@ -67,7 +69,9 @@ class ListCache:
 
     def __init__(self, config: ServingConfig) -> None:
         self._config = config
-        self._wire = RedisWire(config.cache_url, config.cache_timeout_ms / 1000)
+        self._clustered = is_cluster(config.cache_url)
+        wire = ClusterWire if self._clustered else RedisWire
+        self._wire: RedisWire | ClusterWire = wire(config.cache_url, config.cache_timeout_ms / 1000)
         self._asked: list[tuple[tuple[str, ...], asyncio.Future[CacheRead]]] = []
 
     @property
@@ -128,6 +132,11 @@ class ListCache:
 
     def _flush(self) -> None:
         asked, self._asked = self._asked, []
+        if self._clustered:
+            # One MGET a unit, whose keys share a slot; those to one node leave together.
+            for keys, answer in asked:
+                self._wire.send(partial(_answered, answer), "MGET", *keys)
+            return
 
         def done(reply: Reply | Exception) -> None:
             if isinstance(reply, Exception):
@@ -139,6 +148,13 @@ class ListCache:
                 at += len(keys)
 
         self._wire.send(done, "MGET", *(key for keys, _ in asked for key in keys))
+
+
+def _answered(answer: asyncio.Future[CacheRead], reply: Reply | Exception) -> None:
+    if isinstance(reply, Exception):
+        _log.debug("cache read failed: %s", reply)
+    if not answer.done():  # the client may have gone away
+        answer.set_result(ABSENT if isinstance(reply, Exception) else _parse(reply))
 
 
 def _parse(values: list[bytes | None]) -> CacheRead:

@@ -35,7 +35,7 @@ class ServingConfig(BaseModel):
     features_url: str
     """Redis of Feast's online store."""
     cache_url: str
-    """Redis of cached lists and freshness marks."""
+    """Redis of cached lists and freshness marks; `redis+cluster://host:port` for a Redis Cluster."""
     site: str = "local"
     """Prefix of keys, until there are several sites."""
     host: str = "127.0.0.1"

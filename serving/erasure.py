@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import redis
 from redis.exceptions import RedisError
 
 from experiments.exposure import EXPOSURE_SCHEMA
@@ -31,6 +30,7 @@ from features.redis_bus import RedisStreamBus
 from features.served import feature_log, slate_log
 from serving.cache import activity_key, list_key, session_unit, user_unit
 from serving.config import ServingConfig
+from serving.redis_cluster import blocking_client
 from training.bundle_erasure import erase_user
 from training.errors import TrainingError
 from training.registry import Registry
@@ -150,7 +150,7 @@ class Eraser:
         versions |= {folder.name.removeprefix("v") for folder in self._config.precomputed.glob("v*")}
         keys = [activity_key(self._config, unit) for unit in units]
         keys += [list_key(self._config, version, unit) for version in versions for unit in units]
-        with redis.Redis.from_url(self._config.cache_url, socket_connect_timeout=2.0, socket_timeout=30.0) as client:
+        with blocking_client(self._config.cache_url, socket_connect_timeout=2.0, socket_timeout=30.0) as client:
             return sum(int(client.unlink(key)) for key in keys)  # one by one: a Cluster keeps them on several nodes
 
     def _wait_for_readers(self, began: float) -> None:

@@ -32,6 +32,7 @@ from serving.cached_list import decode_list
 from serving.config import ServingConfig
 from serving.errors import ServingError
 from serving.recent_activity import APPEND_SCRIPT, MAX_BYTES, RecentEvent, changes_answers, encode_events
+from serving.redis_cluster import blocking_client
 
 SCHEMA = pa.schema([pa.field("user_id", pa.string(), nullable=False), pa.field("list", pa.binary(), nullable=False)])
 CLUSTER_FROM_USERS = 50_000
@@ -207,7 +208,7 @@ def _connect(config: ServingConfig) -> Iterator[redis.Redis]:
     # redis-py's own retries would make a refused connection take seconds.
     retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 3)
     try:
-        with redis.Redis.from_url(config.cache_url, socket_connect_timeout=2.0, socket_timeout=30.0, retry=retry) as client:
+        with blocking_client(config.cache_url, socket_connect_timeout=2.0, socket_timeout=30.0, retry=retry) as client:
             yield client
     except RedisError as error:
         raise ServingError(

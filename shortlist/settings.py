@@ -65,6 +65,7 @@ class RedisSettings(_Section):
     bus_url: str | None = None
     features_url: str | None = None
     cache_url: str | None = None
+    """`redis+cluster://[user:password@]host:port`, any node of it, for a Redis Cluster; the other two are single ones."""
     cache_max_mb: int = Field(default=512, ge=16)
     """Memory limit of the embedded cache process (least recently used entries go)."""
 

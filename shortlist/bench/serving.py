@@ -164,6 +164,7 @@ def _stack(world: World, notify: Notify) -> Iterator[tuple[ServingConfig, httpx.
         cache_url=cache_url,
         port=free_port(),
         deadline_ms=10_000,
+        load_timeout_s=900,
     )
     try:
         notify("starting Ray Serve, the gateway, the version and the no-op")

@@ -99,6 +99,7 @@ def start_redis(
 def redis_answers(url: str, timeout_s: float = 0.5) -> bool:
     """Whether the Redis at `url` answers PING (and is not still loading)."""
     try:
+        url = url.replace("redis+cluster://", "redis://", 1)  # any node of a cluster answers a PING
         client = redis.Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=Retry(NoBackoff(), 0))
         try:
             return bool(client.ping())
