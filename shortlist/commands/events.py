@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Event bus: lag of its readers, newest entries, dead letters.", no_args_is_help=True)
 
-StreamOption = Annotated[str, typer.Option("--stream", "-s", help="events or exposures.")]
+StreamOption = Annotated[str, typer.Option("--stream", "-s", help="events, exposures, sessions, slates or served_features.")]
 DatasetOption = Annotated[str | None, typer.Option("--dataset", "-d", help="Dataset; the one that is served when left out.")]
 LastOption = Annotated[int, typer.Option("--last", "-n", min=1, max=100_000, help="How many entries.")]
 
