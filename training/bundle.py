@@ -29,6 +29,8 @@ from training.interactions import IdArray, Interactions
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+FEATURE_SERVICES = frozenset({"ranking_v1"})
+"""Feature services whose columns this release gives a ranker when it answers."""
 WEIGHT_FOLDERS = ("sources", "ranker")
 """Folders whose arrays must be finite and which may hold no file that the manifest does not list."""
 FORBIDDEN_SUFFIXES = frozenset({".pkl", ".pickle", ".joblib", ".pt", ".pth", ".npy", ".npz"})
@@ -138,14 +140,21 @@ def open_bundle(folder: Path, *, expected_dataset: str | None = None) -> BundleM
         expected_dataset: refuse a bundle of any other dataset.
 
     Raises:
-        BundleError: no manifest or one that cannot be read, a format that this release does not know, another dataset, a file that
-            is missing, added to the weights, or differs from its hash, a pickle, or a weight that is NaN or infinite.
+        BundleError: no manifest or one that cannot be read, a format or feature service that this release does not know,
+            another dataset, a file that is missing, added to the weights, or differs from its hash, a pickle, or a weight that is
+            NaN or infinite.
     """
     manifest = _read_manifest(folder)
     if expected_dataset is not None and manifest.dataset != expected_dataset:
         raise BundleError(
             f"bundle {folder.name} belongs to dataset {manifest.dataset!r}, not {expected_dataset!r}: "
             f"choose a version of shortlist-{expected_dataset}"
+        )
+    unknown = sorted(set(manifest.feature_services) - FEATURE_SERVICES)
+    if unknown:
+        raise BundleError(
+            f"bundle {folder.name} reads feature service {unknown[0]!r}, this release has {', '.join(sorted(FEATURE_SERVICES))}: "
+            "serve it with the release that built it, or train it again"
         )
     for name, entry in manifest.files.items():
         path = folder / name
