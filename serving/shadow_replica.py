@@ -32,8 +32,8 @@ class ShadowReplica:
     """
 
     def __init__(self, config_json: str, bundle_folder: str) -> None:
-        os.nice(NICENESS)
         self._retriever = Retriever(config_json, bundle_folder)
+        os.nice(NICENESS)  # not before: on a full machine it would not be ready in time
 
     async def compute(self, request: ComputeRequest) -> bytes:
         """As of `Retriever.compute`: for the check before the version is used."""
