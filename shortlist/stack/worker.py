@@ -36,7 +36,6 @@ from features.redis_board import RedisBoard
 from features.redis_bus import RedisStreamBus
 from features.served import decode_feature_rows, decode_slates, feature_log, slate_log
 from features.session_merges import decode_merges, merge_log
-from features.store import Features
 from features.store_follower import StoreFollower
 from features.trending import TRENDING, TrendingCounts
 from features.user_dates import LockedDates, UserDates
@@ -261,6 +260,9 @@ class OnlineFeatures:
     def when_applied(self) -> FeatureSink | None:
         """The feature store, None as long as it has no registry."""
         if self._features is None and self._paths.feast_registry.exists():
+            # Here, not above: Feast takes a second and 100 MB, and a stack without features needs none of it.
+            from features.store import Features
+
             self._features = Features(self._paths, self._catalogue.schema(), self._redis_url, user_ttl_s=self._user_ttl_s)
         return self._features
 
@@ -285,6 +287,8 @@ def main() -> None:
     """Run until SIGTERM; the batch in hand is finished first."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("feast").setLevel(logging.WARNING)  # it notes every push
+    # Feast imports torch where it can, only to give answers as tensors, which nobody asks here: 180 MB and some seconds.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # None is Python's way to say that it must not be imported
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

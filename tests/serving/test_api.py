@@ -16,6 +16,7 @@ from features.schema import Attribute, DatasetSchema
 from serving.answers import Answerer
 from serving.api.app import build_api
 from serving.api.context import ApiContext
+from serving.audit import AuditLog
 from serving.cache import ListCache
 from serving.config import ServingConfig, hash_token
 from serving.control import ServingControl
@@ -235,3 +236,19 @@ def test_a_preview_shows_before_and_after_and_changes_nothing(api: TestClient) -
     assert (bad.status_code, bad.json()["error"]["field"]) == (422, "top_k")
     for call in (api.get("/v1/rules"), api.put("/v1/rules", json={"rules": []}), api.post("/v1/rules/preview", json=ask)):
         assert call.status_code == 401
+
+
+def test_erasing_needs_the_admin_names_what_was_not_reached_and_is_audited_without_the_id(
+    api: TestClient, config: ServingConfig
+) -> None:
+    api.put("/v1/users/erika-m", json={}, headers=ADMIN)
+    assert api.delete("/v1/users/erika-m").status_code == 401
+    answer = api.delete("/v1/users/erika-m", headers=ADMIN)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "erasure_unfinished")
+    assert "bundles" in answer.json()["error"]["message"], "the registry is away"
+    assert api.get("/v1/users/erika-m", headers=ADMIN).status_code == 404
+    store = ControlStore(config.control_url)
+    (entry,) = [one for one in AuditLog(store, config.dataset).entries() if one.action == "user.erase"]
+    assert entry.subject.startswith("erased:")
+    assert "erika" not in f"{entry.subject}{entry.before}{entry.after}"
+    store.close()

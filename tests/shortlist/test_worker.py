@@ -72,6 +72,7 @@ def test_the_worker_moves_everything_and_ends_when_told(redis_server: str, tmp_p
             lambda: bool(bus.lag(EXPOSURES).groups) and all(not g.entries for s in (EVENTS, EXPOSURES) for g in bus.lag(s).groups)
         )
         eventually(lambda: 'shortlist_click_rate{experiment="demo"' in scraped(port))
+        assert "libtorch" not in Path(f"/proc/{worker.pid}/maps").read_text(), "Feast's import of torch costs 200 MB"
         metrics = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in scraped(port).splitlines() if line[0] != "#"}
     finally:
         worker.send_signal(signal.SIGTERM)
