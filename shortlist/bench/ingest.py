@@ -31,7 +31,7 @@ from features.control_store import ControlStore
 from features.import_dataset import import_dataset
 from features.paths import DatasetPaths
 from features.redis_bus import RedisStreamBus
-from shortlist.bench.load import run_load
+from shortlist.bench.load import Outcome, run_load
 from shortlist.bench.stack import known_users
 from shortlist.stack.ports import wait_until
 from shortlist.stack.redis_server import start_redis
@@ -40,6 +40,8 @@ from shortlist.stack.state import StackState
 BATCH = 100
 CONNECTIONS = 4
 DRAIN_S = 600.0
+STEADY_EVENTS_PER_S = 3_000
+POLL_S = 0.02
 ANSWER_S = 5.0
 """An answer that shows an event no sooner than this counts as never."""
 
@@ -88,18 +90,23 @@ def measure_sync_policies(seconds: float = 3.0) -> dict[str, float]:
     return found
 
 
-def measure_intake(state: StackState, seconds: float) -> dict[str, Any]:
-    """Batches over HTTP as fast as they are taken, then how far the readers were behind and whether the store has everything."""
+def measure_intake(state: StackState, seconds: float, rate: float | None) -> dict[str, Any]:
+    """Batches over HTTP, then how far the readers were behind and whether the store has everything.
+
+    Args:
+        rate: events a second on a fixed schedule; None sends as fast as they are taken.
+    """
     users = known_users(state)
     store = ActivityStore.of(DatasetPaths(Path(state.log_dir).parent, state.dataset))
-    before, run = store.count(), uuid.uuid4().hex[:8]
     with _bus(state) as bus:
+        _drain(bus)
+        before, run = store.count(), uuid.uuid4().hex[:8]
         began = time.monotonic()
-        outcome = asyncio.run(_load(state.base_url, users, run, seconds))
+        outcome = asyncio.run(_load(state.base_url, users, run, seconds, rate))
         took = time.monotonic() - began
         lag = bus.lag(EVENTS)
         behind = {group.group: {"entries": group.entries, "seconds": round(group.seconds, 2)} for group in lag.groups}
-        wait_until(lambda: not any(g.entries for g in bus.lag(EVENTS).groups), seconds=DRAIN_S, what="the event worker")
+        _drain(bus)
         drained = time.monotonic() - began - took
     statuses = {status: outcome.statuses.count(status) for status in sorted(set(outcome.statuses))}
     accepted = BATCH * statuses.get(202, 0)
@@ -117,7 +124,7 @@ def measure_intake(state: StackState, seconds: float) -> dict[str, Any]:
 
 
 def measure_freshness(state: StackState, seconds: float, rate: float = 50.0) -> dict[str, Any]:
-    """Time from sending an event about a user's first item to the first answer without that item, at a rate of events."""
+    """Time from sending an event about a user's first item to the first answer without that item, at a rate of requests."""
     users = known_users(state)
     times = asyncio.run(_freshness(state.base_url, users, seconds, rate))
     known = np.array([one for one in times if one is not None]) * 1e3
@@ -151,21 +158,23 @@ def measure_user_memory(state: StackState) -> dict[str, Any]:
 
 def ingest_markdown(result: dict[str, Any]) -> str:
     """The tables of docs/benchmarks.md."""
-    intake, fresh, memory, imported = result["intake"], result["freshness"], result["memory"], result["import"]
-    refused = {status: number for status, number in intake["statuses"].items() if status != "202"}
-    behind = "; ".join(f"{group}: {lag['entries']:,} entries, {lag['seconds']:.1f} s" for group, lag in intake["lag"].items())
+    fresh, memory, imported = result["freshness"], result["memory"], result["import"]
+    rows = []
+    for intake, wanted in ((result["steady"], f"{STEADY_EVENTS_PER_S:,}"), (result["saturated"], "(10,000)")):
+        refused = {status: number for status, number in intake["statuses"].items() if status != "202"}
+        behind = "; ".join(f"{group}: {lag['entries']:,} entries, {lag['seconds']:.1f} s" for group, lag in intake["lag"].items())
+        name = f"HTTP batches of {BATCH}, {'steady' if intake is result['steady'] else 'as fast as they are taken'}"
+        rows += [
+            (f"{name}: accepted durably", f"{intake['events_per_s']:,} events/s", wanted),
+            ("- a batch, p50 / p99", f"{intake['batch_ms_p50']} / {intake['batch_ms_p99']} ms", ""),
+            ("- lag of the readers at the end", behind, "5 s" if intake is result["steady"] else ""),
+            ("- until the readers had everything", f"{intake['drain_seconds']} s", ""),
+            ("- accepted, stored, refused", f"{intake['accepted']:,}, {intake['stored']:,}, {refused or 'none'}", "equal"),
+        ]
     sync = ", ".join(f"{policy} {rate:,.0f}/s" for policy, rate in result["sync"].items())
-    rows = [
-        (f"HTTP batches of {BATCH}, accepted durably", f"{intake['events_per_s']:,} events/s", "3,000 (10,000)"),
-        ("a batch, p50 / p99", f"{intake['batch_ms_p50']} / {intake['batch_ms_p99']} ms", ""),
-        ("lag of the readers at the end", behind, "5 s"),
-        ("until the readers had everything", f"{intake['drain_seconds']} s", ""),
-        ("accepted, stored, refused", f"{intake['accepted']:,}, {intake['stored']:,}, {refused or 'none'}", "equal"),
-        (
-            "event to changed answer, p50 / p99",
-            f"{fresh['ms_p50']} / {fresh['ms_p99']} ms, {fresh['never']} never",
-            "100 / 500 (200)",
-        ),
+    shown = f"{fresh['ms_p50']} / {fresh['ms_p99']} ms, {fresh['never']} of {fresh['events']} never"
+    rows += [
+        ("event to changed answer, p50 / p99", shown, "100 / 500 (200) ms"),
         ("online memory a user, mean / p99", f"{memory['bytes_per_user']} / {memory['bytes_p99']} bytes", "800"),
         ("bulk import", f"{imported['events_per_s']:,} events/s ({imported['events']:,})", "200,000 (1,000,000)"),
         ("bulk import, by CPU time", f"{imported['events_per_cpu_s']:,} events/s", ""),
@@ -184,7 +193,11 @@ def _bus(state: StackState) -> Iterator[RedisStreamBus]:
         bus.close()
 
 
-async def _load(base_url: str, users: list[str], run: str, seconds: float) -> Any:
+def _drain(bus: RedisStreamBus) -> None:
+    wait_until(lambda: not any(g.entries for g in bus.lag(EVENTS).groups), seconds=DRAIN_S, what="the event worker")
+
+
+async def _load(base_url: str, users: list[str], run: str, seconds: float, rate: float | None) -> Outcome:
     stop = asyncio.Event()
     asyncio.get_running_loop().call_later(seconds, stop.set)
 
@@ -198,7 +211,14 @@ async def _load(base_url: str, users: list[str], run: str, seconds: float) -> An
         return f'{{"events":[{",".join(rows)}]}}'.encode()
 
     return await run_load(
-        base_url, lambda _: "/v1/events", connections=CONNECTIONS, stop=stop, kind="POST", body_of=body, timeout_s=30
+        base_url,
+        lambda _: "/v1/events",
+        connections=CONNECTIONS,
+        stop=stop,
+        kind="POST",
+        body_of=body,
+        timeout_s=30,
+        rate=None if rate is None else rate / BATCH,
     )
 
 
@@ -227,16 +247,19 @@ async def _freshness(base_url: str, users: list[str], seconds: float, rate: floa
             answer = await http.get(f"/v1/recommendations/{quote(user, safe='')}", params={"top_k": 10})
             return [item["item_id"] for item in answer.json()["recommended_items"]]
 
-        async def one(user: str, delay_s: float) -> float | None:
+        async def one(user: str, first: str, delay_s: float) -> float | None:
             await asyncio.sleep(delay_s)
-            first = (await shown(user))[0]
             sent = time.perf_counter()
             await http.post("/v1/events", json={"user_id": user, "item_id": first, "action": "view"})
             while time.perf_counter() - sent < ANSWER_S:
                 if first not in await shown(user):
                     return time.perf_counter() - sent
+                await asyncio.sleep(POLL_S)
             return None
 
-        count = min(len(users), round(seconds * rate))
+        # An event and an answer are two requests.
+        count = min(len(users), round(seconds * rate / 2))
         chosen = [users[n * len(users) // count] for n in range(count)]
-        return await asyncio.gather(*(one(user, n / rate) for n, user in enumerate(chosen)))
+        firsts = [(await shown(user))[0] for user in chosen]
+        probes = zip(chosen, firsts, strict=True)
+        return await asyncio.gather(*(one(user, first, 2 * n / rate) for n, (user, first) in enumerate(probes)))

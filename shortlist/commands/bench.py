@@ -15,6 +15,7 @@ import typer
 from shortlist.bench.faults import faults_markdown, measure_faults
 from shortlist.bench.idle import idle_markdown, measure_idle
 from shortlist.bench.ingest import (
+    STEADY_EVENTS_PER_S,
     ingest_markdown,
     measure_freshness,
     measure_import,
@@ -113,7 +114,8 @@ def ingest(
     with bench_stack(console.settings(), here=here) as state:
         result["memory"] = measure_user_memory(state)
         result["freshness"] = measure_freshness(state, seconds)
-        result["intake"] = measure_intake(state, seconds)
+        result["steady"] = measure_intake(state, seconds, STEADY_EVENTS_PER_S)
+        result["saturated"] = measure_intake(state, seconds, None)
     console.finish(result, ingest_markdown(result))
 
 
