@@ -8,6 +8,7 @@ Legend: `B` queries, `K` candidates.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -65,6 +66,7 @@ class CrossFit:
         weight: of the ranker in the mixture with the blend, see `mixed`.
         ndcg: `blend` and each ranker's kind -> NDCG@10 out of fold.
         comparisons: ranker's kind -> comparison with the blend, out of fold.
+        left_out: kinds of rankers for which there was no time.
     """
 
     blend: BlendSearch
@@ -74,6 +76,7 @@ class CrossFit:
     weight: float = 1.0
     ndcg: dict[str, float] = field(default_factory=dict)
     comparisons: dict[str, PairedComparison] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 def cross_fit(
@@ -84,6 +87,7 @@ def cross_fit(
     timeline: ItemTimeline | None = None,
     *,
     seed: int,
+    end_at: float | None = None,
     progress: Progress = lambda _: None,
 ) -> CrossFit:
     """Fit the blend and the rankers, and choose.
@@ -95,6 +99,7 @@ def cross_fit(
         features: for rankers; None where none is asked for.
         timeline: of the fold's activity.
         seed: of folds, search and rankers.
+        end_at: `time.time()` by which all must be done: a ranker whose first fold says that it will not be is left out.
         progress: told what is being done.
 
     Raises:
@@ -131,6 +136,7 @@ def cross_fit(
     base = np.zeros_like(batch.base)
     raw = {config.kind: np.zeros_like(batch.base) for config in learned}
     rounds: dict[str, list[int]] = {config.kind: [] for config in learned}
+    clock = _RankerClock(end_at, folds)
     for fold in range(folds):
         batch = features.reblended(batch, asked.candidates, searches[fold].blend)
         inside_rows, outside_rows = np.flatnonzero(fold_of_asked != fold), np.flatnonzero(fold_of_asked == fold)
@@ -138,11 +144,17 @@ def cross_fit(
             continue
         learn, held = batch.rows(inside_rows), batch.rows(outside_rows)
         base[outside_rows] = held.base
-        for config in learned:
+        for config in [config for config in learned if clock.admits(config.kind, fold)]:
             progress(f"training ranker {config.kind}, fold {fold + 1} of {folds}")
             ranker = _fit(config, learn, asked.labels[inside_rows], seed + fold, None)
             rounds[config.kind].append(ranker.rounds)
             raw[config.kind][outside_rows] = ranker.score(held)
+            clock.done(config.kind)
+    learned = [config for config in learned if config.kind not in clock.left_out]
+    raw = {config.kind: raw[config.kind] for config in learned}
+    best = replace(best, left_out=tuple(clock.left_out))
+    if clock.left_out:
+        progress(f"no time for ranker {', '.join(clock.left_out)}")
     mixtures = {kind: _mixture(asked, base, scores, batch.valid, fold_of_asked) for kind, scores in raw.items()}
     comparisons: dict[str, PairedComparison] = {}
     for kind, mixture in mixtures.items():
@@ -160,6 +172,30 @@ def cross_fit(
     scores = blend_scores.copy()
     scores[chosen] = mixtures[winner.kind].scores
     return CrossFit(everyone, scores, winner, final, mixtures[winner.kind].weight, best.ndcg, comparisons)
+
+
+class _RankerClock:
+    """Which rankers there is time for: all their folds, and one fit on everybody, at the pace of the first fold."""
+
+    def __init__(self, end_at: float | None, folds: int) -> None:
+        self._end_at, self._folds = end_at, folds
+        self._began = 0.0
+        self._pace: dict[str, float] = {}
+        self.left_out: list[str] = []
+
+    def admits(self, kind: str, fold: int) -> bool:
+        self._began = time.time()
+        if kind in self.left_out:
+            return False
+        if self._end_at is not None:
+            owed = sum(pace * (self._folds - fold) for other, pace in self._pace.items() if other not in self.left_out)
+            if self._began + owed + self._pace.get(kind, 0.0) > self._end_at:
+                self.left_out.append(kind)
+                return False
+        return True
+
+    def done(self, kind: str) -> None:
+        self._pace[kind] = max(self._pace.get(kind, 0.0), time.time() - self._began)
 
 
 @dataclass(frozen=True)

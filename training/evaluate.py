@@ -23,6 +23,8 @@ from training.list_metrics import ListMetrics
 from training.metrics import METRICS, pessimistic_hits
 from training.models.base import Retriever
 from training.queries import QueryBatch
+from training.segments import ItemSegments, Segment, history_segments
+from training.segments import K as SEGMENT_K
 from training.splits import Fold
 
 KS = (5, 10, 20, 50)
@@ -44,6 +46,7 @@ class Evaluation:
         ci95: name -> percentile interval over users, for the means.
         seconds: wall time of asking and counting.
         not_evaluated: reason -> users that the protocol could not ask about.
+        segments: name -> the same in parts (`training.segments`).
     """
 
     protocol: str
@@ -54,6 +57,7 @@ class Evaluation:
     ci95: dict[str, tuple[float, float]]
     seconds: float
     not_evaluated: Mapping[str, int] = field(default_factory=dict)
+    segments: Mapping[str, Segment] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The object that `shortlist evaluate --json` prints (DESIGN 4.3)."""
@@ -65,6 +69,7 @@ class Evaluation:
             "not_evaluated": dict(self.not_evaluated),
             "metrics": {name: round(value, 6) for name, value in self.metrics.items()},
             "ci95": {name: [round(low, 6), round(high, 6)] for name, (low, high) in self.ci95.items()},
+            "segments": {name: segment.to_json() for name, segment in self.segments.items()},
             "seconds": round(self.seconds, 3),
         }
 
@@ -97,6 +102,7 @@ def evaluate(
     num_items, longest = fold.fit.num_items, max(ks) + 1
     block = max(1, min(4096, BLOCK_CELLS // max(num_items, 1)))
     lists_at_10 = ListMetrics(fold.fit, 10, categories)
+    by_item = ItemSegments(fold.fit) if SEGMENT_K in ks else None
     tables = []
     for start, queries in fold.queries.blocks(block):
         width = longest + (0 if fold.exclude_history else int(np.diff(queries.indptr).max(initial=0)))
@@ -108,6 +114,8 @@ def evaluate(
         item_idx, score = _without_history(lists.item_idx, lists.score, queries, indptr, targets, num_items)
         item_idx, score = item_idx[:, :longest], score[:, :longest]
         hits = pessimistic_hits(item_idx, score, indptr, targets, num_items, complete=complete)
+        if by_item is not None:
+            by_item.add(item_idx, score, indptr, targets, complete=complete)
         tables.append({**_block_metrics(hits, np.diff(indptr), ks), **lists_at_10.add(item_idx, queries)})
     columns = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     means, intervals = _means_and_intervals(columns, seed)
@@ -129,6 +137,9 @@ def evaluate(
         ci95=intervals,
         seconds=time.perf_counter() - started,
         not_evaluated=fold.not_evaluated,
+        segments={}
+        if by_item is None
+        else {**history_segments(np.diff(fold.queries.indptr), columns, seed), **by_item.totals(seed)},
     )
 
 

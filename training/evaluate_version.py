@@ -40,19 +40,25 @@ class StudyEvaluation:
         evaluation: the funnel's.
         shipped: `blend`, or the kind of its ranker.
         against: source -> the funnel less that source alone, on the same users.
+        singles: each source alone.
     """
 
     evaluation: Evaluation
     shipped: str
     against: Mapping[str, PairedComparison]
+    singles: Mapping[str, Evaluation]
 
     def to_json(self) -> dict[str, Any]:
         """The object that `shortlist evaluate --json` prints (DESIGN 4.3), with what the funnel gains on its sources."""
-        return self.evaluation.to_json() | {"ranker": self.shipped, "against_sources": comparisons_json(self.against)}
+        return self.evaluation.to_json() | {
+            "ranker": self.shipped,
+            "against_sources": comparisons_json(self.against),
+            "sources": {name: {m: round(v, 6) for m, v in one.metrics.items()} for name, one in self.singles.items()},
+        }
 
 
 def evaluate_study(
-    study: Study, place: Place, protocol: str, *, refit: bool = False, notify: Notify = lambda _: None
+    study: Study, place: Place, protocol: str, *, refit: bool = False, seed: int | None = None, notify: Notify = lambda _: None
 ) -> StudyEvaluation:
     """Train a study's best configuration for a protocol and measure it on the test rows.
 
@@ -63,17 +69,18 @@ def evaluate_study(
         place: where the dataset and the study's outcome are.
         protocol: whose folds are used.
         refit: fit the sources on the validation rows too before the test.
+        seed: in place of the study's.
         notify: told what is being done.
 
     Raises:
         StudyError: the study searches and was not run on this dataset.
         ProtocolError: the protocol cannot be run on this data.
     """
-    return _evaluate_chosen(_outcome_of(study, place), place, protocol, refit=refit, notify=notify)
+    return _evaluate_chosen(_outcome_of(study, place), place, protocol, refit=refit, seed=seed, notify=notify)
 
 
 def evaluate_study_of(
-    version: str, place: Place, protocol: str, *, refit: bool = False, notify: Notify = lambda _: None
+    version: str, place: Place, protocol: str, *, refit: bool = False, seed: int | None = None, notify: Notify = lambda _: None
 ) -> StudyEvaluation:
     """As `evaluate_study`, for the study behind a registered version (number or alias).
 
@@ -86,7 +93,7 @@ def evaluate_study_of(
     raw = run.read_json(OUTCOME_FILE) if run else None
     if raw is None:
         raise RegistryError(f"version {found.version} of {registry.model} was not made by a study: pass --study FILE or --model")
-    return _evaluate_chosen(parse_study(raw, f"of version {found.version}"), place, protocol, refit=refit, notify=notify)
+    return _evaluate_chosen(parse_study(raw, f"of version {found.version}"), place, protocol, refit=refit, seed=seed, notify=notify)
 
 
 def evaluate_registered(uri: str, place: Place, protocol: str, *, notify: Notify = lambda _: None) -> Evaluation:
@@ -172,7 +179,11 @@ def targets_seen(pipeline: Pipeline, interactions: Interactions, fold: Fold) -> 
     return int(np.isin(inverse.astype(np.int64) * pipeline.num_items + items[known], pairs).sum())
 
 
-def _evaluate_chosen(study: Study, place: Place, protocol: str, *, refit: bool, notify: Notify) -> StudyEvaluation:
+def _evaluate_chosen(
+    study: Study, place: Place, protocol: str, *, refit: bool, seed: int | None, notify: Notify
+) -> StudyEvaluation:
+    if seed is not None:
+        study = study.model_copy(update={"seed": seed})
     notify(f"reading dataset {place.dataset}")
     found = load_study_data(place, study.model_copy(update={"protocol": protocol}))
     test = fold_of(protocol, found.data.interactions, "test", refit=refit)
@@ -188,7 +199,7 @@ def _evaluate_chosen(study: Study, place: Place, protocol: str, *, refit: bool, 
         for source in pipeline.sources
     }
     against = against_sources(evaluation, singles, study.metric)
-    return StudyEvaluation(evaluation, pipeline.config.ranker.kind, against)
+    return StudyEvaluation(evaluation, pipeline.config.ranker.kind, against, singles)
 
 
 def _outcome_of(study: Study, place: Place) -> Study:

@@ -6,7 +6,7 @@ Legend: `E` interactions, `B` evaluated users (one query each), `N` items, `T` t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,10 @@ import numpy as np
 from training.errors import ProtocolError
 from training.interactions import BoolArray, IntArray, Interactions, LongArray
 from training.queries import QueryBatch, queries_from_users
+
+VALIDATION_CELLS = 4_000_000_000
+"""Users times items that choosing looks at: about a minute of scoring and sorting for one model."""
+FEWEST_USERS = 2_000
 
 Stage = Literal["validation", "test"]
 Protocol = Literal["leave-one-out", "temporal", "stratified", "given", "cold-items"]
@@ -102,6 +106,22 @@ def fold_of_rows(
         refit=refit,
         not_evaluated=not_evaluated,
     )
+
+
+def users_within(num_items: int) -> int:
+    """Users to choose on at most, so that what is scored does not grow with the catalogue for ever."""
+    return max(FEWEST_USERS, VALIDATION_CELLS // max(num_items, 1))
+
+
+def drawn(fold: Fold, users: int, seed: int) -> Fold:
+    """The fold with at most `users` of its queries, drawn by the seed."""
+    if len(fold.queries) <= users:
+        return fold
+    rows = np.sort(np.random.default_rng(seed).choice(len(fold.queries), users, replace=False)).astype(np.int64)
+    starts, lengths = fold.target_indptr[rows], np.diff(fold.target_indptr)[rows]
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    entries = np.repeat(starts - indptr[:-1], lengths) + np.arange(int(indptr[-1]))
+    return replace(fold, queries=fold.queries.take(rows), target_indptr=indptr, target_idx=fold.target_idx[entries])
 
 
 def present(reasons: Mapping[str, int]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from training.candidates import CandidateSet, RankedLists
 from training.cross_fit import Progress, ValidationCandidates, cross_fit
 from training.evaluate import Evaluation, Recommend, evaluate
 from training.feature_joins import fit_ranking_features
+from training.fold import drawn, users_within
 from training.funnel_config import BlendConfig, FunnelConfig, RankerConfig, SourceBlend, SourceConfig
 from training.histories import Histories
 from training.interactions import FloatArray, IntArray, Interactions
@@ -51,6 +52,7 @@ class FunnelReport:
         ndcg10: each source alone, `blend`, and each ranker that was tried (mixed with the blend): a missed target counts 0.
         recall: share of the targets among the union's candidates (`union`), and among each source's.
         shipped: `blend`, or the kind of the ranker that ships.
+        left_out: kinds of rankers for which there was no time.
         comparisons: ranker's kind -> its NDCG@10 less the blend's, with interval and p.
         weight: of that ranker against the blend.
         importance: feature -> share in the ranker that ships.
@@ -60,6 +62,7 @@ class FunnelReport:
     ndcg10: dict[str, float] = field(default_factory=dict)
     recall: dict[str, float] = field(default_factory=dict)
     shipped: str = "blend"
+    left_out: tuple[str, ...] = ()
     comparisons: dict[str, PairedComparison] = field(default_factory=dict)
     weight: float | None = None
     importance: dict[str, float] = field(default_factory=dict)
@@ -131,6 +134,7 @@ def fit_funnel(
     seed: int = 0,
     rankers: Sequence[RankerConfig] | None = None,
     weights: WeightStore | None = None,
+    end_at: float | None = None,
     progress: Progress = lambda _: None,
 ) -> FittedFunnel:
     """Fit a funnel on a fold: first stages on `fold.fit`, blend and ranker on targets that the first stages have not seen.
@@ -143,6 +147,7 @@ def fit_funnel(
         seed: of every random choice.
         rankers: several to compare instead of `config.ranker`; the pipeline's config names the one that ships.
         weights: where fitted sources are found and kept.
+        end_at: `time.time()` by which rankers that cannot be trained are left out; None sets no limit.
         progress: told what is being done.
 
     Raises:
@@ -158,7 +163,7 @@ def fit_funnel(
     sources = fit_sources(config.sources, replace(data, interactions=fold.fit), seed=seed, weights=weights, progress=progress)
     clock.lap("sources")
     draft = assemble(config, sources, None, data, fold.fit, dataset)
-    sample = _sample(fold, config.validation_users, seed)
+    sample = drawn(fold, min(config.validation_users, users_within(fold.fit.num_items)), seed)
     progress("retrieving candidates of the validation users")
     candidates = retrieve_by_blocks(draft, sample)
     labels = label_candidates(candidates, sample.target_indptr, sample.target_idx)
@@ -169,7 +174,7 @@ def fit_funnel(
         features = fit_ranking_features(fold.fit, draft.items, candidates.sources, seed=seed)
         timeline = ItemTimeline.of(fold.fit.item_idx, fold.fit.time_us) if fold.fit.has_times else None
     clock.lap("features")
-    crossed = cross_fit(found, config.blend, wanted, features, timeline, seed=seed, progress=progress)
+    crossed = cross_fit(found, config.blend, wanted, features, timeline, seed=seed, end_at=end_at, progress=progress)
     clock.lap("blend_and_ranker")
     stage = None
     if features is not None and crossed.ranker is not None:
@@ -184,6 +189,7 @@ def fit_funnel(
     }
     clock.lap("evaluation")
     report.shipped = crossed.config.kind
+    report.left_out = crossed.left_out
     report.comparisons = crossed.comparisons
     report.weight = crossed.weight if crossed.ranker is not None else None
     report.importance = {} if crossed.ranker is None else crossed.ranker.importance()
@@ -281,17 +287,6 @@ class _Clock:
     def lap(self, stage: str) -> None:
         now = time.perf_counter()
         self.seconds[stage], self.started = round(now - self.started, 3), now
-
-
-def _sample(fold: Fold, users: int, seed: int) -> Fold:
-    """The fold with at most `users` of its queries, drawn by the seed."""
-    if len(fold.queries) <= users:
-        return fold
-    rows = np.sort(np.random.default_rng(seed).choice(len(fold.queries), users, replace=False)).astype(np.int64)
-    starts, lengths = fold.target_indptr[rows], np.diff(fold.target_indptr)[rows]
-    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    entries = np.repeat(starts - indptr[:-1], lengths) + np.arange(int(indptr[-1]))
-    return replace(fold, queries=fold.queries.take(rows), target_indptr=indptr, target_idx=fold.target_idx[entries])
 
 
 def _alone(candidates: CandidateSet, source: int) -> FloatArray:

@@ -76,9 +76,18 @@ class StudySearch:
         """Trials of all sources together."""
         return sum(search.budget for search in self._sources.values())
 
-    def ask(self) -> Proposal | None:
-        """The next trial, None when every budget is used."""
-        unspent = [search for search in self._sources.values() if search.spent < search.budget]
+    def unspent(self, sources: Sequence[str]) -> int:
+        """Trials that some of the sources have left."""
+        return sum(max(0, self._sources[name].budget - self._sources[name].spent) for name in sources)
+
+    def give_up(self, source: str) -> None:
+        """No more trials of a source."""
+        self._sources[source].budget = min(self._sources[source].budget, self._sources[source].spent)
+
+    def ask(self, sources: Sequence[str] | None = None) -> Proposal | None:
+        """The next trial of some of the sources (None: all), None when their budgets are used."""
+        asked = [self._sources[name] for name in (self._sources if sources is None else sources)]
+        unspent = [search for search in asked if search.spent < search.budget]
         return min(unspent, key=lambda search: search.spent / search.budget).ask() if unspent else None
 
     def tell(self, source: str, number: int, value: float | None) -> None:

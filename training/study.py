@@ -68,6 +68,8 @@ class SourceStudy(_Part):
     """Name in `training.models.registry.MODELS`."""
     name: str | None = None
     """Name of the source in the funnel; the model's, unless one model is used twice."""
+    optional: bool = False
+    """Whether the study goes on without it where this data or this machine's memory do not allow it, or its time is over."""
     quota: int = Field(default=200, ge=1, le=5_000)
     """Candidates that the funnel asks of this source for each query."""
     trials: int | None = Field(default=None, ge=1)

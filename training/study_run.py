@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from training.bootstrap import PairedComparison
@@ -76,8 +75,9 @@ def log_outcome(
         run.log_metrics({f"source.{name}.{study.metric}": single.metrics[study.metric]})
     run.log_metrics({f"recall.{name}": value for name, value in report.recall.items()})
     run.log_metrics({f"seconds.{name}": value for name, value in report.seconds.items()})
-    for segment, value in segment_means(evaluation.per_user, study.metric).items():
-        run.log_metrics({f"segment.{segment}.{study.metric}": value})
+    for name, segment in evaluation.segments.items():
+        run.log_metrics({f"segment.{name}.{metric}": value for metric, value in segment.metrics.items()})
+    run.log_json({name: segment.to_json() for name, segment in evaluation.segments.items()}, "validation/segments.json")
     run.log_json(chosen.model_dump(mode="json"), OUTCOME_FILE)
     run.log_json(report.to_json(), "funnel_report.json")
     run.log_json({"ci95": evaluation.ci95, "not_evaluated": dict(evaluation.not_evaluated)}, "validation/intervals.json")
@@ -99,15 +99,6 @@ def per_user_table(evaluation: Evaluation, found: StudyData) -> pd.DataFrame:
     users = found.data.interactions.user_ids[table.pop("user_idx").to_numpy()]
     table.insert(0, "user_id", users.astype(str))
     return table
-
-
-def segment_means(per_user: pd.DataFrame, metric: str) -> dict[str, float]:
-    """Mean of a metric by length of history: `history_1_5` and so on; segments without users are absent."""
-    edges = [0, 5, 20, 100, np.inf]
-    names = ["history_0_5", "history_6_20", "history_21_100", "history_over_100"]
-    segment = pd.cut(per_user["history_length"], edges, labels=names, include_lowest=True)
-    means = per_user.groupby(segment, observed=True)[metric].mean()
-    return {str(name): float(value) for name, value in means.items()}
 
 
 def trial_table(records: Sequence[TrialRecord]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from training.bootstrap import PairedComparison
+from training.budget import Budget
 from training.bundle import DataFingerprint, fingerprint
 from training.evaluate import Evaluation
 from training.funnel import FittedFunnel, fit_funnel, refit
@@ -22,6 +23,7 @@ from training.gate import GateDecision, Validated
 from training.judge import judge
 from training.pipeline import Pipeline
 from training.registry import GATE_REASON_TAG, GATE_TAG, Registry
+from training.search_watch import best_trials
 from training.study import Study
 from training.study_data import Place, StudyData, load_study_data
 from training.study_run import OUTCOME_FILE, PROTOCOL_TAG, STUDY_TAG, against_sources, log_outcome, per_user_table, start_run
@@ -96,6 +98,7 @@ def finish_study(
     run: Run,
     records: Sequence[TrialRecord],
     *,
+    budget: Budget | None = None,
     notify: Notify = lambda _: None,
 ) -> Outcome:
     """Fit the funnel with the chosen configurations, register it and end the run.
@@ -107,10 +110,12 @@ def finish_study(
         found: the data.
         run: the study's run.
         records: trials, for the pictures and the count.
+        budget: bounds the time of the rankers; None sets no limit.
         notify: told what is being done.
     """
     weights = place.weights(study.name)
-    fitted = fit_study(study, configs, place, found, notify)
+    end_at = None if budget is None or budget.minutes is None else budget.funnel_until(best_trials(study, list(records)))
+    fitted = fit_study(study, configs, place, found, notify, end_at=end_at)
     evaluation = fitted.evaluation
     chosen = study.with_configs(dict(configs), fitted.pipeline.config.ranker)
     log_outcome(run, study, chosen, fitted, found, records)
@@ -137,7 +142,15 @@ def finish_study(
     return Outcome(study.name, run.run_id, version, len(records), fitted.report.shipped, decision, evaluation, against)
 
 
-def fit_study(study: Study, configs: Mapping[str, dict[str, Any]], place: Place, found: StudyData, notify: Notify) -> FittedFunnel:
+def fit_study(
+    study: Study,
+    configs: Mapping[str, dict[str, Any]],
+    place: Place,
+    found: StudyData,
+    notify: Notify,
+    *,
+    end_at: float | None = None,
+) -> FittedFunnel:
     """Fit the funnel of a study; the best of its rankers ships, or the blend where none beats it.
 
     Sources that the study has fitted on the same rows before, its best trials among them, are not fitted again.
@@ -152,6 +165,7 @@ def fit_study(study: Study, configs: Mapping[str, dict[str, Any]], place: Place,
         seed=study.seed,
         rankers=rankers,
         weights=place.weights(study.name),
+        end_at=end_at,
         progress=notify,
     )
 

@@ -1,4 +1,6 @@
-"""Running a study's trials on Ray Tune: one a core, each in its own process, models with epochs stopped early.
+"""Running a study's trials on Ray Tune: in processes of their own, models with epochs stopped early.
+
+Quick models come first, a trial a core; then slow ones, a trial on several cores.
 
 The only module that knows `ray.tune`. What a trial does is `training.trial`'s, which values it tries `training.search`'s, what is
 kept of it `training.trial_log`'s; Tune's own experiment state is not used, so a study continues on any machine from its log.
@@ -15,9 +17,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,13 +29,14 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from training.budget import Budget
 from training.models.registry import MODELS
 from training.search import Proposal, StudySearch
+from training.search_watch import OnProgress, SearchWatch, best_trials
 from training.study import Study
 from training.tracking import TrialRuns
-from training.trial import TrialTask, run_trial, with_epochs
+from training.trial import TrialTask, run_trial
 from training.trial_log import TrialLog, TrialRecord
-from training.tune_progress import SearchProgress
 
 NICENESS = 15
 """Of trials: a stack that serves on the same cores keeps its latency (378 requests/s beside trials, 241 without)."""
@@ -43,6 +45,8 @@ MEMORY_SHARE = 0.9
 PROCESS_BYTES = 600 * 2**20
 """A trial's process with the libraries, its share of the data and an evaluation's block of scores (300 to 700 MB on ml-100k)."""
 MEMORY_STEP = 512 * 2**20
+SLOW_CORES = 4
+"""Cores of a fit of a slow model: small networks gain little from more."""
 
 
 def run_search(
@@ -52,8 +56,8 @@ def run_search(
     log: TrialLog,
     runs: TrialRuns,
     *,
-    deadline: float | None = None,
-    on_progress: Callable[[SearchProgress], None] | None = None,
+    budget: Budget | None = None,
+    on_progress: OnProgress | None = None,
 ) -> list[TrialRecord]:
     """Run the trials that `search` proposes until its budget or the time is used.
 
@@ -66,30 +70,39 @@ def run_search(
         search: proposes and is told.
         log: gets every trial that ends.
         runs: MLflow runs of the trials.
-        deadline: `time.monotonic()` after which no trial starts.
+        budget: of the call; decides when the last trial starts and how long slow ones may take.
         on_progress: called in this process whenever something changes.
 
     Returns:
         All records of the log, those of earlier calls included.
     """
-    observer = _Observer(study, search.planned, log, runs, task, on_progress, deadline)
+    limit = budget or Budget(time.time(), None, 0.0)
+    deadline = None if limit.minutes is None else limit.quick_until(study)
+    watch = SearchWatch(study, search, log, runs, task, on_progress, deadline)
     mode = "max" if study.direction == "maximize" else "min"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    remaining = search.planned - len(log.records())
-    if remaining > 0:
+    for quick in (True, False):
+        sources = [s.source for s in study.sources if MODELS[s.model].slow != quick]
+        remaining = search.unspent(sources)
+        if not remaining:
+            continue
+        cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        cores_each = 1 if quick else min(cores, SLOW_CORES)
+        asked = _AskTell(search, sources, study, task, mode, limit, watch, cores_each)
         scratch = Path(tempfile.mkdtemp(prefix="sl-tune-"))
         try:
             with _quiet_ray():
                 tuner = tune.Tuner(
                     tune.with_resources(tune.with_parameters(_trainable, task=task), _needs),
                     tune_config=tune.TuneConfig(
-                        search_alg=_AskTell(search, task, mode, deadline),
-                        scheduler=_PerSourceAsha(mode, study.grace_epochs),
+                        search_alg=asked,
+                        scheduler=FIFOScheduler() if quick else _PerSourceAsha(mode, study.grace_epochs),
                         num_samples=remaining,
-                        max_concurrent_trials=max(1, int(ray.cluster_resources().get("CPU", 1))),
-                        reuse_actors=True,
+                        max_concurrent_trials=cores // cores_each,
+                        # A fit that is stopped within an epoch does not end in time for a reset, and Tune then waits for ever.
+                        reuse_actors=quick,
                         trial_name_creator=lambda trial: str(trial.config["name"]),
                         trial_dirname_creator=lambda trial: str(trial.config["name"]),
                     ),
@@ -97,43 +110,32 @@ def run_search(
                         storage_path=str(scratch),
                         name=study.name,
                         verbose=0,
-                        callbacks=[observer],
+                        callbacks=[_Callback(watch)],
                         failure_config=tune.FailureConfig(max_failures=0),
                     ),
                 )
                 tuner.fit()
         finally:
-            observer.interrupted()
+            watch.interrupted()
             shutil.rmtree(scratch, ignore_errors=True)
             if task.weights is not None:
                 task.weights.sweep()
-    return log.records()
-
-
-def best_trials(study: Study, records: list[TrialRecord]) -> dict[str, TrialRecord]:
-    """Source -> its best finished trial; sources of which none finished are absent. Equal values: the earlier trial."""
-    sign = 1.0 if study.direction == "maximize" else -1.0
-    best: dict[str, TrialRecord] = {}
-    for record in sorted(records, key=lambda r: r.number):
-        if record.status == "finished" and record.value is not None:
-            held = best.get(record.source)
-            if held is None or held.value is None or sign * record.value > sign * held.value:
-                best[record.source] = record
-    return best
-
-
-def keep_best(study: Study, task: TrialTask, records: list[TrialRecord]) -> None:
-    """Delete the weights of all trials but the best of each source."""
-    if task.weights is not None:
-        best = best_trials(study, records).values()
-        task.weights.prune({task.weights.path(r.model, r.config, task.data_sha256, task.seed) for r in best})
+    return watch.records
 
 
 def _trainable(config: dict[str, Any], task: TrialTask) -> None:
     """Runs in a Ray worker."""
     os.nice(max(0, NICENESS - os.nice(0)))
     try:
-        run_trial(task, config["model"], config["config"], tune.report, threads=1)
+        run_trial(
+            task,
+            config["model"],
+            config["config"],
+            tune.report,
+            threads=config["cores"],
+            end_at=config["end_at"],
+            refit_share=config["refit_share"],
+        )
     finally:
         _give_memory_back()
 
@@ -146,8 +148,8 @@ def _give_memory_back() -> None:
 
 
 def _needs(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    """What a trial asks of Ray: a whole CPU, and the memory that its model may need, so that big ones wait for each other."""
-    return tune.PlacementGroupFactory([{"CPU": 1, "memory": config["memory_bytes"]}])
+    """What a trial asks of Ray: whole CPUs, and the memory that its model may need, so that big ones wait for each other."""
+    return tune.PlacementGroupFactory([{"CPU": config["cores"], "memory": config["memory_bytes"]}])
 
 
 def _memory_bytes(proposal: Proposal, task: TrialTask) -> int:
@@ -179,17 +181,33 @@ class _NotKept:
 class _AskTell(_NotKept, Searcher):
     """`StudySearch` in the form that Tune asks."""
 
-    def __init__(self, search: StudySearch, task: TrialTask, mode: str, deadline: float | None) -> None:
+    def __init__(
+        self,
+        search: StudySearch,
+        sources: Sequence[str],
+        study: Study,
+        task: TrialTask,
+        mode: str,
+        budget: Budget,
+        watch: SearchWatch,
+        cores: int,
+    ) -> None:
         super().__init__(metric="objective", mode=mode)
-        self._search, self._task, self._deadline = search, task, deadline
+        self._search, self._sources, self._study, self._task = search, sources, study, task
+        self._budget, self._watch, self._cores = budget, watch, cores
         self._proposals: dict[str, Proposal] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            return str(Searcher.FINISHED)
-        proposal = self._search.ask()
-        if proposal is None:
-            return str(Searcher.FINISHED)
+        best, now = best_trials(self._study, self._watch.records), time.time()
+        while True:
+            proposal = self._search.ask(self._sources)
+            if proposal is None:
+                return str(Searcher.FINISHED)
+            slow = MODELS[proposal.model].slow
+            end_at = self._budget.slow_trial_end(proposal.source, self._study, best, now) if slow else float("inf")
+            if end_at is not None and (slow or now < self._budget.quick_until(self._study)):
+                break
+            self._search.give_up(proposal.source)
         self._proposals[trial_id] = proposal
         return {
             "name": proposal.name,
@@ -199,6 +217,9 @@ class _AskTell(_NotKept, Searcher):
             "params": dict(proposal.params),
             "config": dict(proposal.config),
             "memory_bytes": _memory_bytes(proposal, self._task),
+            "cores": self._cores,
+            "end_at": end_at,
+            "refit_share": self._budget.refit_share,
         }
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
@@ -252,117 +273,23 @@ class _PerSourceAsha(FIFOScheduler):
         self._asha(trial).on_trial_complete(tune_controller, trial, result)
 
 
-@dataclass
-class _Running:
-    name: str
-    started: float
-    run_id: str | None
-    result: dict[str, float] = field(default_factory=dict)
+class _Callback(_NotKept, tune.Callback):
+    """Tells a `SearchWatch` what Tune tells."""
 
-
-class _Observer(_NotKept, tune.Callback):
-    """Writes what happens to the log, to MLflow and to the screen."""
-
-    def __init__(
-        self,
-        study: Study,
-        planned: int,
-        log: TrialLog,
-        runs: TrialRuns,
-        task: TrialTask,
-        on_progress: Callable[[SearchProgress], None] | None,
-        deadline: float | None,
-    ) -> None:
-        self._study, self._planned, self._log, self._runs, self._task = study, planned, log, runs, task
-        self._on_progress, self._deadline = on_progress, deadline
-        self._running: dict[str, _Running] = {}
-        self._records = log.records()
-        self._ended_before = len(self._records)
-        self._started = time.monotonic()
-        self._show(None)
+    def __init__(self, watch: SearchWatch) -> None:
+        self._watch = watch
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        config = trial.config
-        run_id = self._runs.start(
-            config["name"], {"source": config["source"], "model": config["model"], "config": config["config"]}
-        )
-        self._running[trial.trial_id] = _Running(config["name"], time.monotonic(), run_id)
-        self._show(None)
+        self._watch.started(trial.trial_id, trial.config)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-        running = self._running.get(trial.trial_id)
-        if running is None:
-            return
-        reported = {k: float(v) for k, v in result.items() if k in _ours(result)}
-        running.result = reported
-        self._runs.log(running.run_id, reported, step=int(reported.get("epoch", 0)))
+        self._watch.reported(trial.trial_id, {k: float(v) for k, v in result.items() if k in _ours(result)})
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        running = self._running.pop(trial.trial_id, None)
-        if running is None:
-            return
-        if "objective" not in running.result:
-            self._end(trial, running, "failed", "it ended without reporting a metric")
-        else:
-            self._end(trial, running, "finished" if "final" in running.result else "stopped", None)
+        self._watch.ended(trial.trial_id, trial.config)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        running = self._running.pop(trial.trial_id, None) or _Running(trial.config["name"], time.monotonic(), None)
-        self._end(trial, running, "failed", _reason(trial))
-
-    def interrupted(self) -> None:
-        """End the runs of trials that were under way when the search ended."""
-        for running in self._running.values():
-            self._runs.end(running.run_id, "KILLED", "the study was interrupted")
-        self._running.clear()
-
-    def _end(self, trial: Any, running: _Running, status: Any, reason: str | None) -> None:
-        config = trial.config
-        record = TrialRecord(
-            source=config["source"],
-            model=config["model"],
-            number=config["number"],
-            params=config["params"],
-            config=with_epochs(config["model"], config["config"], running.result.get("epoch") if status == "finished" else None),
-            status=status,
-            value=running.result.get("objective") if status != "failed" else None,
-            metrics={name: value for name, value in running.result.items() if name not in ("objective", "final")},
-            seconds=round(time.monotonic() - running.started, 3),
-            reason=reason,
-            run_id=running.run_id,
-        )
-        self._log.append(record)
-        self._records.append(record)
-        keep_best(self._study, self._task, self._records)
-        self._runs.end(running.run_id, record.run_status, reason)
-        self._show(record)
-
-    def _show(self, last: TrialRecord | None) -> None:
-        if self._on_progress is None:
-            return
-        now = time.monotonic()
-        here = len(self._records) - self._ended_before
-        remaining = None
-        if here:
-            remaining = (now - self._started) / here * max(0, self._planned - len(self._records))
-            if self._deadline is not None:
-                remaining = min(remaining, max(0.0, self._deadline - now))
-        best = best_trials(self._study, self._records).values()
-        sign = 1.0 if self._study.direction == "maximize" else -1.0
-        count = [record.status for record in self._records].count
-        self._on_progress(
-            SearchProgress(
-                planned=self._planned,
-                finished=count("finished"),
-                stopped=count("stopped"),
-                failed=count("failed"),
-                running=tuple(sorted(running.name for running in self._running.values())),
-                best=max(best, key=lambda r: sign * (r.value or 0.0), default=None),
-                last=last,
-                elapsed_s=now - self._started,
-                remaining_s=remaining,
-            )
-        )
+        self._watch.failed(trial.trial_id, trial.config, _reason(trial))
 
 
 _TUNE_FIELDS = frozenset(

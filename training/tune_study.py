@@ -11,8 +11,14 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+import psutil
+
+from training.budget import budget_of, part_of
 from training.errors import StudyError
+from training.fold import drawn, users_within
+from training.models.registry import MODELS
 from training.search import Finished, StudySearch
+from training.search_watch import best_trials
 from training.study import Study
 from training.study_data import Place, StudyData, load_study_data
 from training.study_run import provenance, start_run
@@ -20,12 +26,12 @@ from training.tracking import Run, TrialRuns, connect
 from training.train import Notify, Outcome, finish_study
 from training.trial import TrialTask
 from training.trial_log import TrialLog, TrialRecord
-from training.tune import best_trials, run_search
+from training.tune import run_search
 from training.tune_progress import SearchProgress
 from training.weights import data_sha256
 
-SEARCH_SHARE = 0.7
-"""Share of a study's minutes in which trials start; the rest is for the funnel, the refit and the registration."""
+MEMORY_SHARE = 0.9
+"""Share of the free memory that the fit of one source may need."""
 
 
 def tune_study(
@@ -52,8 +58,9 @@ def tune_study(
         StudyError: nothing to resume, it was another study or on other data, or no trial of any source succeeded.
         NotTrainableError, ProtocolError, RegistryError: see there.
     """
-    started = time.monotonic()
+    started = time.time()
     limit = minutes if minutes is not None else study.minutes
+    asked = study
     client = connect(place.tracking_uri)
     log = TrialLog(place.study_folder(study.name))
     notify(f"reading dataset {place.dataset}")
@@ -72,7 +79,9 @@ def tune_study(
             }
         )
     try:
-        runs = TrialRuns(client, run, provenance(study, found), lambda reason: notify(f"MLflow is gone, trials go on: {reason}"))
+        study = fitting_sources(study, found, notify)
+        budget = budget_of(started, limit, rows=len(found.data.interactions), fit_rows=len(found.fold.fit), refit=study.refit)
+        runs = TrialRuns(client, run, provenance(asked, found), lambda reason: notify(f"MLflow is gone, trials go on: {reason}"))
         if resume:
             runs.end_abandoned({r.run_id: (r.run_status, r.reason) for r in log.records() if r.run_id})
         records = run_search(
@@ -81,11 +90,12 @@ def tune_study(
             StudySearch(study, study.allocation(trials), _finished(log.records())),
             log,
             runs,
-            deadline=None if limit is None else started + limit * 60 * SEARCH_SHARE,
+            budget=budget,
             on_progress=on_progress,
         )
-        configs = chosen_configs(study, records, notify)
-        return finish_study(study, configs, place, found, run, records, notify=notify)
+        configs = chosen_configs(study, records, notify, limited=limit is not None)
+        study = part_of(study, list(configs))
+        return finish_study(study, configs, place, found, run, records, budget=budget, notify=notify)
     except BaseException as error:
         run.fail(error)
         raise
@@ -95,7 +105,7 @@ def trial_task(study: Study, place: Place, found: StudyData) -> TrialTask:
     """What the trials of a study share."""
     return TrialTask(
         found.data,
-        found.fold,
+        drawn(found.fold, users_within(found.data.interactions.num_items), study.seed),
         study.metric,
         study.seed,
         patience=study.patience_epochs,
@@ -104,11 +114,40 @@ def trial_task(study: Study, place: Place, found: StudyData) -> TrialTask:
     )
 
 
-def chosen_configs(study: Study, records: Sequence[TrialRecord], notify: Notify) -> dict[str, dict[str, Any]]:
-    """Source -> configuration for the funnel: its best trial's, or its fixed values and defaults where it had no trial.
+def fitting_sources(study: Study, found: StudyData, notify: Notify) -> Study:
+    """The study without the optional sources whose model does not fit in memory.
 
     Raises:
-        StudyError: a source was tried and every trial of it failed; the message has the last reason.
+        StudyError: none is left.
+    """
+    free = int(psutil.virtual_memory().available * MEMORY_SHARE)
+    kept = []
+    for source in study.sources:
+        model = MODELS[source.model]
+        wanted = model.training_bytes(model.Config.model_validate({**source.fixed, **source.default_params()}), found.fold.fit)
+        if source.optional and wanted > free:
+            notify(f"source {source.source} left out: it needs {wanted / 2**30:.1f} GB, and {free / 2**30:.1f} GB are free")
+        else:
+            kept.append(source.source)
+    if not kept:
+        raise StudyError("no source of this study fits in memory: add a sparse one, such as transition_knn")
+    return part_of(study, kept)
+
+
+def chosen_configs(study: Study, records: Sequence[TrialRecord], notify: Notify, *, limited: bool) -> dict[str, dict[str, Any]]:
+    """Source -> configuration for the funnel: its best trial's, or its fixed values and defaults where it had no trial.
+
+    Optional sources without a trial that succeeded are absent. So are, in a study with a time limit, slow ones without a trial:
+    their defaults would take any time.
+
+    Args:
+        study: the study.
+        records: its trials.
+        notify: told what is left out, and why.
+        limited: whether there was a time limit.
+
+    Raises:
+        StudyError: a source was tried and every trial of it failed (the message has the last reason), or none is left.
     """
     best = best_trials(study, list(records))
     configs = {}
@@ -117,12 +156,20 @@ def chosen_configs(study: Study, records: Sequence[TrialRecord], notify: Notify)
             configs[source.source] = best[source.source].config
             continue
         failed = [record for record in records if record.source == source.source and record.status == "failed"]
-        if failed:
+        if failed and not source.optional:
             raise StudyError(
-                f"every trial of source {source.source!r} failed, the last with: {failed[-1].reason}. Narrow its space, or drop it"
+                f"every trial of source {source.source!r} failed, the last with: {failed[-1].reason}. Narrow its space, drop "
+                "it, or let it be left out with `optional = true`"
             )
-        notify(f"source {source.source} had no trial in the time given: its defaults are used")
-        configs[source.source] = dict(source.fixed)
+        if failed:
+            notify(f"source {source.source} left out: every trial of it failed, the last with: {failed[-1].reason}")
+        elif limited and MODELS[source.model].slow:
+            notify(f"source {source.source} left out: there was no time for a trial of it")
+        else:
+            notify(f"source {source.source} had no trial in the time given: its defaults are used")
+            configs[source.source] = dict(source.fixed)
+    if not configs:
+        raise StudyError("no source of this study could be trained on this data: the reasons are above and in its MLflow run")
     return configs
 
 

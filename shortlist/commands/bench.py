@@ -59,24 +59,38 @@ def demo() -> None:
 def quality(
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="An imported dataset.")],
     study_file: Annotated[
-        Path | None, typer.Option("--study", help="Study to run; the quickstart study when left out.", metavar="STUDY.toml")
+        Path | None, typer.Option("--study", help="Study to run; auto.toml when left out.", metavar="STUDY.toml")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="Tune and test under this protocol, in place of the study's.")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="Time of the tuning, in place of the study's.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials of the tuning, in place of the study's.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many times what was chosen is trained for the strict test.")] = 3,
+    refit: Annotated[bool, typer.Option(help="Also measure with sources refitted on the validation rows.")] = True,
+    published: Annotated[
+        str | None, typer.Option(help="Usual name of the data, for published rows beside ours; the dataset's when left out.")
     ] = None,
 ) -> None:
-    """Tune a study on validation, then read the leave-one-out test once with the best configuration, strict."""
-    runner = Runner(console.options.overrides)
-    file = str(study_file or study("quickstart"))
-    tuned = runner.run("tune", file, "--dataset", dataset)
-    tested = runner.run("evaluate", "--dataset", dataset, "--study", file)
-    result: dict[str, Any] = {
-        "dataset": dataset,
-        "study": file,
-        "validation": tuned,
-        "test": tested,
-        "machine": machine(),
-        "seconds": round(sum(record.seconds for record in runner.records), 1),
-        "peak_mb": max(record.peak_mb for record in runner.records),
-    }
-    console.finish(result, quality_markdown(result))
+    """Tune a study on validation, read the test with what it chose, strict and refitted, and print published rows beside.
+
+    Nothing is chosen by a test figure or by the dataset's name: published rows are for display.
+    """
+    from shortlist.bench import quality as measured
+
+    with tempfile.TemporaryDirectory(prefix="shortlist-bench-") as folder:
+        result = measured.measure_quality(
+            Runner(console.options.overrides),
+            dataset,
+            study_file or Path(study("auto")),
+            Path(folder),
+            protocol=protocol,
+            minutes=minutes,
+            trials=trials,
+            seeds=seeds,
+            refit=refit,
+        )
+    rows = measured.published(published or dataset, result["protocol"])
+    markdown = measured.quality_markdown(result, rows, machine())
+    console.finish({**result, "published": rows, "machine": machine()}, markdown)
 
 
 HereOption = Annotated[bool, typer.Option("--here", help="Measure the running stack of this home, not a small one of its own.")]
@@ -219,22 +233,6 @@ def demo_markdown(result: DemoResult, versions: dict[str, dict[str, float]]) -> 
     lines += ["", f"| version | {' | '.join(METRICS)} |", f"|---|{'---|' * len(METRICS)}"]
     for version, metrics in sorted(versions.items()):
         lines.append(f"| {version} | " + " | ".join(_figure(metrics.get(name)) for name in METRICS) + " |")
-    return "\n".join(lines)
-
-
-def quality_markdown(result: dict[str, Any]) -> str:
-    """One dataset's table: the funnel on validation and test, and its gain on each source with the paired interval."""
-    validation, test = result["validation"], result["test"]
-    lines = [f"{result['machine']}; {result['seconds']:.0f} s, {result['peak_mb']:,} MB", ""]
-    lines += ["| | " + " | ".join(METRICS) + " |", f"|---|{'---|' * len(METRICS)}"]
-    for name, part in (("validation", validation["metrics"]), (f"test, strict, {test['users']:,} users", test["metrics"])):
-        lines.append(f"| {result['dataset']}, {name} | " + " | ".join(_figure(part.get(metric)) for metric in METRICS) + " |")
-    low, high = test["ci95"]["ndcg@10"]
-    lines += ["", f"Test ndcg@10 {test['metrics']['ndcg@10']:.4f}, 95 % interval over users {low:.4f} to {high:.4f}."]
-    lines += ["", "| funnel minus, ndcg@10 on validation | difference | 95 % interval | p |", "|---|---|---|---|"]
-    for source, gain in validation["against_sources"].items():
-        low, high = gain["ci95"]
-        lines.append(f"| {source} | {gain['difference']:+.4f} | {low:+.4f} to {high:+.4f} | {gain['p']:.3f} |")
     return "\n".join(lines)
 
 

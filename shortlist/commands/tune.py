@@ -40,7 +40,7 @@ def tune(
     dataset: DatasetOption,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials in all, in place of the study's.")] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="Time in all, in place of the study's; trials start in its first 70 %.")
+        float | None, typer.Option(min=0.01, help="Time in all, in place of the study's; funnel, refit and registration included.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue this study after Ctrl-C or a crash; at most the running trials are repeated.")
@@ -104,6 +104,9 @@ def evaluate(
     refit: Annotated[
         bool, typer.Option("--refit", help="With a study: fit the sources on the validation rows too before the test.")
     ] = False,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="With a study: of all random choices, in place of the study's; the split stays.")
+    ] = None,
 ) -> None:
     """Measure on the protocol's test rows: metrics, 95 % intervals over users.
 
@@ -116,13 +119,13 @@ def evaluate(
     settings = console.settings()
     if model is not None and study is not None:
         raise typer.BadParameter("give --model or --study, not both")
-    if refit and model is not None:
-        raise typer.BadParameter("--refit trains anew, which is for --study: a version is measured as it is")
+    if (refit or seed is not None) and model is not None:
+        raise typer.BadParameter("--refit and --seed train anew, which is for --study: a version is measured as it is")
     with console.log.status("starting") as spinner:
         notify = spinner.update
         result: Evaluation | StudyEvaluation
         if study is not None:
-            result = evaluate_study(load_study(study), place_of(dataset, ""), protocol, refit=refit, notify=notify)
+            result = evaluate_study(load_study(study), place_of(dataset, ""), protocol, refit=refit, seed=seed, notify=notify)
         elif model is not None and Path(model).is_dir():
             result = evaluate_folder(Path(model), place_of(dataset, ""), protocol, notify=notify)
         else:
@@ -131,7 +134,7 @@ def evaluate(
                 if model is not None:
                     result = evaluate_registered(model, place, protocol, notify=notify)
                 else:
-                    result = evaluate_study_of("champion", place, protocol, refit=refit, notify=notify)
+                    result = evaluate_study_of("champion", place, protocol, refit=refit, seed=seed, notify=notify)
     console.finish(result.to_json(), evaluation_table(result))
 
 

@@ -65,6 +65,7 @@ class Learner(Planted):
     name: ClassVar[str] = "learner"
     Config: ClassVar[type[ModelConfig]] = LearnerConfig
     epochs_parameter: ClassVar[str | None] = "epochs"
+    slow: ClassVar[bool] = True
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
         self.num_items = data.interactions.num_items

@@ -17,7 +17,7 @@ import pytest
 from training.tracking import connect
 from training.trial_log import TrialLog, TrialRecord
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 PROGRAM = Path(__file__).with_name("planted_search.py")
 
@@ -30,7 +30,7 @@ def start(folder: Path, uri: str, study: dict[str, Any]) -> subprocess.Popen[byt
 
 def search(folder: Path, uri: str, study: dict[str, Any]) -> list[TrialRecord]:
     process = start(folder, uri, study)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output.decode()[-3000:]
     return TrialLog(folder).records()
 
@@ -109,7 +109,7 @@ def test_after_kill_9_only_the_trials_under_way_are_repeated(tmp_path: Path, mlf
     }
     folder = tmp_path / "killed"
     process = start(folder, mlflow_server, study)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(TrialLog(folder).records()) < 4:
         assert process.poll() is None, (process.communicate()[0] or b"").decode()[-3000:]
         assert time.monotonic() < deadline

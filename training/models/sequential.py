@@ -40,6 +40,7 @@ class Sequential(VectorRetriever):
     name: ClassVar[str] = "sequential"
     Config: ClassVar[type[ModelConfig]] = SequentialConfig
     epochs_parameter: ClassVar[str | None] = "epochs"
+    slow: ClassVar[bool] = True
     config: SequentialConfig
     networks: list[SequenceNetwork]
     vectors: FloatArray

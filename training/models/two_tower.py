@@ -76,6 +76,7 @@ class TwoTowerHybrid(VectorRetriever):
     name: ClassVar[str] = "two_tower"
     Config: ClassVar[type[ModelConfig]] = TwoTowerConfig
     epochs_parameter: ClassVar[str | None] = "epochs"
+    slow: ClassVar[bool] = True
     config: TwoTowerConfig
     vectors: FloatArray
     """(N, D + 1) float32: unit vectors, zero where nothing is known, and last what popularity adds."""

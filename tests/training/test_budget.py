@@ -1,0 +1,72 @@
+"""The wall clock of a study: who may start until when, and what is kept for what comes after."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.budget import END_SECONDS, END_SHARE, FUNNEL_SHARE, QUICK_SHARE, SEARCH_SHARE, Budget, part_of
+from training.search_watch import hopeless
+from training.study import Study, parse_study
+from training.trial_log import TrialRecord
+
+STUDY = parse_study({"name": "b", "sources": [{"model": "popularity"}, {"model": "sequential"}]}, "b.toml")
+TWO_SLOW = parse_study(
+    {"name": "b", "sources": [{"model": "sequential", "name": "one"}, {"model": "sequential", "name": "two"}]}, "b.toml"
+)
+HOUR = Budget(started=1000.0, minutes=60, refit_share=1.5)
+AFTER = 3600 * (1 - END_SHARE - FUNNEL_SHARE) - END_SECONDS
+
+
+def ended(source: str, model: str, *, seconds: float = 10.0, **metrics: float) -> TrialRecord:
+    return TrialRecord(source, model, 0, {}, {}, "finished", 0.1, metrics, seconds)
+
+
+def test_quick_models_leave_most_of_the_time_to_slow_ones() -> None:
+    assert HOUR.quick_until(STUDY) == 1000 + QUICK_SHARE * 3600
+    assert HOUR.quick_until(part_of(STUDY, ["popularity"])) == 1000 + SEARCH_SHARE * 3600
+
+
+def test_the_search_ends_where_funnel_refit_and_registration_still_fit() -> None:
+    assert HOUR.search_until({}) == pytest.approx(1000 + AFTER)
+    knn = ended("popularity", "popularity", fit_seconds=100.0)
+    assert HOUR.search_until({"popularity": knn}) == pytest.approx(1000 + AFTER - 150)
+
+
+def test_a_first_slow_trial_shares_with_the_slow_sources_that_wait() -> None:
+    alone = HOUR.slow_trial_end("sequential", STUDY, {}, now=1600.0)
+    assert alone == pytest.approx(1000 + AFTER)
+    shared = HOUR.slow_trial_end("one", TWO_SLOW, {}, now=1600.0)
+    assert shared == pytest.approx(1600 + (1000 + AFTER - 1600) / 2)
+    refitted = ended("one", "sequential", epoch=10.0, epoch_seconds=20.0)
+    second = HOUR.slow_trial_end("two", TWO_SLOW, {"one": refitted}, now=2000.0)
+    assert second == pytest.approx(1000 + AFTER - 1.5 * 200)
+
+
+def test_another_slow_trial_starts_only_where_it_could_get_somewhere() -> None:
+    best = {"sequential": ended("sequential", "sequential", seconds=1000.0, epoch=10.0, epoch_seconds=40.0)}
+    end = 1000 + AFTER
+    assert HOUR.slow_trial_end("sequential", STUDY, best, now=end - 1200) == pytest.approx(end)
+    assert HOUR.slow_trial_end("sequential", STUDY, best, now=end - 1000) is None
+    assert HOUR.slow_trial_end("sequential", STUDY, {}, now=end + 1) is None
+
+
+def test_without_a_limit_nothing_is_late() -> None:
+    free = Budget(started=0.0, minutes=None, refit_share=1.0)
+    assert free.quick_until(STUDY) == float("inf")
+    assert free.slow_trial_end("sequential", STUDY, {}, now=1e12) == float("inf")
+
+
+def test_a_source_is_given_up_when_its_data_does_not_allow_it_or_nothing_works() -> None:
+    def failed(reason: str) -> TrialRecord:
+        return TrialRecord("s", "m", 0, {}, {}, "failed", None, reason=reason)
+
+    assert not hopeless([failed("ValueError: no")], "s")
+    assert hopeless([failed("ValueError: no")] * 3, "s")
+    assert hopeless([failed("NotTrainableError: there are no attributes")], "s")
+    assert not hopeless([failed("ValueError: no"), ended("s", "m"), failed("ValueError: no"), failed("ValueError: no")], "s")
+
+
+def test_the_study_with_some_of_its_sources_keeps_the_rest() -> None:
+    part: Study = part_of(STUDY, ["sequential"])
+    assert [s.source for s in part.sources] == ["sequential"]
+    assert part.metric == STUDY.metric
