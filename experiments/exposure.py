@@ -37,6 +37,7 @@ EXPOSURE_SCHEMA = pa.schema(
         pa.field("degraded", pa.bool_(), nullable=False),
         pa.field("placement", pa.string()),
         pa.field("item_ids", pa.list_(pa.string()), nullable=False),  # in order of the slate
+        pa.field("propensities", pa.list_(pa.float64())),  # probability of each item at its place; null: nothing was left to chance
     ]
 )
 """One row of the exposure log."""
@@ -62,6 +63,7 @@ class Exposure:
     model_version: str | None = None
     degraded: bool = False
     placement: str | None = None
+    propensities: Sequence[float] | None = None
     site: str = "local"
 
     @property
@@ -93,6 +95,7 @@ class Exposure:
                 "degraded": self.degraded,
                 "placement": self.placement,
                 "item_ids": list(self.item_ids),
+                "propensities": None if self.propensities is None else list(self.propensities),
             }
         )
 

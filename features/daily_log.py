@@ -74,22 +74,25 @@ class DailyLog:
         limits: list[tuple[str, object]] = [(f'"{column}" = ?', value) for column, value in (equal or {}).items()]
         limits += [(f'"{self._time}" {sign} ?', _aware(moment)) for sign, moment in ((">=", since), ("<=", until)) if moment]
         where = " AND ".join(condition for condition, _ in limits) or "true"
-        names = ", ".join(f'"{name}"' for name in self._schema.names)
         for attempt in range(3):
             files = [str(file) for file in self._files(since, until)]
             if not files:
                 return self._schema.empty_table()
             try:
+                kept = {name for file in files for name in pq.read_schema(file).names}
+                # Files of earlier releases lack columns that came later.
+                names = ", ".join(f'"{name}"' if name in kept else f'NULL AS "{name}"' for name in self._schema.names)
                 with duckdb.connect() as connection:
                     connection.execute("SET TimeZone = 'UTC'")
                     found = connection.sql(
-                        f'SELECT DISTINCT ON ("{self._id}") {names} FROM read_parquet(?, hive_partitioning = false) '
+                        f'SELECT DISTINCT ON ("{self._id}") {names} '
+                        "FROM read_parquet(?, hive_partitioning = false, union_by_name = true) "
                         f'WHERE {where} ORDER BY "{self._id}", "{self._time}"',
                         params=[files, *(value for _, value in limits)],
                     )
                     table = found.to_arrow_table().cast(self._schema)
                 return table.sort_by([(self._time, "ascending"), (self._id, "ascending")])
-            except duckdb.IOException as error:
+            except (duckdb.IOException, FileNotFoundError) as error:
                 # A file may have been merged away between listing and opening: list again.
                 if attempt == 2:
                     raise StoreError(f"log {self._root} cannot be read: {error}") from error

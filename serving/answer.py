@@ -13,9 +13,10 @@ from experiments.assignment import Assignment
 from serving.item_table import ItemTable
 from serving.page_cursor import encode_cursor
 from serving.schemas import RecommendationRequest, ServedFrom
-from serving.slate import PINNED, Slate
+from serving.slate import EXPLORED, PINNED, Slate
 
-PINNED_SOURCE = "pinned"
+PINNED_SOURCE, EXPLORED_SOURCE = "pinned", "exploration"
+_OTHER_SOURCES = {PINNED: PINNED_SOURCE, EXPLORED: EXPLORED_SOURCE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def shown_items(items: ItemTable, slate: Slate, sources: Sequence[str], fields: 
     rows = slate.rows.tolist()
     numbers = slate.sources.tolist()
     shown: list[dict[str, Any]] = [
-        {"item_id": item_id, "score": round(score, 6), "source": PINNED_SOURCE if number == PINNED else sources[number]}
+        {"item_id": item_id, "score": round(score, 6), "source": sources[number] if number >= 0 else _OTHER_SOURCES[number]}
         for item_id, score, number in zip(items.item_ids[slate.rows].tolist(), slate.scores.tolist(), numbers, strict=True)
     ]
     if fields:

@@ -27,10 +27,14 @@ from serving.cache import ABSENT, CacheRead, ListCache, session_unit, user_unit
 from serving.cached_list import CachedList, decode_list
 from serving.config import ServingConfig
 from serving.errors import RequestError
+from serving.explained_list import ExplainedList, decode_explained
+from serving.explanations import add_explanations
+from serving.exploration import draws, explored
 from serving.item_table import ItemTable
 from serving.live_state import LiveVersion, Snapshot
 from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
+from serving.placements import Exploration
 from serving.popular_lists import NEW_SOURCE, POPULAR_SOURCE, popular_list, with_new_items
 from serving.recent_activity import decode_activity
 from serving.rules import RuleBook
@@ -55,6 +59,7 @@ class _Rung:
     computed_at_us: int
     version: str | None
     degraded: bool = False
+    explained: ExplainedList | None = None
 
 
 class Answerer:
@@ -84,6 +89,7 @@ class Answerer:
         self._on_computed = computed
         self._snapshot = snapshot
         self._metrics = metrics
+        self._new_items = cache.new_items
         self._random = random.Random()  # seeded by the system; ids must be unique, not secret
 
     def tables(self) -> list[ItemTable]:
@@ -115,12 +121,18 @@ class Answerer:
         found = await self._from_version(live, asked) if live is not None else None
         if found is None:
             found = self._popular(snapshot, live, asked)
+        propensities = None
+        if asked.exploration is not None and found.slate.rows.size > 1:
+            found, propensities = self._explored(found, items, asked, asked.exploration, now)
+        shown = shown_items(items, found.slate, found.sources, asked.request.fields)
+        if asked.request.explain:
+            add_explanations(shown, found.slate, items, asked.request, found.explained)
         took_s = time.perf_counter() - started
         self._metrics.answer(found.served_from, found.version, took_s)
         return Answer(
             recommendation_id=f"{self._random.getrandbits(128):032x}",
             request=asked.request,
-            items=shown_items(items, found.slate, found.sources, asked.request.fields),
+            items=shown,
             computed_at_us=found.computed_at_us,
             model_version=found.version,
             assignments=assignments,
@@ -128,7 +140,22 @@ class Answerer:
             degraded=found.degraded,
             took_s=took_s,
             next_cursor=next_cursor(items, asked.request, found.slate, asked.top_k),
+            propensities=propensities,
         )
+
+    def _explored(
+        self, found: _Rung, items: ItemTable, asked: Asked, settings: Exploration, now: float
+    ) -> tuple[_Rung, tuple[float, ...]]:
+        """The slate with its last places drawn by chance."""
+        new = self._new_items.due(items, settings, round(now * 1e6))
+        new = new[items.passing(asked.selection, new)]
+        excluded = asked.wish(items, None).exclude
+        if excluded is not None:
+            new = new[~np.isin(new, excluded)]
+        slate, propensities = explored(found.slate, draws(found.slate, items, asked.rules, settings, new), self._random)
+        if len(new):
+            self._new_items.note(items.item_ids[slate.rows[np.isin(slate.rows, new)]].tolist())
+        return replace(found, slate=slate), propensities
 
     async def _from_version(self, live: LiveVersion, asked: Asked) -> _Rung | None:
         """From the cache or the version; None where nothing is known of the user and popular items are the answer."""
@@ -144,29 +171,29 @@ class Answerer:
         outcome = "down" if not read.reachable else "miss" if read.cached is None else "stale"
         self._metrics.cache_read(outcome)
         try:
-            computed, plain = await self._computed(live, asked, read)
+            explained, plain = await self._computed(live, asked, read)
         except TimeoutError:
             return self._fall_back(live, asked, read, "deadline")
         except Exception as error:  # whatever a replica or the way to it does, a lower rung answers
             return self._fall_back(live, asked, read, type(error).__name__)
-        if computed is None:
+        if explained is None:
             return self._fall_back(live, asked, read, "unreadable")
-        if computed.anonymous:
+        if explained.ranked.anonymous:
             return None
-        found = _shown(live, computed, asked, "online")
-        if plain and asked.selection and not _enough(found, asked, computed):
+        found = _shown(live, explained.ranked, asked, "online")
+        if plain and asked.selection and not _enough(found, asked, explained.ranked):
             # The list that is kept for the user holds too little of what placement and rules let through here.
             try:
-                computed, _ = await self._computed(live, asked, read, narrow=True)
+                explained, _ = await self._computed(live, asked, read, narrow=True)
             except Exception as error:
                 self._metrics.fallback(type(error).__name__)
                 return found
-            found = _shown(live, computed, asked, "online") if computed is not None else found
-        return found
+            found = _shown(live, explained.ranked, asked, "online") if explained is not None else found
+        return replace(found, explained=explained) if asked.request.explain else found
 
     async def _computed(
         self, live: LiveVersion, asked: Asked, read: CacheRead, *, narrow: bool = False
-    ) -> tuple[CachedList | None, bool]:
+    ) -> tuple[ExplainedList | None, bool]:
         """A list of the version, and whether it is the one that is kept for the user; that one is computed where it can answer.
 
         Raises:
@@ -186,18 +213,21 @@ class Answerer:
             seen=request.seen,
             candidates=request.candidates,
             log_as=self._log_as(live, request),
+            explain=request.explain,
         )
         if not plain:
             wanted = replace(wanted, selection=asked.selection, exclude=asked.excluded_ids(live.items))
         asked_at = time.perf_counter()
         blob = await asyncio.wait_for(self._compute(live.version, wanted), self._config.deadline_ms / 1000)
+        if request.explain:
+            return decode_explained(blob), plain
         computed = decode_list(blob)
         if computed is not None:
             self._metrics.computed(live.version, live.sources, computed.source)
             self._on_computed(live, wanted, computed, time.perf_counter() - asked_at)
         if computed is not None and plain and unit is not None and read.reachable:
             self._cache.write(live.version, unit, blob)
-        return computed, plain
+        return None if computed is None else ExplainedList(computed), plain
 
     async def _read(self, live: LiveVersion, request: RecommendationRequest) -> CacheRead:
         unit = _unit(request)
@@ -243,7 +273,7 @@ class Answerer:
         segment = bool(asked.selection.region or asked.selection.language)
         return _Rung(
             served_from="segment" if degraded and segment else "popular",
-            slate=arranged(ranked, items, wish),
+            slate=arranged(ranked, items, wish, explain=request.explain),
             sources=(POPULAR_SOURCE,),
             computed_at_us=computed_at_us,
             version=version,
@@ -282,7 +312,7 @@ def _shown(live: LiveVersion, cached: CachedList, asked: Asked, served_from: Ser
     if exclude is not None and len(exclude):
         wish = replace(wish, exclude=exclude if wish.exclude is None else np.concatenate([wish.exclude, exclude]))
     ranked = Ranked(cached.item_idx, cached.score, cached.source, fill=len(live.sources) - 1)
-    slate = arranged(ranked, live.items, wish)
+    slate = arranged(ranked, live.items, wish, explain=asked.request.explain)
     untrained = len(live.items) > live.items.num_trained
     if untrained and len(slate) < asked.top_k and asked.request.candidates is None:
         slate = arranged(with_new_items(ranked, live.items, asked.selection, len(live.sources)), live.items, wish)

@@ -1,40 +1,187 @@
-"""Lists that are nobody's own: popular items.
+"""Lists that are nobody's own: popular, trending and seasonal items, and items like one item. Rules apply to them too.
+
+A list that runs short goes on with what comes next: trending with the region's, then everybody's trend, then popular items;
+similar items with those made of the same words.
 
 Legend: `n` items of an answer.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-from serving.answer import shown_items
-from serving.live_state import Snapshot
+from serving.answer import next_cursor, shown_items
+from serving.answers import Compute
+from serving.asked import Asked, resolved
+from serving.cache import ListCache
+from serving.cached_list import CachedList, decode_list
+from serving.config import ServingConfig
+from serving.content_similarity import CONTENT_SOURCE, content_list
+from serving.errors import RequestError
+from serving.item_table import ItemTable
+from serving.live_state import LiveVersion, Snapshot
+from serving.messages import ComputeRequest
+from serving.metrics import GatewayMetrics
 from serving.popular_lists import POPULAR_SOURCE, popular_list
-from serving.schemas import Selection
-from serving.slate import Wish, arranged
+from serving.schemas import RecommendationRequest
+from serving.slate import Ranked, arranged
+from serving.trend_lists import SEASON, WINDOWS, TrendLists
+from training.interactions import IntArray
+
+TRENDING_SOURCE, SEASONAL_SOURCE = "trending", "seasonal"
+_NO_ROWS: IntArray = np.zeros(0, dtype=np.int32)
 
 
 class Browser:
     """Answers for one gateway replica.
 
     Args:
+        config: of the stack.
+        cache: of similar items.
+        compute: the hop to a version's replicas.
         snapshot: gives the present snapshot.
+        trends: trending and seasonal items.
+        metrics: counted here.
     """
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
-        self._snapshot = snapshot
+    def __init__(
+        self,
+        config: ServingConfig,
+        cache: ListCache,
+        compute: Compute,
+        snapshot: Callable[[], Snapshot],
+        trends: TrendLists,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._config, self._cache, self._compute = config, cache, compute
+        self._snapshot, self._trends, self._metrics = snapshot, trends, metrics
 
-    def popular(self, selection: Selection, top_k: int, fields: Sequence[str]) -> dict[str, Any]:
-        """Most popular items of a selection as of the champion's training.
+    def popular(self, request: RecommendationRequest) -> dict[str, Any]:
+        """Most popular items as of the champion's training.
 
         Raises:
-            FilterError: the filter is wrong.
+            RequestError: the filter is wrong, or there is no such placement.
         """
         snapshot = self._snapshot()
-        items = snapshot.items
-        ranked = popular_list(items, selection, top_k, np.zeros(0, dtype=np.int32))
-        slate = arranged(ranked, items, Wish(top_k, selection))
-        return {"items": shown_items(items, slate, (POPULAR_SOURCE,), fields), "last_updated": snapshot.items_at.isoformat()}
+        asked = self._asked(snapshot, request)
+        ranked = popular_list(snapshot.items, asked.selection, asked.top_k, _NO_ROWS)
+        return _answer(snapshot.items, asked, ranked, (POPULAR_SOURCE,), snapshot.items_at)
+
+    def trending(self, request: RecommendationRequest, window: str) -> dict[str, Any]:
+        """Items that gain now, or (`season`) those of this time of the year.
+
+        A region and a language are where events came from; the answer's items must be for them, too. The first of several counts.
+
+        Raises:
+            RequestError: there is no such window, the filter is wrong, or there is no such placement.
+        """
+        if window not in WINDOWS:
+            raise RequestError(f"window must be one of {', '.join(WINDOWS)}, got {window[:40]!r}", field="window")
+        snapshot = self._snapshot()
+        items, asked = snapshot.items, self._asked(snapshot, request)
+        wanted, mask = request.selection, items.mask(asked.selection)
+        segments: list[dict[str, str]] = [
+            {name: words[0]}
+            for name, words in (("region", wanted.region), ("language", wanted.language), ("category", wanted.category))
+            if words
+        ]
+        ranked = Ranked(_NO_ROWS, np.zeros(0, np.float32), np.zeros(0, np.uint8), fill=1)
+        for segment in (*segments, {}):
+            ids, scores = self._trends.top(window, **segment)
+            ranked = _then(ranked, items, items.rows(ids.tolist()), ids, scores)
+        ranked = _kept(ranked, mask[ranked.rows])
+        popular = popular_list(items, asked.selection, asked.top_k, ranked.rows)
+        ranked = _behind(ranked, popular, source=1)
+        first = SEASONAL_SOURCE if window == SEASON else TRENDING_SOURCE
+        return _answer(items, asked, ranked, (first, POPULAR_SOURCE), self._trends.as_of(window) or snapshot.items_at)
+
+    async def similar(self, item_id: str, request: RecommendationRequest) -> dict[str, Any]:
+        """Items that go together with one, by the champion; those made of the same words where nobody has taken it yet.
+
+        Raises:
+            RequestError: the item is unknown, the filter is wrong, or there is no such placement.
+        """
+        snapshot = self._snapshot()
+        items, live = snapshot.items, snapshot.champion
+        row = items.row(item_id)
+        if row < 0:
+            raise RequestError(f"there is no item {item_id[:80]!r}", code="not_found", status=404, field="item_id")
+        asked = self._asked(snapshot, replace(request, exclude=(item_id,)))
+        items.matches(asked.selection)
+        found = None
+        if live is not None and row < items.num_trained:
+            found = await self._go_together(live, item_id, asked)
+        ranked = Ranked(_NO_ROWS, np.zeros(0, np.float32), np.zeros(0, np.uint8))
+        sources: tuple[str, ...] = ()
+        if live is not None and found is not None:
+            ranked, sources = Ranked(found.item_idx, found.score, found.source), live.sources
+        there = items.passing(asked.selection, ranked.rows)
+        if int(there.sum()) < asked.top_k:
+            mask = items.mask(asked.selection).copy()
+            mask[ranked.rows] = False
+            content = await asyncio.to_thread(content_list, items, row, self._config.precompute_k, mask)
+            ranked = _behind(_kept(ranked, there), content, source=len(sources))
+        return _answer(items, asked, ranked, (*sources, CONTENT_SOURCE), snapshot.items_at)
+
+    async def _go_together(self, live: LiveVersion, item_id: str, asked: Asked) -> CachedList | None:
+        """The version's list for an item, from the cache or computed; None where it cannot be had."""
+        unit = f"i:{item_id}"
+        read = await self._cache.read(live.version, unit)
+        if read.cached is not None and (not asked.selection or read.cached.complete):
+            return read.cached
+        wanted = ComputeRequest(user_id=None, k=self._config.precompute_k, similar_to=item_id, selection=asked.selection)
+        try:
+            blob = await asyncio.wait_for(self._compute(live.version, wanted), self._config.deadline_ms / 1000)
+        except Exception as error:  # whatever ails the version, words are left
+            self._metrics.fallback(type(error).__name__)
+            return read.cached
+        computed = decode_list(blob)
+        if computed is not None and not asked.selection and read.reachable:
+            self._cache.write(live.version, unit, blob)
+        return computed
+
+    def _asked(self, snapshot: Snapshot, request: RecommendationRequest) -> Asked:
+        return resolved(request, self._config.placements, snapshot.rules, (), time.time())
+
+
+def _answer(items: ItemTable, asked: Asked, ranked: Ranked, sources: Sequence[str], at: datetime) -> dict[str, Any]:
+    slate = arranged(ranked, items, asked.wish(items, None))
+    return {
+        "items": shown_items(items, slate, sources, asked.request.fields),
+        "last_updated": at.isoformat(),
+        "next_cursor": next_cursor(items, asked.request, slate, asked.top_k),
+    }
+
+
+def _kept(ranked: Ranked, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> Ranked:
+    return Ranked(ranked.rows[keep], ranked.scores[keep], ranked.sources[keep], ranked.fill)
+
+
+def _then(ranked: Ranked, items: ItemTable, rows: IntArray, ids: Any, scores: Any) -> Ranked:
+    """The list, then scored items that it lacks, below it."""
+    known = np.fromiter((items.row(one) >= 0 for one in ids), dtype=bool, count=len(ids))
+    more = Ranked(rows, scores[known].astype(np.float32), np.zeros(len(rows), dtype=np.uint8))
+    return _behind(ranked, more, source=0) if len(ranked.rows) else replace(more, fill=ranked.fill)
+
+
+def _behind(first: Ranked, second: Ranked, *, source: int) -> Ranked:
+    """The first list, then what the second has beside it, its scores brought below those of the first."""
+    new = ~np.isin(second.rows, first.rows)
+    scores = second.scores[new]
+    if len(first.scores) and len(scores):
+        highest = max(float(scores.max()), 1e-9)
+        low = float(first.scores.min())
+        scores = scores / highest * low * 0.999 if low > 0 else scores - highest + low - 1e-6
+    return Ranked(
+        np.concatenate([first.rows, second.rows[new]]).astype(np.int32),
+        np.concatenate([first.scores, scores]).astype(np.float32),
+        np.concatenate([first.sources, np.full(int(new.sum()), source)]).astype(np.uint8),
+        first.fill,
+    )

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from serving.cached_list import CachedList, decode_list
 from serving.config import ServingConfig
+from serving.exploration import NewItems
 from serving.recent_activity import APPEND_SCRIPT, MAX_BYTES, RecentEvent, encode_events, mark_of
 from serving.redis_cluster import ClusterWire, is_cluster
 from serving.redis_wire import RedisWire, Reply
@@ -72,6 +73,7 @@ class ListCache:
         self._clustered = is_cluster(config.cache_url)
         wire = ClusterWire if self._clustered else RedisWire
         self._wire: RedisWire | ClusterWire = wire(config.cache_url, config.cache_timeout_ms / 1000)
+        self.new_items = NewItems(self._wire, f"{config.key_prefix}:shown")
         self._asked: list[tuple[tuple[str, ...], asyncio.Future[CacheRead]]] = []
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
+from experiments.assignment import Assignment
 from experiments.exposure import Exposure
 from features.bus import EXPOSURES, SLATES, EventBus
 from features.served import ServedRow, is_sampled, list_id
@@ -13,6 +14,9 @@ from serving.bus_sender import BusSender
 from serving.cache import session_unit, user_unit
 from serving.config import ServingConfig
 from serving.metrics import GatewayMetrics
+
+EXPLORATION_PREFIX = "placement:"
+"""Of the experiment under which answers that chance took part in are logged; no experiment's own name has a colon."""
 
 
 class ExposureLog:
@@ -35,7 +39,7 @@ class ExposureLog:
 
     def add(self, answer: Answer) -> None:
         """Note what an answer shows: an exposure for each experiment that it is in, and its slate where its unit is sampled."""
-        for one in answer.assignments:
+        for one in (*answer.assignments, *_exploration(answer)):
             self._exposures.put(
                 Exposure(
                     recommendation_id=answer.recommendation_id,
@@ -51,6 +55,7 @@ class ExposureLog:
                     model_version=answer.model_version,
                     degraded=answer.degraded,
                     placement=answer.request.placement,
+                    propensities=answer.propensities,
                     site=self._site,
                 )
             )
@@ -76,6 +81,17 @@ class ExposureLog:
             "sample_rate": self._rate,
         }
         return ServedRow(answer.recommendation_id, values)
+
+
+def _exploration(answer: Answer) -> list[Assignment]:
+    """What an answer that chance took part in is logged as, so that its propensities are kept without an experiment, too."""
+    if answer.propensities is None:
+        return []
+    request = answer.request
+    name = f"{EXPLORATION_PREFIX}{request.placement}"
+    if request.user_id is not None:
+        return [Assignment(name, "exploration", "user_id", request.user_id, None, None)]
+    return [] if request.session_id is None else [Assignment(name, "exploration", "session_id", request.session_id, None, None)]
 
 
 def unit_of(user_id: str | None, session_id: str | None) -> str | None:

@@ -36,26 +36,21 @@ from serving.live_state import Snapshot, SnapshotLoader
 from serving.logs import log_to_file
 from serving.messages import ComputeRequest, ShadowAsk
 from serving.metrics import GatewayMetrics
-from serving.request_parsing import (
-    SELECTION_PARAMETERS,
-    checked_id,
-    parse_body,
-    parse_fields,
-    parse_get,
-    parse_selection,
-    parse_top_k,
-    query_parameters,
-)
-from serving.schemas import DEFAULT_TOP_K, RecommendationRequest
+from serving.request_parsing import parse_body, parse_browse, parse_get
+from serving.request_values import checked_id
+from serving.schemas import RecommendationRequest
 from serving.sessions import SessionMerger
 from serving.shadow import ShadowSender
 from serving.shadow_role import shadow_key
 from serving.shadow_tally import ShadowTally
+from serving.trend_lists import TrendLists
 
 _log = logging.getLogger("shortlist.serving")
 
 _RECOMMENDATIONS = "/v1/recommendations"
 _PER_USER = _RECOMMENDATIONS + "/"
+_BROWSED = frozenset({"/v1/popular", "/v1/trending"})
+_ITEMS, _SIMILAR = "/v1/items/", "/similar"
 _SESSIONS, _MERGE = "/v1/sessions/", "/merge"
 
 
@@ -105,7 +100,8 @@ class GatewayApp:
         handles = VersionHandles(config)
         self._shadow = ShadowSender(config, handles.score, lambda: self._snapshot.shadow, self.metrics)
         self.answerer = Answerer(config, self.cache, handles.compute, self.snapshot, self.metrics, self._shadow.offer)
-        self._browser = Browser(self.snapshot)
+        self._trends = TrendLists(config)
+        self._browser = Browser(config, self.cache, handles.compute, self.snapshot, self._trends, self.metrics)
         self._bus = RedisStreamBus(config.bus_url, config.dataset, site=config.site)
         self._intake = EventIntake(config, self._bus, self.cache, self.metrics)
         self._sessions = SessionMerger(config, self._bus, self.cache, self.metrics)
@@ -164,11 +160,11 @@ class GatewayApp:
                 session_id = checked_id(path[len(_SESSIONS) : -len(_MERGE)], "session_id")
                 merged = await self._sessions.merge(session_id, await read_json(scope, receive))
                 await send_json(send, 200, merged, request_id=request_id)
-            elif path == "/v1/popular":
-                route = "popular"
+            elif path in _BROWSED or (path.startswith(_ITEMS) and path.endswith(_SIMILAR)):
+                route = path[4:] if path in _BROWSED else "similar"
                 _only(scope, "GET")
                 authorize(self.config, scope, "read")
-                await self._popular(scope, send, request_id)
+                await send_json(send, 200, await self._browse(path, scope["query_string"]), request_id=request_id)
             elif path == "/healthz":
                 await send_json(send, 200, {"status": "ok"})
             elif path == "/readyz":
@@ -220,11 +216,13 @@ class GatewayApp:
             _log.warning("%d degraded answers since the last such line", self._degraded, extra=told)
             self._degraded, self._degraded_logged_at = 0, now
 
-    async def _popular(self, scope: AsgiScope, send: Send, request_id: bytes | None) -> None:
-        given = query_parameters(scope["query_string"], SELECTION_PARAMETERS)
-        top_k = parse_top_k(given["top_k"][0]) if "top_k" in given else DEFAULT_TOP_K
-        shown = self._browser.popular(parse_selection(given), top_k, parse_fields(given.get("fields", ())))
-        await send_json(send, 200, shown, request_id=request_id)
+    async def _browse(self, path: str, query_string: bytes) -> dict[str, Any]:
+        request, window = parse_browse(query_string, with_window=path == "/v1/trending")
+        if path == "/v1/popular":
+            return self._browser.popular(request)
+        if path == "/v1/trending":
+            return self._browser.trending(request, window)
+        return await self._browser.similar(checked_id(path[len(_ITEMS) : -len(_SIMILAR)], "item_id"), request)
 
     def _readiness(self) -> dict[str, object]:
         champion = self._snapshot.champion
@@ -254,6 +252,7 @@ class GatewayApp:
         self._shadow.start()
         self._tasks = [
             asyncio.create_task(self._follow(), name="follow"),
+            asyncio.create_task(self._trends.follow(), name="trends"),
             asyncio.create_task(listen(self.config, self._changed.set), name="listen"),
         ]
 
@@ -272,6 +271,7 @@ class GatewayApp:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self.config.reread_s)
             self._changed.clear()
+            await self.cache.new_items.refresh()
             try:
                 self._snapshot = await asyncio.to_thread(self._loader.load, self._snapshot)
                 champion = self._snapshot.champion

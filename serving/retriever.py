@@ -22,8 +22,9 @@ import numpy as np
 from features.control_store import ControlStore
 from features.errors import FeaturesError
 from serving.audit import AuditLog
-from serving.cached_list import CachedList
+from serving.cached_list import CachedList, decode_list
 from serving.config import ServingConfig
+from serving.explained_list import ExplainedList
 from serving.feature_log import FeatureLog
 from serving.item_changes import ItemChanges, as_of_now
 from serving.item_table import ItemTable
@@ -35,9 +36,11 @@ from serving.ranker import RankerStage
 from serving.recent_activity import RecentActivity, RecentEvent, decode_activity
 from serving.schemas import Seen
 from training.candidates import CandidateSet, RankedLists
+from training.explain import explained
 from training.interactions import BoolArray, IntArray, LongArray
 from training.pipeline import Pipeline
 from training.queries import QueryBatch, queries_from_histories
+from training.similar import similar_items
 
 MAX_HISTORY = 5_000
 """Newest entries of a history that models see: no user of real data reaches it, so that answers equal the evaluation's."""
@@ -96,6 +99,27 @@ class RetrieverStage:
         """Candidates that the request's filters, availability, exclusions and rejections leave."""
         allowed = self._allowed(request, query, rejected)
         return self.pipeline.retrieve(query.truncated(MAX_HISTORY), allowed, request.k, exclude_history=False)
+
+    def similar(self, request: ComputeRequest) -> RankedLists:
+        """Items like `request.similar_to`; none where the version does not know it."""
+        allowed = self.items.mask(request.selection)[: self.items.num_trained]
+        return similar_items(self.pipeline, self.items.row(request.similar_to or ""), request.k, allowed)
+
+    def explained(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray, lists: RankedLists, blob: bytes) -> bytes:
+        """A list with where its scores come from (`serving.explained_list`)."""
+        candidates = self.retrieve(request, query, rejected)
+        keep = np.isin(lists.item_idx[0], candidates.item_idx[0]) & (lists.item_idx[0] >= 0)
+        found = explained(self.pipeline, query.truncated(MAX_HISTORY), candidates, lists.item_idx[0][keep])
+        because = [None if row < 0 else str(self.items.item_ids[row]) for row in found.because.tolist()]
+        ranked = decode_list(blob)
+        assert ranked is not None
+        kept = replace(
+            ranked,
+            item_idx=lists.item_idx[0][keep],
+            score=found.parts.sum(axis=1),
+            source=lists.source[0][keep].astype(np.uint8),
+        )
+        return ExplainedList(kept, found.names, found.parts, because).encode()
 
     def _allowed(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray) -> BoolArray:
         allowed = self.items.mask(request.selection)[: self.items.num_trained].copy()
@@ -235,6 +259,8 @@ class Retriever:
         """One list as bytes (`serving.cached_list`)."""
         now_us = time.time_ns() // 1000
         activity = decode_activity(request.activity)
+        if request.similar_to is not None:
+            return encode_answer(self._stage.similar(request), activity, now_us, request.k)
         online = await self._online.read(request.user_id) if request.user_id is not None else None
         query, rejected = self._stage.query(request, activity, now_us, online)
         if len(query.item_idx) == 0 and request.candidates is None:
@@ -246,6 +272,8 @@ class Retriever:
             if int((lists.item_idx[0] >= 0).sum()) >= max(request.top_k, 1):
                 break
         assert lists is not None
+        if request.explain:
+            return self._stage.explained(request, query, rejected, lists, encode_answer(lists, activity, now_us, request.k))
         return encode_answer(lists, activity, now_us, request.k)
 
     async def _ranked(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray, now_us: int) -> RankedLists:

@@ -20,7 +20,7 @@ from serving.config import ServingConfig
 from serving.errors import RequestError
 from serving.metrics import GatewayMetrics
 from serving.recent_activity import decode_activity
-from serving.request_parsing import checked_id
+from serving.request_values import checked_id
 
 
 class SessionMerger:

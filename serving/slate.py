@@ -22,8 +22,8 @@ from serving.rules import NO_RULES, RulePlan
 from serving.schemas import NO_SELECTION, Selection
 from training.interactions import BoolArray, FloatArray, IntArray, LongArray
 
-PINNED = -1
-"""Source number of items that are shown because of a pin and are in no list."""
+PINNED, EXPLORED = -1, -2
+"""Source numbers of items that are shown because of a pin and are in no list, and of those that chance has chosen."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,11 @@ class Pipeline:
         return PopularOrder(self.by_popularity, self.num_items)
 
     @cached_property
+    def activity(self) -> LongArray:
+        """(N,) int64: interactions of each item as of the training."""
+        return np.bincount(self.histories.item_idx, minlength=self.num_items).astype(np.int64)
+
+    @cached_property
     def popularity_rank(self) -> FloatArray:
         """(N,) float32 in [0, 1): 0 for the most popular item."""
         return (self.popular.rank / np.float32(max(self.num_items, 1))).astype(np.float32)

@@ -10,7 +10,7 @@ from features.activity_store import ActivityStore
 from serving.api.context import Admin, Context
 from serving.erasure import Eraser
 from serving.errors import RequestError
-from serving.request_parsing import checked_id
+from serving.request_values import checked_id
 
 router = APIRouter(prefix="/v1", tags=["catalogue"])
 

@@ -16,7 +16,7 @@ from features.schema import AttributeType
 from serving.api.context import Admin, ApiContext, Context, Reader
 from serving.errors import RequestError
 from serving.item_changes import ITEM_SUBJECT
-from serving.request_parsing import checked_id
+from serving.request_values import checked_id
 
 router = APIRouter(prefix="/v1", tags=["catalogue"])
 MAX_ITEMS = 1000

@@ -81,3 +81,11 @@ def test_erased_rows_are_gone_from_every_file(tmp_path: Path) -> None:
     assert log.erase(Person("erika", {"s"})) == 0
     assert DailyLog(tmp_path / "nothing", schema, id_column="id", time_column="at").erase(Person("erika")) == 0
     assert b"erika" not in b"".join(file.read_bytes() for file in tmp_path.rglob("*.parquet"))
+
+
+def test_a_column_that_came_later_is_null_in_older_rows(tmp_path: Path) -> None:
+    make_log(tmp_path).append(rows(1))
+    wider = DailyLog(tmp_path, SCHEMA.append(pa.field("share", pa.list_(pa.float64()))), id_column="id", time_column="at")
+    assert wider.read()["share"].to_pylist() == [None]
+    wider.append(rows(2).append_column("share", pa.array([[0.5]], pa.list_(pa.float64()))))
+    assert wider.read()["share"].to_pylist() == [None, [0.5]]

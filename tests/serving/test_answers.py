@@ -21,6 +21,7 @@ from serving.asked import resolved
 from serving.cache import CacheRead
 from serving.cached_list import CachedList
 from serving.errors import FilterError, RequestError
+from serving.exploration import NewItems
 from serving.item_table import ItemTable
 from serving.live_state import LiveVersion, Snapshot, compile_targeting
 from serving.messages import ComputeRequest
@@ -28,6 +29,7 @@ from serving.metrics import GatewayMetrics
 from serving.page_cursor import MAX_SHOWN, decode_cursor, encode_cursor
 from serving.placements import Placement
 from serving.recent_activity import RecentEvent, encode_events
+from serving.redis_wire import RedisWire
 from serving.request_parsing import parse_body, parse_get
 from serving.rules import Rule, RuleBook
 from serving.schemas import RecommendationRequest, Selection
@@ -41,6 +43,7 @@ class StubCache:
     def __init__(self) -> None:
         self.held = CacheRead(None, b"", True)
         self.written: list[tuple[str, str]] = []
+        self.new_items = NewItems(RedisWire("redis://127.0.0.1:1/0", 0.1), "shown")
 
     async def read(self, version: str | None, unit: str) -> CacheRead:
         return self.held

@@ -259,3 +259,32 @@ def test_malformed_and_oversized_bodies_and_other_content_types(stack) -> None:
     assert stack.http.post(path, content=b"x" * (5 << 20), headers=json_type).status_code == 413
     assert stack.http.post(path, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
     assert stack.http.put("/v1/rules", json={"rules": []}).status_code == 401
+
+
+def test_explanations_sum_to_the_scores_and_say_why(stack) -> None:
+    for user, filter_ in [("u34", None), ("u35", "year >= 1990"), ("nobody-at-all", None)]:
+        body = {"user_id": user, "top_k": 20, "explain": True, "filter": filter_}
+        answer = stack.http.post("/v1/recommendations", json=body).json()
+        assert len(answer["recommended_items"]) == 20
+        for item in answer["recommended_items"]:
+            assert sum(item["contributions"].values()) == pytest.approx(item["score"], abs=1e-4)
+            assert item["reason"]
+        if user == "u34":
+            assert any("because of your interest in" in item["reason"] for item in answer["recommended_items"])
+    plain = stack.http.get("/v1/recommendations/u34", params={"top_k": 20}).json()
+    told = stack.http.get("/v1/recommendations/u34", params={"top_k": 20, "explain": "true"}).json()
+    assert [item["item_id"] for item in told["recommended_items"]] == [item["item_id"] for item in plain["recommended_items"]]
+    boosted = {"user_id": "u34", "explain": True, "boost": [{"filter": "year == 2029", "weight": 5}]}
+    first = stack.http.post("/v1/recommendations", json=boosted).json()["recommended_items"][0]
+    assert first["item_id"] == "i049"
+    assert "lifted by boost" in first["reason"]
+    assert sum(first["contributions"].values()) == pytest.approx(first["score"], abs=1e-4)
+
+
+def test_similar_and_trending_over_http(stack) -> None:
+    similar = stack.http.get("/v1/items/i020/similar", params={"top_k": 3, "fields": "title"}).json()["items"]
+    assert (similar[0]["item_id"], similar[0]["title"]) == ("i021", "Item 21")
+    assert stack.http.get("/v1/items/i020/similar", params={"filter": "year > 2025"}).json()["items"]
+    assert stack.http.get("/v1/items/no-such/similar").status_code == 404
+    assert len(stack.http.get("/v1/trending", params={"top_k": 5}).json()["items"]) == 5
+    assert stack.http.get("/v1/trending", params={"window": "9d"}).json()["error"]["field"] == "window"

@@ -87,6 +87,18 @@ class Ranker(ABC):
     def score(self, batch: RankingBatch) -> FloatArray:
         """(B, K) float32, higher is better, finite; values of padding mean nothing."""
 
+    @property
+    @abstractmethod
+    def base_slope(self) -> float:
+        """What one unit of the standardised blend adds to the score, learned corrections aside."""
+
+    @abstractmethod
+    def contributions(self, batch: RankingBatch) -> FloatArray:
+        """(B, K, F) float32: what each feature adds to the learned correction, against an average candidate; 0 for padding.
+
+        With the score of an average candidate they sum to `score` less `base_slope` times the blend.
+        """
+
     @abstractmethod
     def importance(self) -> dict[str, float]:
         """Feature name -> its share in the model, 0 to 1, largest first."""

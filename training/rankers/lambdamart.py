@@ -129,6 +129,18 @@ class LambdaMart(Ranker):
             learned[batch.valid] = self.booster.predict(rows, num_threads=1 if len(rows) < PARALLEL_ROWS // 10 else 0)
         return learned + np.float32(self.config.base_weight) * batch.base
 
+    @property
+    def base_slope(self) -> float:
+        """See `Ranker.base_slope`."""
+        return self.config.base_weight
+
+    def contributions(self, batch: RankingBatch) -> FloatArray:
+        """See `Ranker.contributions`: LightGBM's own SHAP values (Lundberg et al. 2018, exact for trees)."""
+        parts = np.zeros(batch.features.shape, dtype=np.float32)
+        if batch.valid.any():
+            parts[batch.valid] = self.booster.predict(batch.features[batch.valid], pred_contrib=True, num_threads=1)[:, :-1]
+        return parts
+
     def importance(self) -> dict[str, float]:
         """See `Ranker.importance`: share of the total gain."""
         gain = self.booster.feature_importance("gain")

@@ -1,0 +1,133 @@
+"""Places of an answer that are given away by chance, with the probability of what was drawn; and new items that need to be seen.
+
+The last `slots` places are drawn, each from a pool of its own: first from new items that have had fewer exposures than the floor
+(all alike), else from what the slate had there and what follows it in the list (by rank). Pools are disjoint, so each draw's
+probability is that of the item at that place, whatever was drawn elsewhere. Pinned items stay; caps hold.
+
+Exposures of new items are counted in the cache Redis by all gateways together; when it loses them, items are shown more often than
+the floor asks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.columns import NumberColumn
+from serving.errors import CacheDownError
+from serving.item_table import ItemTable
+from serving.placements import Exploration
+from serving.redis_cluster import ClusterWire
+from serving.redis_wire import RedisWire
+from serving.rules import RulePlan
+from serving.slate import EXPLORED, Slate, capped_without
+from training.interactions import IntArray
+
+DAY_US = 86_400_000_000
+MAX_NEW = 1000
+"""New items that one answer chooses from."""
+COUNTS_TTL_S = 400 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What one place is drawn from. Shapes: rows (m,) int32, probability (m,) float64, summing to 1."""
+
+    place: int
+    rows: IntArray
+    probability: npt.NDArray[np.float64]
+
+
+def draws(slate: Slate, items: ItemTable, rules: RulePlan, settings: Exploration, new_rows: IntArray) -> list[Draw]:
+    """The pools of a slate's explored places.
+
+    Args:
+        slate: what would be shown, and the rest of its list.
+        items: whose rows they are.
+        rules: whose caps hold.
+        settings: of the placement.
+        new_rows: items that need exposures and may be shown.
+    """
+    first = max(len(slate) - settings.slots, 1)
+    places = [place for place in range(first, len(slate)) if int(slate.rows[place]) not in slate.pinned]
+    if not places:
+        return []
+    fixed = np.delete(slate.rows, places)
+    new_rows = new_rows[~np.isin(new_rows, fixed)]
+    ranked = np.concatenate([slate.rows[places], slate.rest[: settings.pool]])
+    ranked = ranked[~np.isin(ranked, new_rows)]
+    if rules.caps:
+        new_rows = new_rows[capped_without(fixed, new_rows, items, rules, len(places) - 1)]
+        ranked = ranked[capped_without(fixed, ranked, items, rules, len(places) - 1)]
+    weight = 1.0 / (settings.temperature + np.arange(len(ranked)))
+    found = []
+    for number, place in enumerate(places):
+        rows = new_rows[number :: len(places)]
+        share: npt.NDArray[np.floating] = np.ones(len(rows))
+        if not len(rows):
+            rows, share = ranked[number :: len(places)], weight[number :: len(places)]
+        if len(rows):
+            found.append(Draw(place, rows.astype(np.int32), np.asarray(share / share.sum(), dtype=np.float64)))
+    return found
+
+
+def explored(slate: Slate, pools: Sequence[Draw], rng: random.Random) -> tuple[Slate, tuple[float, ...]]:
+    """The slate with its pools drawn from, and the probability of each item at its place."""
+    rows, scores, sources = slate.rows.copy(), slate.scores.copy(), slate.sources.astype(np.int64)
+    propensities = np.ones(len(rows))
+    for pool in pools:
+        chosen = min(int(np.searchsorted(np.cumsum(pool.probability), rng.random(), side="right")), len(pool.rows) - 1)
+        propensities[pool.place] = pool.probability[chosen]
+        if rows[pool.place] != pool.rows[chosen]:
+            rows[pool.place], sources[pool.place] = pool.rows[chosen], EXPLORED
+            scores[pool.place] = slate.scores.min()
+    shown = np.sort(np.unique(rows, return_index=True)[1])  # an item that another place has drawn leaves its own
+    return replace(slate, rows=rows[shown], scores=scores[shown], sources=sources[shown]), tuple(propensities[shown].tolist())
+
+
+class NewItems:
+    """New items and how often they have been shown.
+
+    Args:
+        wire: to the cache Redis.
+        key: of the hash of counts.
+    """
+
+    def __init__(self, wire: RedisWire | ClusterWire, key: str) -> None:
+        self._wire, self._key = wire, key
+        self.counts: dict[str, int] = {}
+
+    async def refresh(self) -> None:
+        """Read the counts of all gateways; keeps the present ones when Redis is gone."""
+        try:
+            flat = await self._wire.call("HGETALL", self._key)
+        except CacheDownError:
+            return
+        read = {item.decode(): int(count) for item, count in zip(flat[::2], flat[1::2], strict=True)}
+        self.counts = {item: max(count, self.counts.get(item, 0)) for item, count in read.items()}
+
+    def note(self, item_ids: Sequence[str]) -> None:
+        """Count exposures; nobody waits for it."""
+        for item_id in item_ids:
+            self.counts[item_id] = self.counts.get(item_id, 0) + 1
+            self._wire.send(lambda _: None, "HINCRBY", self._key, item_id, 1)
+        if item_ids:
+            self._wire.send(lambda _: None, "EXPIRE", self._key, COUNTS_TTL_S)
+
+    def due(self, items: ItemTable, settings: Exploration, now_us: int) -> IntArray:
+        """Rows of the new items below the floor, those with the fewest exposures first."""
+        if not settings.floor:
+            return np.zeros(0, dtype=np.int32)
+        rows = np.arange(items.num_trained, len(items), dtype=np.int32)
+        created = items.columns.get("created_at")
+        if isinstance(created, NumberColumn) and created.is_time:
+            young = created.values >= now_us - round(settings.new_days * DAY_US)
+            late = rows[created.missing[rows] | young[rows]]
+            rows = np.union1d(np.flatnonzero(~created.missing & young), late).astype(np.int32)
+        counts = np.array([self.counts.get(item_id, 0) for item_id in items.item_ids[rows].tolist()], dtype=np.int64)
+        order = np.argsort(counts, kind="stable")[:MAX_NEW]
+        return rows[order[counts[order] < settings.floor]]

@@ -1,0 +1,189 @@
+"""Single values of requests, out of texts and JSON, each bounded; refusals name the field. Every function raises RequestError."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from features.events import MAX_ID_LENGTH
+from serving.errors import RequestError
+from serving.filters import compile_filter
+from serving.schemas import ALL_SEEN, MAX_TOP_K, Seen, Selection
+
+MAX_FIELDS = 32
+MAX_BOOSTS = 10
+MAX_BOOST = 100.0
+MAX_WORDS = 32
+"""Words of category, region, language, and actions of exclude_seen."""
+MAX_CHAIN = 8
+MAX_SEEN_DAYS = 36_500.0
+
+_TRUE, _FALSE = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
+
+
+def parse_top_k(text: str) -> int:
+    """The number of items wanted.
+
+    Raises:
+        RequestError: not an integer from 1 to 500.
+    """
+    try:
+        top_k = int(text) if len(text) <= 10 else 0
+    except ValueError:
+        top_k = 0
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise RequestError(f"top_k must be an integer from 1 to {MAX_TOP_K}, got {text[:40]!r}", field="top_k")
+    return top_k
+
+
+def parse_selection(given: Mapping[str, Sequence[str]]) -> Selection:
+    """Category, region, language and filter; several words may also be separated by commas (not in categories).
+
+    Raises:
+        RequestError: too many words.
+    """
+    expression = given["filter"][0].strip() if given.get("filter") else ""
+    category = tuple(dict.fromkeys(word for word in given.get("category", ()) if word))
+    if len(category) > MAX_WORDS:
+        raise RequestError(f"category names {len(category)} categories, {MAX_WORDS} are allowed", field="category")
+    chains = {}
+    for name in ("region", "language"):
+        chains[name] = tuple(dict.fromkeys(word for text in given.get(name, ()) for word in text.split(",") if word))
+        if len(chains[name]) > MAX_CHAIN:
+            raise RequestError(f"{name} names {len(chains[name])} {name}s, {MAX_CHAIN} are allowed", field=name)
+    return Selection(category=category, filter=expression or None, **chains)
+
+
+def parse_fields(given: Sequence[str]) -> tuple[str, ...]:
+    """Names of item attributes, separated by commas or given several times.
+
+    Raises:
+        RequestError: more than 32.
+    """
+    names = tuple(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
+    if len(names) > MAX_FIELDS:
+        raise RequestError(f"fields names {len(names)} attributes, {MAX_FIELDS} are allowed", field="fields")
+    return names
+
+
+def checked_id(text: str, name: str) -> str:
+    """An id that can be one.
+
+    Raises:
+        RequestError: empty, too long, or not Unicode.
+    """
+    if not 0 < len(text) <= MAX_ID_LENGTH:
+        raise RequestError(f"{name} must have 1 to {MAX_ID_LENGTH} characters", field=name)
+    return text
+
+
+def flag(text: str, name: str) -> bool:
+    """A truth value."""
+    lower = text.lower()
+    if lower not in _TRUE and lower not in _FALSE:
+        raise RequestError(f"{name} must be true or false, got {text[:40]!r}", field=name)
+    return lower in _TRUE
+
+
+def share(given: object, name: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        share = float(given) if isinstance(given, str | int | float) and not isinstance(given, bool) else math.nan
+    except (ValueError, OverflowError):
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise RequestError(f"{name} must be a number from 0 to 1, got {str(given)[:40]!r}", field=name)
+    return share
+
+
+def query_seen(text: str, days: str | None) -> Seen | None:
+    """`exclude_seen` and `exclude_seen_days` of a query string."""
+    lower = text.lower()
+    if lower in _FALSE:
+        return None
+    actions = () if lower in _TRUE else tuple(word.strip() for word in text.split(",") if word.strip())
+    if days is None:
+        return _seen(actions, None)
+    try:
+        return _seen(actions, float(days))
+    except ValueError:
+        return _seen(actions, math.nan)
+
+
+def body_seen(given: object) -> Seen | None:
+    """`exclude_seen` of a body."""
+    if isinstance(given, bool):
+        return ALL_SEEN if given else None
+    if not isinstance(given, dict) or set(given) - {"actions", "days"}:
+        raise RequestError('exclude_seen must be true, false or {"actions": [...], "days": number}', field="exclude_seen")
+    days = given.get("days")
+    if days is not None and (isinstance(days, bool) or not isinstance(days, int | float)):
+        days = math.nan
+    return _seen(tuple(texts(given.get("actions"), "exclude_seen")), None if days is None else float(days))
+
+
+def _seen(actions: tuple[str, ...], days: float | None) -> Seen:
+    if len(actions) > MAX_WORDS or any(not 0 < len(action) <= 64 for action in actions):
+        raise RequestError(f"exclude_seen names up to {MAX_WORDS} actions of 1 to 64 characters", field="exclude_seen")
+    if days is not None and not 0 < days <= MAX_SEEN_DAYS:
+        raise RequestError(f"the days of exclude_seen must be above 0, to {MAX_SEEN_DAYS:.0f}", field="exclude_seen")
+    return Seen(tuple(sorted(set(actions))), days)
+
+
+def boosts(given: object) -> tuple[tuple[str, float], ...]:
+    """`boost` of a body: CEL and weight."""
+    if given is None:
+        return ()
+    if not isinstance(given, list) or len(given) > MAX_BOOSTS:
+        raise RequestError(f'boost must be a list of up to {MAX_BOOSTS} {{"filter", "weight"}}', field="boost")
+    boosts = []
+    for one in given:
+        if not isinstance(one, dict) or set(one) != {"filter", "weight"} or not isinstance(one["filter"], str):
+            raise RequestError('a boost is {"filter": CEL, "weight": number}', field="boost")
+        weight = one["weight"]
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= MAX_BOOST:
+            raise RequestError(f"the weight of a boost must be a number from -{MAX_BOOST:g} to {MAX_BOOST:g}", field="boost")
+        compile_filter(one["filter"])
+        boosts.append((one["filter"], float(weight)))
+    return tuple(boosts)
+
+
+def optional_text(body: Mapping[str, Any], name: str) -> str | None:
+    """A text that may be missing."""
+    given = body.get(name)
+    if given is not None and not isinstance(given, str):
+        raise RequestError(f"{name} must be text", field=name)
+    return given
+
+
+def optional_id(body: Mapping[str, Any], name: str) -> str | None:
+    """An id that may be missing."""
+    given = body.get(name)
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise RequestError(f"{name} must be text", field=name)
+    return checked_id(str(given), name)
+
+
+def ids(given: object, name: str, limit: int) -> tuple[str, ...]:
+    """A list of item ids."""
+    if given is None:
+        return ()
+    if not isinstance(given, list) or any(isinstance(one, bool) or not isinstance(one, str | int) for one in given):
+        raise RequestError(f"{name} must be a list of item ids", field=name)
+    if len(given) > limit:
+        raise RequestError(f"{name} has {len(given)} entries, {limit} are allowed", field=name)
+    return tuple(str(one) for one in given)
+
+
+def texts(given: object, name: str) -> list[str]:
+    """A text or a list of texts."""
+    if given is None:
+        return []
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        raise RequestError(f"{name} must be text or a list of texts", field=name)
+    return list(given)

@@ -1,0 +1,123 @@
+"""Popular, trending, seasonal and similar items: order, filters, and what comes next where a list runs short."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from experiments.assignment import AssignmentPlan
+from features.trending import WINDOWS_S, TrendingBoard
+from serving.browse import Browser
+from serving.cache import CacheRead
+from serving.cached_list import CachedList
+from serving.errors import RequestError
+from serving.item_table import ItemTable
+from serving.live_state import LiveVersion, Snapshot
+from serving.messages import ComputeRequest
+from serving.metrics import GatewayMetrics
+from serving.request_parsing import parse_browse
+from serving.rules import Rule, RuleBook
+from serving.trend_lists import TrendLists
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Shop:
+    """A browser over the planted items; version 1 answers what it is told."""
+
+    def __init__(self, config, bundle) -> None:
+        live = LiveVersion("1", ItemTable.from_bundle(bundle), ("knn", "popular"), AT)
+        self.snapshot = Snapshot(live, {"1": live}, AssignmentPlan([]), {}, live.items, AT)
+        self.trends = TrendLists(config)
+        self.reply: CachedList | None = None
+        self.written: list[str] = []
+        self.browser = Browser(config, self, self.compute, lambda: self.snapshot, self.trends, GatewayMetrics())  # type: ignore[arg-type]
+
+    async def read(self, version: str, unit: str) -> CacheRead:
+        return CacheRead(None, b"", True)
+
+    def write(self, version: str, unit: str, blob: bytes) -> None:
+        self.written.append(unit)
+
+    async def compute(self, version: str, request: ComputeRequest) -> bytes:
+        if self.reply is None:
+            raise RuntimeError("replica died")
+        return self.reply.encode()
+
+    def trending(self, query: bytes = b"") -> list[tuple[str, str]]:
+        shown = self.browser.trending(*parse_browse(query, with_window=True))
+        return [(item["item_id"], item["source"]) for item in shown["items"]]
+
+    def similar(self, item_id: str, query: bytes = b"top_k=4") -> list[tuple[str, str]]:
+        shown = asyncio.run(self.browser.similar(item_id, parse_browse(query)[0]))
+        return [(item["item_id"], item["source"]) for item in shown["items"]]
+
+
+@pytest.fixture
+def shop(make_config, bundle) -> Shop:
+    return Shop(make_config(), bundle)
+
+
+def board(**segments: list[str]) -> TrendingBoard:
+    rows = [(name.replace("_", "="), item, float(10 - n)) for name, items in segments.items() for n, item in enumerate(items)]
+    columns = {"segment": [row[0] for row in rows], "item_id": [row[1] for row in rows]}
+    return TrendingBoard(0, pa.table({**columns, **{name: [row[2] for row in rows] for name in WINDOWS_S}}))
+
+
+def test_trending_goes_from_the_segment_over_everybody_to_popular_items(shop: Shop) -> None:
+    assert {source for _, source in shop.trending()} == {"popular"}
+    shop.trends.board = board(**{"": ["i001", "i002", "gone"], "region_es": ["i041"]})
+    assert shop.trending(b"top_k=3") == [("i001", "trending"), ("i002", "trending"), shop.trending(b"top_k=9")[2]]
+    assert shop.trending(b"top_k=2&region=es") == [("i041", "trending"), ("i001", "trending")]
+    assert shop.trending(b"top_k=2&filter=year>1981")[0] == ("i002", "trending")
+    scores = [item["score"] for item in shop.browser.trending(*parse_browse(b"region=es", with_window=True))["items"]]
+    assert scores == sorted(scores, reverse=True)
+    with pytest.raises(RequestError) as caught:
+        shop.trending(b"window=2d")
+    assert caught.value.field == "window"
+
+
+def test_a_season_is_a_window(shop: Shop) -> None:
+    shop.trends.season = (np.array(["i007", "i003"], dtype=object), np.array([5.0, 2.0]))
+    assert shop.trending(b"window=season&top_k=3")[:2] == [("i007", "seasonal"), ("i003", "seasonal")]
+
+
+def test_similar_items_are_the_versions_then_those_of_the_same_words(shop: Shop) -> None:
+    now = datetime.now(UTC).timestamp()
+    shop.reply = CachedList(
+        np.array([8, 9], np.int32), np.array([2, 1], np.float32), np.zeros(2, np.uint8), round(now * 1e6), 0, complete=True
+    )
+    found = shop.similar("i004")
+    assert found[:2] == [("i008", "knn"), ("i009", "knn")]
+    assert all(source == "content" and int(item[1:]) % 2 == 0 for item, source in found[2:])
+    assert "i004" not in [item for item, _ in shop.similar("i004", b"top_k=100")]
+    assert shop.written == ["i:i004", "i:i004"]
+    shop.reply = None
+    assert {source for _, source in shop.similar("i004")} == {"content"}
+    with pytest.raises(RequestError) as caught:
+        shop.similar("no-such")
+    assert caught.value.status == 404
+
+
+def test_a_new_item_has_similar_items_at_once(shop: Shop) -> None:
+    items = shop.snapshot.items.with_items({"fresh": {"categories": ["Film > Drama > Noir"]}})
+    live = replace(shop.snapshot.champion, items=items)
+    shop.snapshot = replace(shop.snapshot, champion=live, versions={"1": live}, items=items)
+    assert all(int(item[1:]) % 2 == 1 and source == "content" for item, source in shop.similar("fresh"))
+
+
+def test_rules_reach_lists_that_are_nobodys_own(shop: Shop) -> None:
+    shop.snapshot = replace(shop.snapshot, rules=RuleBook([Rule(name="p", kind="pin", item_ids=("i044",))]))
+    assert shop.browser.popular(parse_browse(b"")[0])["items"][0]["item_id"] == "i044"
+    assert shop.trending()[0][0] == "i044"
+
+
+def test_popular_pages_do_not_repeat(shop: Shop) -> None:
+    first = shop.browser.popular(parse_browse(b"top_k=30")[0])
+    second = shop.browser.popular(parse_browse(b"top_k=30&cursor=" + first["next_cursor"].encode())[0])
+    assert len({item["item_id"] for item in (*first["items"], *second["items"])}) == 60
