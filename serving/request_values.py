@@ -15,7 +15,7 @@ MAX_FIELDS = 32
 MAX_BOOSTS = 10
 MAX_BOOST = 100.0
 MAX_WORDS = 32
-"""Words of category, region, language, and actions of exclude_seen."""
+"""Words of category, region and language."""
 MAX_CHAIN = 8
 MAX_SEEN_DAYS = 36_500.0
 
@@ -99,36 +99,31 @@ def share(given: object, name: str) -> float:
 
 def query_seen(text: str, days: str | None) -> Seen | None:
     """`exclude_seen` and `exclude_seen_days` of a query string."""
-    lower = text.lower()
-    if lower in _FALSE:
+    if not flag(text, "exclude_seen"):
         return None
-    actions = () if lower in _TRUE else tuple(word.strip() for word in text.split(",") if word.strip())
-    if days is None:
-        return _seen(actions, None)
     try:
-        return _seen(actions, float(days))
+        return _seen(None if days is None else float(days))
     except ValueError:
-        return _seen(actions, math.nan)
+        return _seen(math.nan)
 
 
 def body_seen(given: object) -> Seen | None:
     """`exclude_seen` of a body."""
     if isinstance(given, bool):
         return ALL_SEEN if given else None
-    if not isinstance(given, dict) or set(given) - {"actions", "days"}:
-        raise RequestError('exclude_seen must be true, false or {"actions": [...], "days": number}', field="exclude_seen")
+    if not isinstance(given, dict) or set(given) - {"days"}:
+        # Histories do not say by which action an item was met, so none can be named.
+        raise RequestError('exclude_seen must be true, false or {"days": number}', field="exclude_seen")
     days = given.get("days")
     if days is not None and (isinstance(days, bool) or not isinstance(days, int | float)):
         days = math.nan
-    return _seen(tuple(texts(given.get("actions"), "exclude_seen")), None if days is None else float(days))
+    return _seen(None if days is None else float(days))
 
 
-def _seen(actions: tuple[str, ...], days: float | None) -> Seen:
-    if len(actions) > MAX_WORDS or any(not 0 < len(action) <= 64 for action in actions):
-        raise RequestError(f"exclude_seen names up to {MAX_WORDS} actions of 1 to 64 characters", field="exclude_seen")
+def _seen(days: float | None) -> Seen:
     if days is not None and not 0 < days <= MAX_SEEN_DAYS:
         raise RequestError(f"the days of exclude_seen must be above 0, to {MAX_SEEN_DAYS:.0f}", field="exclude_seen")
-    return Seen(tuple(sorted(set(actions))), days)
+    return Seen(days)
 
 
 def boosts(given: object) -> tuple[tuple[str, float], ...]:

@@ -47,12 +47,8 @@ NO_SELECTION = Selection()
 
 
 class Seen(NamedTuple):
-    """Which met items are left out: those met by one of `actions` (empty: any), in the last `days` (None: ever).
+    """Which met items are left out: those met in the last `days` (None: ever), by whatever action."""
 
-    An entry of a history whose action is not known counts as met by any action.
-    """
-
-    actions: tuple[str, ...] = ()
     days: float | None = None
 
 

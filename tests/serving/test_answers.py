@@ -245,6 +245,8 @@ def test_a_filter_that_nothing_passes_is_an_empty_answer(ladder: Ladder) -> None
         ({"top_k": 0}, "top_k"),
         ({"context": []}, "context"),
         ({"exclude_seen": 1}, "exclude_seen"),
+        ({"exclude_seen": {"actions": ["purchase"]}}, "exclude_seen"),
+        ({"exclude_seen": {"days": 0}}, "exclude_seen"),
         ({"recent_items": "a"}, "recent_items"),
         ({"recent_items": [True]}, "recent_items"),
         ({"recent_items": ["a"] * 201}, "recent_items"),

@@ -13,7 +13,7 @@ from serving.messages import ComputeRequest
 from serving.online_users import OnlineUser, OnlineUsers, parse_user
 from serving.recent_activity import RecentActivity, RecentEvent
 from serving.retriever import RetrieverStage, encode_answer
-from serving.schemas import ALL_SEEN, Selection
+from serving.schemas import ALL_SEEN, Seen, Selection
 
 DAY_US = 86_400_000_000
 NOW_US = 1_800_000_000_000_000
@@ -80,6 +80,14 @@ def test_exclusions(stage, exclude_seen: bool) -> None:
     assert stage.items.row("i013") not in got
     assert stage.items.row("i014") not in got
     assert got.isdisjoint(seen(stage, "u3")) == exclude_seen
+
+
+def test_items_met_long_ago_may_come_again(stage) -> None:
+    days_ago = (NOW_US - int(stage.pipeline.histories.time_us.max())) / DAY_US
+    own = seen(stage, "u3")
+    cut = compute(stage, ComputeRequest("u3", 60, seen=Seen(days=days_ago + 2.5))).item_idx.tolist()
+    assert set(cut) & set(own) == set(own[:-3])  # a step a day: the last three were met within the days
+    assert set(own) <= set(compute(stage, ComputeRequest("u3", 60, seen=Seen(days=1.0))).item_idx.tolist())
 
 
 def test_candidates_and_filters_restrict(stage) -> None:
