@@ -10,7 +10,6 @@ Legend: `F` features.
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from features.activity_store import ActivityStore
 from features.errors import FeatureJoinError
+from features.paths import DatasetPaths
 from features.served import feature_log, slate_log
 
 _SHOWN = """
@@ -27,7 +27,7 @@ _SHOWN = """
 """
 
 
-def attributed_events(root: Path, *, since: datetime | None = None, until: datetime | None = None) -> pa.Table:
+def attributed_events(paths: DatasetPaths, *, since: datetime | None = None, until: datetime | None = None) -> pa.Table:
     """Events that quote a logged slate, with what the slate was.
 
     Returns:
@@ -35,9 +35,9 @@ def attributed_events(root: Path, *, since: datetime | None = None, until: datet
         `slate_position` (null for an item that was not in the slate), `placement`, `assignments`, `model_version`, `list_id`,
         `weight`.
     """
-    slates = slate_log(root).read(since=since, until=until)
+    slates = slate_log(paths.root).read(since=since, until=until)
     columns = ("event_id", "action", "item_id", "value", "timestamp", "position", "recommendation_id")
-    events = ActivityStore(root / "activity").read(columns, since=since)
+    events = ActivityStore.of(paths).read(columns, since=since)
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.register("slates", slates)
@@ -52,7 +52,7 @@ def attributed_events(root: Path, *, since: datetime | None = None, until: datet
 
 
 def logged_examples(
-    root: Path,
+    paths: DatasetPaths,
     *,
     since: datetime | None = None,
     until: datetime | None = None,
@@ -61,7 +61,7 @@ def logged_examples(
     """One row for each item of each slate whose features were logged.
 
     Args:
-        root: the dataset's folder.
+        paths: of the dataset.
         since, until: bounds of the slates' times, both included.
         positive: actions that make a row's label 1.
 
@@ -72,13 +72,13 @@ def logged_examples(
     Raises:
         FeatureJoinError: nothing was logged.
     """
-    slates = slate_log(root).read(since=since, until=until)
-    lists = feature_log(root).read(until=until)
+    slates = slate_log(paths.root).read(since=since, until=until)
+    lists = feature_log(paths.root).read(until=until)
     if not slates.num_rows or not lists.num_rows:
         raise FeatureJoinError(
-            f"no slates with logged features below {root}: serve some answers first, with serve.feature_log_rate above 0"
+            f"no slates with logged features below {paths.root}: serve some answers first, with serve.feature_log_rate above 0"
         )
-    events = ActivityStore(root / "activity").read(("recommendation_id", "item_id", "action"), since=since)
+    events = ActivityStore.of(paths).read(("recommendation_id", "item_id", "action"), since=since)
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         for name, table in (("slates", slates), ("lists", _values(lists)), ("events", events)):

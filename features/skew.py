@@ -17,7 +17,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from features.activity_log import positive_events
 from features.activity_store import ActivityStore
 from features.columns import FeatureColumns, equal_columns, value_column
 from features.errors import FeatureJoinError
+from features.paths import DatasetPaths
 from features.request_features import request_features
 from features.served import feature_log
 from features.training_set import item_features_at, user_features_at
@@ -107,13 +107,12 @@ class SkewReport:
 
 
 def skew_report(
-    root: Path, dataset: str, items: pa.Table, *, has_times: bool, since: datetime | None = None, sample: int = 500, seed: int = 0
+    paths: DatasetPaths, items: pa.Table, *, has_times: bool, since: datetime | None = None, sample: int = 500, seed: int = 0
 ) -> SkewReport:
     """Compare the newest logged lists of signed-in users with the offline store.
 
     Args:
-        root: the dataset's folder.
-        dataset: its name.
+        paths: of the dataset.
         items: the catalogue's items.
         has_times: False where times are only an order.
         since: only lists from this moment on.
@@ -123,23 +122,23 @@ def skew_report(
     Raises:
         FeatureJoinError: nothing was logged that could be compared.
     """
-    logged = feature_log(root).read(since=since)
+    logged = feature_log(paths.root).read(since=since)
     usable = logged.filter(pc.and_(pc.is_valid(logged["user_id"]), pc.not_equal(logged["user_features"], "{}")))
     if not usable.num_rows:
         raise FeatureJoinError(
-            f"{logged.num_rows} lists of {dataset!r} are logged, none with features of a user: serve answers by a version with a "
-            "learned ranker, with serve.feature_log_rate above 0"
+            f"{logged.num_rows} lists of {paths.dataset!r} are logged, none with features of a user: serve answers by a version "
+            "with a learned ranker, with serve.feature_log_rate above 0"
         )
     chosen = np.random.default_rng(seed).permutation(usable.num_rows)[:sample]
     lists = usable.take(pa.array(np.sort(chosen)))
     users = lists["user_id"].to_numpy(zero_copy_only=False)
     moments = lists["request_time_us"].to_numpy()
-    store = ActivityStore(root / "activity")
+    store = ActivityStore.of(paths)
     events = positive_events(store.read(_EVENT_COLUMNS, user_ids=sorted(set(users.tolist()))))
     served = [json.loads(text) for text in lists["user_features"].to_pylist()]
     names = [spec.name for spec in USER_ACTIVITY_SPECS if any(spec.name in row for row in served)]
     offline = _as_received(events, items, users, moments, lists["at"], names, has_times)
-    report = SkewReport(dataset, len(lists), usable.num_rows - len(lists), int(pc.sum(logged["dropped"]).as_py() or 0))
+    report = SkewReport(paths.dataset, len(lists), usable.num_rows - len(lists), int(pc.sum(logged["dropped"]).as_py() or 0))
     report.skews.extend(_user_skews(served, offline, names, users))
     report.skews.extend(_pair_skews(lists, offline, items, store, moments, has_times))
     if has_times:

@@ -116,7 +116,7 @@ class CanaryWatch:
         )
         if reason is not None:
             return reason
-        events = ActivityStore(self._config.paths.activity).read(EVENT_COLUMNS, since=record.started_at)
+        events = ActivityStore.of(self._config.paths).read(EVENT_COLUMNS, since=record.started_at)
         decision = build_report(record.spec, exposures, events, now=datetime.now(UTC), started_at=record.started_at).decision
         return "; ".join(decision.reasons) if decision.verdict == "do_not_ship" else None
 

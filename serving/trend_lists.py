@@ -66,7 +66,7 @@ class TrendLists:
         if time.monotonic() >= self._season_due:
             self._season_due = time.monotonic() + SEASON_EVERY_S
             now = datetime.now(UTC)
-            self.season = seasonal_items(ActivityStore(self._config.paths.activity).read(columns=list(COLUMNS)), now)
+            self.season = seasonal_items(ActivityStore.of(self._config.paths).read(columns=list(COLUMNS)), now)
             self.season_at = now
         self.board = TrendingBoard.decode(self._board_reader.get(TRENDING)) or self.board
 

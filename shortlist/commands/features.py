@@ -124,7 +124,7 @@ def skew_(
 
     paths, catalogue = _dataset(dataset)
     has_times = catalogue.schema().has_times
-    report = skew_report(paths.root, dataset, catalogue.items(), has_times=has_times, since=_moment(since), sample=sample)
+    report = skew_report(paths, catalogue.items(), has_times=has_times, since=_moment(since), sample=sample)
     shown = Table(title=f"skew of {dataset}, {report.lists} lists: {'NOT OK' if report.alarms else 'ok'}", show_header=False)
     for name, line in describe(report).items():
         shown.add_row(f"[red]{name}[/red]" if name in report.alarms else name, escape(line))
@@ -145,7 +145,7 @@ def logged_(
     from features.logged_examples import logged_examples
 
     paths, _ = _dataset(dataset)
-    rows = logged_examples(paths.root, since=_moment(since))
+    rows = logged_examples(paths, since=_moment(since))
     try:
         pq.write_table(rows, out, compression="zstd")
     except OSError as error:

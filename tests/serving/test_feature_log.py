@@ -124,7 +124,7 @@ def test_served_values_equal_the_offline_ones_and_old_windows_are_named(
     users = [str(user) for user in world.user_ids[:12]]
     rows = serve_and_log(config, pipeline, users)
     assert all(row.values["from_online_store"] for row in rows)
-    report = skew_report(config.paths.root, "planted", item_attributes, has_times=True)
+    report = skew_report(config.paths, item_attributes, has_times=True)
     assert report.lists == 12
     assert report.alarms == []
     assert {skew.feature for skew in report.skews} >= {"user_events", "user_day_tiles", "user_events_30d", "category_affinity"}
@@ -150,7 +150,7 @@ def test_a_planted_bug_raises_the_alarm(
     for block in UserStates(log, {}).after(np.arange(len(log.ids)), log.indptr[1:]):
         store.push_users(block)
     serve_and_log(config, pipeline, users[5:])
-    report = skew_report(config.paths.root, "planted", item_attributes, has_times=True)
+    report = skew_report(config.paths, item_attributes, has_times=True)
     assert {"user_events", "user_day_tiles", "user_categories"} <= set(report.alarms)
     skew = next(one for one in report.skews if one.feature == "user_events")
     assert (skew.compared, skew.different) == (10, 5)
@@ -180,12 +180,12 @@ def test_events_find_slate_position_assignment_and_the_values_served(
     ]
     stored = pa.Table.from_pylist([event.to_row(received_at=now) for event in done], schema=EVENT_SCHEMA)
     ActivityStore(config.paths.activity).append(stored)
-    found = {row["event_id"]: row for row in attributed_events(config.paths.root).to_pylist()}
+    found = {row["event_id"]: row for row in attributed_events(config.paths).to_pylist()}
     assert set(found) == {"c1", "c2", "c3"}
     assert (found["c1"]["slate_position"], found["c1"]["assignments"], found["c1"]["weight"]) == (1, ["demo:treatment"], 2.0)
     assert found["c1"]["list_id"] == rows[1].values["list_id"]
     assert found["c3"]["slate_position"] is None
-    examples = logged_examples(config.paths.root).to_pylist()
+    examples = logged_examples(config.paths).to_pylist()
     assert len(examples) == 9
     row = next(one for one in examples if one["recommendation_id"] == "r1" and one["slate_position"] == 1)
     assert (row["label"], row["actions"], row["weight"]) == (1, ["click", "impression"], 2.0)
@@ -203,9 +203,9 @@ def test_events_find_slate_position_assignment_and_the_values_served(
 
 def test_nothing_logged_is_said(config: ServingConfig, item_attributes) -> None:
     with pytest.raises(FeatureJoinError, match="feature_log_rate"):
-        skew_report(config.paths.root, "planted", item_attributes, has_times=True)
+        skew_report(config.paths, item_attributes, has_times=True)
     with pytest.raises(FeatureJoinError, match="feature_log_rate"):
-        logged_examples(config.paths.root)
+        logged_examples(config.paths)
 
 
 def test_units_are_sampled_whole() -> None:
