@@ -16,8 +16,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ray import serve
-
 from features.errors import FeaturesError
 from features.redis_bus import RedisStreamBus
 from serving.announce import listen
@@ -73,6 +71,9 @@ class VersionHandles:
     async def _call(self, key: str, method: str, argument: object) -> Any:
         handle = self._handles.get(key)
         if handle is None:
+            # Ray reads where its token is when it is imported: not before whoever connects to it has said so.
+            from ray import serve
+
             handle = self._handles[key] = serve.get_app_handle(self._prefix + key)
         try:
             return await getattr(handle, method).remote(argument)

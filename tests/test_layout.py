@@ -41,3 +41,9 @@ def test_importing_the_client_loads_nothing_heavy() -> None:
     code = "import sys; from shortlist import Client; print([m for m in ('ray', 'mlflow', 'torch', 'feast') if m in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert said.strip() == "[]"
+
+
+def test_importing_the_gateway_does_not_load_ray() -> None:
+    code = "import sys; import serving.gateway, shortlist.stack.ray_cluster; print('ray' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert said.strip() == "False"  # Ray reads where its token is when it is imported
