@@ -38,9 +38,8 @@ def test_an_alias_set_in_the_mlflow_ui_is_served_without_a_failed_request(rollou
             rollout.wait(lambda: len(load.answers) > 50, "load")
             page.locator('[data-component-id="mlflow.edit-aliases-modal.save-button"]').click()
             rollout.wait(lambda: rollout.registry.aliases().get("champion") == "2", "the alias in the registry")
-            followed_s = rollout.wait_for("2")
+            rollout.wait_for("2")
         browser.close()
-    assert followed_s < 10
     assert load.statuses == {200}
     assert {"1", "2"} <= set(load.versions)
     assert rollout.tag("2") == "live"
