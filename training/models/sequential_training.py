@@ -16,6 +16,7 @@ from training.models.sequential_batches import Stretches, lay_out, prefixes, shu
 from training.models.sequential_config import SequentialConfig
 from training.models.sequential_loss import SampledItems, full_softmax, sampled_softmax
 from training.models.sequential_network import SequenceNetwork
+from training.torch_threads import torch_threads
 
 AVERAGE_EVERY = 10
 """Steps between two updates of the averaged weights of a sampled catalogue, for each reads all of them; others update each step."""
@@ -51,7 +52,7 @@ class Trainer:
         total = 0.0
         tokens = float((stretches.stop - stretches.start).mean()) * self._config.batch_size
         small = tokens * self._config.width < PARALLEL_CELLS
-        with seeded(self._seed + number), _threads(1 if small else torch.get_num_threads()):
+        with seeded(self._seed + number), torch_threads(1 if small else torch.get_num_threads()):
             for chosen in shuffled(stretches, self._config.batch_size, rng):
                 total += self._step(stretches, chosen) * len(chosen)
             self._update_average()
@@ -122,16 +123,6 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _optimizers(network: SequenceNetwork, config: SequentialConfig, *, sparse: bool) -> list[torch.optim.Optimizer]:

@@ -11,7 +11,6 @@ Shapes: `B` queries, `N` items, `U` users, `D` width, `S` samples (a target and 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Self
@@ -31,6 +30,7 @@ from training.models.two_tower_network import Features, TwoTower, dense_features
 from training.models.vector_retriever import VectorRetriever
 from training.queries import QueryBatch
 from training.text_vectors import TextModel, text_vectors, token_weights
+from training.torch_threads import torch_threads
 
 STATE_FILE = "two_tower.safetensors"
 ITEMS_AT_ONCE = 20_000
@@ -108,7 +108,7 @@ class TwoTowerHybrid(VectorRetriever):
         popularity = popularity_share(interactions)
         rng = np.random.default_rng(seed)
         few = config.batch_size * config.width < PARALLEL_CELLS
-        with torch.random.fork_rng(devices=[]), _threads(1 if few else torch.get_num_threads()):
+        with torch.random.fork_rng(devices=[]), torch_threads(1 if few else torch.get_num_threads()):
             torch.manual_seed(seed)
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             network = TwoTower(interactions.num_items, items, self.attributes, config.width, config.dropout).to(device)
@@ -255,16 +255,6 @@ class TwoTowerHybrid(VectorRetriever):
         self.fold = state["fold.weight"]
         tokens = state["attributes.tokens.weight"][: self.attributes.tokens.shape[1]]
         self.attribute_maps = (tokens, state["attributes.dense"])
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _batches(samples: LongArray, size: int) -> Iterator[LongArray]:

@@ -8,10 +8,8 @@ Sources: Cao et al. 2007 (ListNet, the softmax loss), Wang et al. 2021 (DCN V2).
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -26,6 +24,7 @@ from training.blend_search import candidate_ndcg
 from training.errors import BundleError
 from training.interactions import BoolArray, FloatArray
 from training.rankers.base import Ranker, RankerSettings, RankingBatch, ReportRound, draw_candidates, hold_out, row_blocks
+from training.torch_threads import torch_threads
 
 MODEL_FILE = "listwise.safetensors"
 CLIP = 5.0
@@ -111,7 +110,7 @@ class Listwise(Ranker):
         """See `Ranker.fit`. Runs on the GPU where there is one."""
         config, rng = self.config, np.random.default_rng(seed)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with torch.random.fork_rng(devices=[]), _threads(1 if len(batch) < PARALLEL_QUERIES else torch.get_num_threads()):
+        with torch.random.fork_rng(devices=[]), torch_threads(1 if len(batch) < PARALLEL_QUERIES else torch.get_num_threads()):
             torch.manual_seed(seed)
             network = Network(len(batch.names), config).to(device)
             _set_scaling(network, batch)
@@ -233,16 +232,6 @@ class Listwise(Ranker):
         ranker.network.eval()
         ranker.names = names
         return ranker
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _set_scaling(network: Network, batch: RankingBatch) -> None:
