@@ -27,7 +27,13 @@ settings.load_profile("shortlist")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the summary the last thing shown: DuckDB's binding reports at exit what Feast's back end still holds."""
+    """Settings of the whole process, made before any test.
+
+    Ray reads how it authenticates once, when it is first imported: any test may be the one that does, and the stacks of
+    later tests need their tokens read. DuckDB's binding reports at exit what Feast's back end still holds: the summary
+    of the tests is to be the last thing shown.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
     atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
 
