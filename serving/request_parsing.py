@@ -31,9 +31,9 @@ from serving.schemas import MAX_TOP_K, RecommendationRequest
 MAX_RECENT_ITEMS = 200
 MAX_CANDIDATES = 1000
 DEFAULT_WINDOW = "1d"
-_BROWSE_PARAMETERS = frozenset({"top_k", "category", "region", "language", "filter", "fields", "placement", "diversity", "cursor"})
-_SHARED_PARAMETERS = _BROWSE_PARAMETERS | {"exclude_seen", "explain", "session_id"}
-_BODY_PARAMETERS = _SHARED_PARAMETERS | {
+BROWSE_PARAMETERS = frozenset({"top_k", "category", "region", "language", "filter", "fields", "placement", "diversity", "cursor"})
+_SHARED_PARAMETERS = BROWSE_PARAMETERS | {"exclude_seen", "explain", "session_id"}
+BODY_PARAMETERS = _SHARED_PARAMETERS | {
     "user_id",
     "recent_items",
     "exclude",
@@ -42,8 +42,8 @@ _BODY_PARAMETERS = _SHARED_PARAMETERS | {
     "context",
     "model_version",
 }
-_QUERY_PARAMETERS = _SHARED_PARAMETERS | {"exclude_seen_days"}
-_SINGLE = (_QUERY_PARAMETERS | {"window"}) - {"category", "region", "language", "fields"}
+QUERY_PARAMETERS = _SHARED_PARAMETERS | {"exclude_seen_days"}
+_SINGLE = (QUERY_PARAMETERS | {"window"}) - {"category", "region", "language", "fields"}
 
 
 def parse_get(user_id: str, query_string: bytes) -> RecommendationRequest:
@@ -82,7 +82,7 @@ def query_parameters(query_string: bytes, allowed: frozenset[str]) -> dict[str, 
 @lru_cache(maxsize=1024)
 def _parse_query(query_string: bytes) -> RecommendationRequest:
     """The request of a query string for a user yet unnamed. Applications ask with few different ones."""
-    given = query_parameters(query_string, _QUERY_PARAMETERS)
+    given = query_parameters(query_string, QUERY_PARAMETERS)
     one = {name: values[0] for name, values in given.items()}
     return RecommendationRequest(
         session_id=checked_id(one["session_id"], "session_id") if "session_id" in one else None,
@@ -104,7 +104,7 @@ def parse_browse(query_string: bytes, *, with_window: bool = False) -> tuple[Rec
     Raises:
         RequestError: as `parse_get`.
     """
-    given = query_parameters(query_string, _BROWSE_PARAMETERS | {"window"} if with_window else _BROWSE_PARAMETERS)
+    given = query_parameters(query_string, BROWSE_PARAMETERS | {"window"} if with_window else BROWSE_PARAMETERS)
     one = {name: values[0] for name, values in given.items()}
     request = RecommendationRequest(
         top_k=parse_top_k(one["top_k"]) if "top_k" in one else None,
@@ -125,9 +125,9 @@ def parse_body(body: object) -> RecommendationRequest:
     """
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object")
-    unknown = sorted(set(body) - _BODY_PARAMETERS)
+    unknown = sorted(set(body) - BODY_PARAMETERS)
     if unknown:
-        raise RequestError(f"unknown field {unknown[0]!r}; allowed: {', '.join(sorted(_BODY_PARAMETERS))}", field=unknown[0])
+        raise RequestError(f"unknown field {unknown[0]!r}; allowed: {', '.join(sorted(BODY_PARAMETERS))}", field=unknown[0])
     context = {} if body.get("context") is None else body["context"]
     if not isinstance(context, dict):
         raise RequestError("context must be a JSON object", field="context")

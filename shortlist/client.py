@@ -6,8 +6,8 @@
     client.get_recommendations("42", top_k=5)
     client.log_user_activity("42", "item-7", "click")
 
-The calls are defined once, in `shortlist.client_calls`; this module sends them. Lost answers, overload and restarts are retried
-with growing pauses; an event keeps its id, so it is never stored twice.
+The calls are defined once, in `shortlist.client_calls` and `shortlist.admin_calls`; this module sends them. Lost answers, overload
+and restarts are retried with growing pauses; an event keeps its id, so it is never stored twice.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import httpx
 import tenacity
 
+from shortlist import admin_calls as admin
 from shortlist import client_calls as calls
 from shortlist.background import BackgroundEvents
 from shortlist.client_calls import Call
@@ -59,7 +60,7 @@ class _Connection:
     def _result(self, call: Call[T], response: httpx.Response) -> T:
         if response.is_success:
             try:
-                return call.read(response.json())
+                return call.read(response.json() if response.content else None)
             except (json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
                 message = f"{self.base_url}{call.path} answered something that is not Shortlist's: {type(error).__name__} {error}"
                 raise ApiError("unexpected_answer", message, status=response.status_code) from error
@@ -122,23 +123,36 @@ class Client(_Connection):
     similar_items = _sync(calls.similar_items)
     popular = _sync(calls.popular)
     trending = _sync(calls.trending)
-    item = _sync(calls.item)
     log_user_activity = _sync(calls.log_user_activity)
     log_events = _sync(calls.log_events)
     merge_session = _sync(calls.merge_session)
-    models = _sync(calls.models)
-    update_model = _sync(calls.update_model)
-    rollback = _sync(calls.rollback)
-    audit = _sync(calls.audit)
-    experiments = _sync(calls.experiments)
-    experiment = _sync(calls.experiment)
-    put_experiment = _sync(calls.put_experiment)
-    start_experiment = _sync(calls.start_experiment)
-    ramp_experiment = _sync(calls.ramp_experiment)
-    pause_experiment = _sync(calls.pause_experiment)
-    stop_experiment = _sync(calls.stop_experiment)
-    experiment_report = _sync(calls.experiment_report)
     health = _sync(calls.health)
+    item = _sync(admin.item)
+    put_item = _sync(admin.put_item)
+    patch_item = _sync(admin.patch_item)
+    delete_item = _sync(admin.delete_item)
+    put_items = _sync(admin.put_items)
+    user = _sync(admin.user)
+    put_user = _sync(admin.put_user)
+    patch_user = _sync(admin.patch_user)
+    put_users = _sync(admin.put_users)
+    erase_user = _sync(admin.erase_user)
+    rules = _sync(admin.rules)
+    put_rules = _sync(admin.put_rules)
+    preview_rules = _sync(admin.preview_rules)
+    models = _sync(admin.models)
+    update_model = _sync(admin.update_model)
+    set_alias = _sync(admin.set_alias)
+    rollback = _sync(admin.rollback)
+    audit = _sync(admin.audit)
+    experiments = _sync(admin.experiments)
+    experiment = _sync(admin.experiment)
+    put_experiment = _sync(admin.put_experiment)
+    start_experiment = _sync(admin.start_experiment)
+    ramp_experiment = _sync(admin.ramp_experiment)
+    pause_experiment = _sync(admin.pause_experiment)
+    stop_experiment = _sync(admin.stop_experiment)
+    experiment_report = _sync(admin.experiment_report)
 
     def send(self, call: Call[T]) -> T:
         """Send one call and read its answer.
@@ -183,23 +197,36 @@ class AsyncClient(_Connection):
     similar_items = _async(calls.similar_items)
     popular = _async(calls.popular)
     trending = _async(calls.trending)
-    item = _async(calls.item)
     log_user_activity = _async(calls.log_user_activity)
     log_events = _async(calls.log_events)
     merge_session = _async(calls.merge_session)
-    models = _async(calls.models)
-    update_model = _async(calls.update_model)
-    rollback = _async(calls.rollback)
-    audit = _async(calls.audit)
-    experiments = _async(calls.experiments)
-    experiment = _async(calls.experiment)
-    put_experiment = _async(calls.put_experiment)
-    start_experiment = _async(calls.start_experiment)
-    ramp_experiment = _async(calls.ramp_experiment)
-    pause_experiment = _async(calls.pause_experiment)
-    stop_experiment = _async(calls.stop_experiment)
-    experiment_report = _async(calls.experiment_report)
     health = _async(calls.health)
+    item = _async(admin.item)
+    put_item = _async(admin.put_item)
+    patch_item = _async(admin.patch_item)
+    delete_item = _async(admin.delete_item)
+    put_items = _async(admin.put_items)
+    user = _async(admin.user)
+    put_user = _async(admin.put_user)
+    patch_user = _async(admin.patch_user)
+    put_users = _async(admin.put_users)
+    erase_user = _async(admin.erase_user)
+    rules = _async(admin.rules)
+    put_rules = _async(admin.put_rules)
+    preview_rules = _async(admin.preview_rules)
+    models = _async(admin.models)
+    update_model = _async(admin.update_model)
+    set_alias = _async(admin.set_alias)
+    rollback = _async(admin.rollback)
+    audit = _async(admin.audit)
+    experiments = _async(admin.experiments)
+    experiment = _async(admin.experiment)
+    put_experiment = _async(admin.put_experiment)
+    start_experiment = _async(admin.start_experiment)
+    ramp_experiment = _async(admin.ramp_experiment)
+    pause_experiment = _async(admin.pause_experiment)
+    stop_experiment = _async(admin.stop_experiment)
+    experiment_report = _async(admin.experiment_report)
 
     async def send(self, call: Call[T]) -> T:
         """Send one call and read its answer; raises as `Client.send`."""

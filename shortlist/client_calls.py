@@ -1,7 +1,8 @@
-"""What can be asked of a Shortlist server: each function builds one request and says how its answer is read.
+"""What applications ask of a Shortlist server: each function builds one request and says how its answer is read.
 
-`Client` and `AsyncClient` offer these as methods (`shortlist.client`); nothing here sends anything. Answers are the JSON objects of
-the HTTP API unless a function says otherwise; a server's refusal is an `ApiError`.
+Calls that need the admin token are `shortlist.admin_calls`'. `Client` and `AsyncClient` offer both as methods (`shortlist.client`);
+nothing here sends anything. Answers are the JSON objects of the HTTP API unless a function says otherwise; a server's refusal is an
+`ApiError`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ T = TypeVar("T")
 Json = dict[str, Any]
 When = datetime | str | float
 """A time: a datetime (naive means UTC), ISO 8601 text or epoch seconds."""
+Words = str | Sequence[str] | None
 
 MAX_EVENTS_PER_CALL = 1000
 
@@ -34,7 +36,7 @@ class Call(Generic[T]):
 
 def get_recommendations(user_id: str, top_k: int = 10) -> Call[list[str]]:
     """Ids of the items to recommend to a user, best first. Unknown users get the anonymous answer."""
-    path = f"/v1/recommendations/{_part(user_id)}"
+    path = f"/v1/recommendations/{part(user_id)}"
     return Call("GET", path, lambda body: [item["item_id"] for item in body["recommended_items"]], {"top_k": top_k})
 
 
@@ -46,10 +48,10 @@ def recommend(
     recent_items: Sequence[str] | None = None,
     placement: str | None = None,
     filter: str | None = None,
-    category: str | Sequence[str] | None = None,
-    region: str | Sequence[str] | None = None,
-    language: str | Sequence[str] | None = None,
-    exclude_seen: bool | None = None,
+    category: Words = None,
+    region: Words = None,
+    language: Words = None,
+    exclude_seen: bool | Mapping[str, Any] | None = None,
     exclude: Sequence[str] | None = None,
     boost: Sequence[Mapping[str, Any]] | None = None,
     candidates: Sequence[str] | None = None,
@@ -67,8 +69,9 @@ def recommend(
         top_k: 1 to 500.
         placement: named place in the application, with its own defaults and rules.
         filter: CEL over item attributes, such as `"Comedy" in categories && year >= 1990`.
-        category, region, language: any of these.
-        exclude_seen: leave out what the user already consumed (the default).
+        category: any of these.
+        region, language: chains: items of the first come first, those of the next fill up.
+        exclude_seen: leave out what the user has already met (the default); `{"days": 30}` for the last 30 days alone.
         exclude: item ids to leave out.
         boost: changes of score for items that match a filter.
         candidates: rank these items and no others.
@@ -79,27 +82,62 @@ def recommend(
         cursor: `next_cursor` of the page before.
         model_version: ask this version instead of the one that experiments and aliases choose (admin).
     """
-    return Call("POST", "/v1/recommendations", _as_is, body=_given(locals()))
+    return Call("POST", "/v1/recommendations", as_is, body=given(locals()))
 
 
-def similar_items(item_id: str, top_k: int = 10, **options: Any) -> Call[Json]:
-    """Items like one item. Options: `filter`, `category`, `region`, `language`, `fields`."""
-    return Call("GET", f"/v1/items/{_part(item_id)}/similar", _as_is, _given({"top_k": top_k, **options}))
+def similar_items(
+    item_id: str,
+    top_k: int = 10,
+    *,
+    placement: str | None = None,
+    filter: str | None = None,
+    category: Words = None,
+    region: Words = None,
+    language: Words = None,
+    diversity: float | None = None,
+    fields: Sequence[str] | None = None,
+    cursor: str | None = None,
+) -> Call[Json]:
+    """Items that go together with one item: `items`, `last_updated`, `next_cursor`. Arguments as of `recommend`."""
+    return Call("GET", f"/v1/items/{part(item_id)}/similar", as_is, _query(locals(), but="item_id"))
 
 
-def popular(top_k: int = 10, **options: Any) -> Call[Json]:
-    """The most popular items. Options: `filter`, `category`, `region`, `language`, `fields`."""
-    return Call("GET", "/v1/popular", _as_is, _given({"top_k": top_k, **options}))
+def popular(
+    top_k: int = 10,
+    *,
+    placement: str | None = None,
+    filter: str | None = None,
+    category: Words = None,
+    region: Words = None,
+    language: Words = None,
+    diversity: float | None = None,
+    fields: Sequence[str] | None = None,
+    cursor: str | None = None,
+) -> Call[Json]:
+    """The most popular items: `items`, `last_updated`, `next_cursor`. Arguments as of `recommend`."""
+    return Call("GET", "/v1/popular", as_is, _query(locals()))
 
 
-def trending(top_k: int = 10, **options: Any) -> Call[Json]:
-    """Items on the rise. Options: `window`, `filter`, `category`, `region`, `language`, `fields`."""
-    return Call("GET", "/v1/trending", _as_is, _given({"top_k": top_k, **options}))
+def trending(
+    top_k: int = 10,
+    *,
+    window: Literal["1h", "1d", "7d", "season"] | None = None,
+    placement: str | None = None,
+    filter: str | None = None,
+    category: Words = None,
+    region: Words = None,
+    language: Words = None,
+    diversity: float | None = None,
+    fields: Sequence[str] | None = None,
+    cursor: str | None = None,
+) -> Call[Json]:
+    """Items that gain now, of a region, language or category, or those of the season. Other arguments as of `recommend`.
 
-
-def item(item_id: str) -> Call[Json]:
-    """One item of the catalogue with its attributes."""
-    return Call("GET", f"/v1/items/{_part(item_id)}", _as_is)
+    Args:
+        top_k: 1 to 500.
+        window: the time that counts; a day by default, `season` for what this time of the year brings.
+    """
+    return Call("GET", "/v1/trending", as_is, _query(locals()))
 
 
 def log_user_activity(
@@ -142,106 +180,47 @@ def log_events(events: Sequence[Mapping[str, Any]]) -> Call[Json]:
     """
     if not 1 <= len(events) <= MAX_EVENTS_PER_CALL:
         raise ValueError(f"log_events takes 1 to {MAX_EVENTS_PER_CALL} events, got {len(events)}")
-    return Call("POST", "/v1/events", _as_is, body={"events": [event_body(event) for event in events]})
+    return Call("POST", "/v1/events", as_is, body={"events": [event_body(event) for event in events]})
 
 
 def merge_session(session_id: str, user_id: str) -> Call[Json]:
     """A visitor has logged in: the session's activity joins the user's."""
-    return Call("POST", f"/v1/sessions/{_part(session_id)}/merge", _as_is, body={"user_id": user_id})
-
-
-def models() -> Call[Json]:
-    """Versions and aliases of the served model: wanted and actual. Needs the admin token, as all that follow."""
-    return Call("GET", "/v1/models", _as_is)
-
-
-def update_model(model_id: str, model_data: Mapping[str, Any]) -> Call[Json]:
-    """Change what is served.
-
-    Args:
-        model_id: the registered model, `shortlist-<dataset>`.
-        model_data: `version` or `alias`, `mode` (promote, canary, shadow, rollback), `traffic` of a canary or shadow.
-    """
-    return Call("PUT", f"/v1/models/{_part(model_id)}", _as_is, body=dict(model_data))
-
-
-def audit(at: datetime | None = None, subject: str | None = None, after: int | None = None, limit: int | None = None) -> Call[Json]:
-    """The audit log: `entries` after a number, or with `at` the `state` at that time, of subjects that start with `subject`."""
-    moment = at.isoformat() if at is not None else None
-    return Call("GET", "/v1/audit", _as_is, params=_given({"at": moment, "subject": subject, "after": after, "limit": limit}))
-
-
-def rollback(model_id: str) -> Call[Json]:
-    """Serve the version before again."""
-    return Call("POST", f"/v1/models/{_part(model_id)}/rollback", _as_is)
-
-
-def experiments() -> Call[list[Json]]:
-    """All experiments with their status."""
-    return Call("GET", "/v1/experiments", lambda body: list(body["experiments"]))
-
-
-def experiment(name: str) -> Call[Json]:
-    """One experiment: its file, status, pinned versions and share of traffic."""
-    return Call("GET", _experiment(name), _as_is)
-
-
-def put_experiment(name: str, spec: Mapping[str, Any]) -> Call[Json]:
-    """Create an experiment, or change it as far as its status allows. `spec` has the fields of an experiment file."""
-    return Call("PUT", _experiment(name), _as_is, body=dict(spec))
-
-
-def start_experiment(name: str) -> Call[Json]:
-    """Start or resume an experiment; aliases are resolved to versions and pinned."""
-    return Call("POST", f"{_experiment(name)}/start", _as_is)
-
-
-def ramp_experiment(name: str, traffic: float | None = None) -> Call[Json]:
-    """Raise an experiment's traffic: to a share, or to the next step of its plan."""
-    return Call("POST", f"{_experiment(name)}/ramp", _as_is, body=_given({"traffic": traffic}))
-
-
-def pause_experiment(name: str) -> Call[Json]:
-    """Send an experiment's units back to the champion, to be resumed later."""
-    return Call("POST", f"{_experiment(name)}/pause", _as_is)
-
-
-def stop_experiment(name: str) -> Call[Json]:
-    """End an experiment for good."""
-    return Call("POST", f"{_experiment(name)}/stop", _as_is)
-
-
-def experiment_report(name: str) -> Call[Json]:
-    """What the experiment shows so far."""
-    return Call("GET", f"{_experiment(name)}/report", _as_is)
+    return Call("POST", f"/v1/sessions/{part(session_id)}/merge", as_is, body={"user_id": user_id})
 
 
 def health() -> Call[Json]:
     """Readiness of the server: `status`, `model_version` and more; a server that is not ready is an `ApiError`."""
-    return Call("GET", "/readyz", _as_is)
+    return Call("GET", "/readyz", as_is)
 
 
-def _as_is(body: Any) -> Any:
+def as_is(body: Any) -> Any:
+    """Reads an answer as the JSON that it is."""
     return body
 
 
-def _given(arguments: Mapping[str, Any]) -> Json:
+def given(arguments: Mapping[str, Any]) -> Json:
+    """The arguments that are given."""
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _part(text: str) -> str:
+def part(text: str) -> str:
+    """An id as one part of a path.
+
+    Raises:
+        ValueError: it is empty.
+    """
     if not text:
         raise ValueError("an id must not be empty")
     return quote(text, safe="")
 
 
-def _experiment(name: str) -> str:
-    return f"/v1/experiments/{_part(name)}"
+def _query(arguments: Mapping[str, Any], but: str = "") -> Json:
+    return {name: value for name, value in given(arguments).items() if name != but}
 
 
 def event_body(event: Mapping[str, Any]) -> Json:
     """The event as it goes over the wire; it always has an id, so that sending it again stores nothing twice."""
-    sent = {"event_id": uuid.uuid4().hex, **_given(event)}
+    sent = {"event_id": uuid.uuid4().hex, **given(event)}
     if isinstance(sent.get("timestamp"), datetime):
         sent["timestamp"] = sent["timestamp"].isoformat()
     return sent

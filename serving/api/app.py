@@ -1,33 +1,32 @@
-"""The FastAPI application below the gateway: routers, errors in the API's form, and the OpenAPI document of hot routes too."""
+"""The FastAPI application below the gateway: routers, errors in the API's form, and the OpenAPI document of all routes."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from features.errors import FeaturesError
-from serving.api import audit, erasure, experiments, items, models, rules, webhooks
+from serving.api import audit, erasure, experiments, items, models, rules, users, webhooks
+from serving.api.answer_schemas import errors
 from serving.api.context import ApiContext
-from serving.api.openapi import HOT_PATHS, HOT_SCHEMAS
+from serving.api.openapi import DESCRIPTION, openapi_document
 from serving.errors import ControlStateError, RequestError
 from training.errors import RegistryError
 
 _log = logging.getLogger("shortlist.serving")
-DESCRIPTION = 'Recommendations, activity events, catalogue, models and experiments. Errors: {"error": {code, message, field?}}.'
 
 
 def build_api(context: ApiContext) -> FastAPI:
     """The application of one replica."""
     app = FastAPI(title="Shortlist", version="1", description=DESCRIPTION, redoc_url=None)
     app.state.context = context
-    for module in (models, experiments, items, erasure, rules, webhooks, audit):
-        app.include_router(module.router)
+    for module in (items, users, erasure, rules, models, experiments, audit):
+        app.include_router(module.router, responses=errors(401, 403, 422))
+    app.include_router(webhooks.router)
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -35,20 +34,8 @@ def build_api(context: ApiContext) -> FastAPI:
     app.add_exception_handler(RegistryError, _unavailable)
     app.add_exception_handler(FeaturesError, _unavailable)
     app.add_exception_handler(Exception, _internal)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]
     return app
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        document["paths"] = {**HOT_PATHS, **document["paths"]}
-        components = document.setdefault("components", {})
-        components.setdefault("schemas", {}).update(HOT_SCHEMAS)
-        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"bearer": []}]
-        app.openapi_schema = document
-    return app.openapi_schema
 
 
 def _request_error(request: Request, error: Exception) -> JSONResponse:

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from serving.api.answer_schemas import Audit, errors
 from serving.api.context import Admin, Context
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"])
 
 
-@router.get("")
+@router.get("", response_model=Audit, response_model_exclude_unset=True, responses=errors(422))
 def read_audit(
     context: Context,
     actor: Admin,

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
 
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
@@ -125,15 +127,21 @@ def context_of(request: Request) -> ApiContext:
     return context
 
 
-def require(scope: Scope) -> Callable[[Request], str]:
-    """A dependency that lets through callers with a scope and gives their name for the audit log."""
+class Require(SecurityBase):
+    """A dependency that lets through callers with a scope and gives their name for the audit log; OpenAPI shows the scope.
 
-    def check(request: Request) -> str:
-        return f"http:{authorize(context_of(request).config, request.scope, scope)}"
+    Args:
+        scope: that the call needs.
+    """
 
-    return check
+    def __init__(self, scope: Scope) -> None:
+        self.scope, self.scheme_name, self.model = scope, "bearer", HTTPBearer()
+
+    def __call__(self, request: Request) -> str:
+        """The caller's name."""
+        return f"http:{authorize(context_of(request).config, request.scope, self.scope)}"
 
 
 Context = Annotated[ApiContext, Depends(context_of)]
-Admin = Annotated[str, Depends(require("admin"))]
-Reader = Annotated[str, Depends(require("read"))]
+Admin = Annotated[str, Security(Require("admin"), scopes=["admin"])]
+Reader = Annotated[str, Security(Require("read"), scopes=["read"])]

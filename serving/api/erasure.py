@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from features.activity_store import ActivityStore
+from serving.api.answer_schemas import Erasure, errors
 from serving.api.context import Admin, Context
 from serving.erasure import Eraser
 from serving.errors import RequestError
@@ -15,7 +16,7 @@ from serving.request_values import checked_id
 router = APIRouter(prefix="/v1", tags=["catalogue"])
 
 
-@router.delete("/users/{user_id:path}")
+@router.delete("/users/{user_id:path}", response_model=Erasure, responses=errors(422, 503))
 def delete_user(user_id: str, context: Context, actor: Admin) -> dict[str, Any]:
     """Erase a person: profile, activity, features, lists, logs, histories in models. Doing it again is harmless."""
     user_id = checked_id(user_id, "user_id")

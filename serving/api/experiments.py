@@ -13,27 +13,50 @@ from experiments.exposure import EXPOSURE_SCHEMA
 from experiments.spec import ExperimentSpec, parse_spec
 from features.activity_store import ActivityStore
 from features.daily_log import DailyLog
+from serving.api.answer_schemas import Experiment, ExperimentReport, Experiments, errors
 from serving.api.context import Admin, ApiContext, Context
 from serving.control import ExperimentRecord, experiment_json
 from serving.errors import RequestError
 from serving.live_state import check_variants
 
 router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
+_ONE: dict[str, Any] = {
+    "response_model": Experiment,
+    "response_model_exclude_unset": True,
+    "responses": errors(404, 409, 422, 503),
+}
+_EXAMPLE = {
+    "name": "new-ranker",
+    "salt": "new-ranker-1",
+    "traffic": 0.2,
+    "variants": [
+        {"name": "control", "model": "champion", "weight": 0.5},
+        {"name": "treatment", "model": "challenger", "weight": 0.5},
+    ],
+    "metrics": {"primary": "ctr"},
+}
+# Specs are parsed by `parse_spec`, whose messages name the field in the file's words; OpenAPI shows the same fields.
+_SPEC_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ExperimentSpec"}, "example": _EXAMPLE}},
+    }
+}
 
 
-@router.get("")
+@router.get("", response_model=Experiments, response_model_exclude_unset=True)
 def list_experiments(context: Context, actor: Admin) -> dict[str, Any]:
     """All experiments."""
     return {"experiments": [_described(context, record) for record in context.control.experiments()]}
 
 
-@router.get("/{name}")
+@router.get("/{name}", **_ONE)
 def get_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any]:
     """One experiment: its file, status and pinned versions."""
     return _described(context, _existing(context, name))
 
 
-@router.put("/{name}")
+@router.put("/{name}", **_ONE, openapi_extra=_SPEC_BODY)
 def put_experiment(name: str, spec: Annotated[dict[str, Any], Body()], context: Context, actor: Admin) -> dict[str, Any]:
     """Create an experiment, or change it as far as its status allows: all of a draft, `traffic` and `ramp` of a started one."""
     parsed = _parsed(name, spec)
@@ -45,7 +68,7 @@ def put_experiment(name: str, spec: Annotated[dict[str, Any], Body()], context: 
     return _described(context, record)
 
 
-@router.post("/{name}/start")
+@router.post("/{name}/start", **_ONE)
 def start_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any]:
     """Start: aliases become versions and stay so. Running as soon as all of them are loaded, `starting` until then."""
     record = _existing(context, name)
@@ -64,9 +87,9 @@ def start_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any
     return _described(context, record)
 
 
-@router.post("/{name}/ramp")
+@router.post("/{name}/ramp", **_ONE)
 def ramp_experiment(
-    name: str, context: Context, actor: Admin, traffic: Annotated[float | None, Body(embed=True, ge=0, le=1)] = None
+    name: str, context: Context, actor: Admin, traffic: Annotated[float | None, Body(embed=True, ge=0, le=1, examples=[0.5])] = None
 ) -> dict[str, Any]:
     """Raise the share of units that take part: to `traffic`, or to the next step of the file's plan."""
     record = _existing(context, name)
@@ -87,19 +110,19 @@ def ramp_experiment(
     return _described(context, changed)
 
 
-@router.post("/{name}/pause")
+@router.post("/{name}/pause", **_ONE)
 def pause_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any]:
     """Send its units to the champion for now."""
     return _end(context, name, "paused", actor)
 
 
-@router.post("/{name}/stop")
+@router.post("/{name}/stop", **_ONE)
 def stop_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any]:
     """End it for good."""
     return _end(context, name, "stopped", actor)
 
 
-@router.get("/{name}/report")
+@router.get("/{name}/report", response_model=ExperimentReport, responses=errors(404))
 def report(name: str, context: Context, actor: Admin) -> dict[str, Any]:
     """Units, split, metrics with intervals, and the verdict by the file's rules."""
     # Statistics libraries are only loaded by replicas that are asked for a report.

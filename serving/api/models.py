@@ -11,6 +11,7 @@ from experiments.assignment import check_exclusive
 from experiments.errors import OverlapError
 from serving.announce import WANTED, announce
 from serving.api import experiments
+from serving.api.answer_schemas import Models, ModelsChanged, errors
 from serving.api.context import Admin, ApiContext, Context
 from serving.canary import CANARY_VARIANT, DEFAULT_SHARE, MAX_SHARE, canary_spec, running_canary
 from serving.control import ServingState
@@ -21,26 +22,38 @@ from training.errors import RegistryError
 from training.registry import CHAMPION, SERVING_TAG, ModelVersion
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+_CHANGES: dict[str, Any] = {
+    "response_model": ModelsChanged,
+    "response_model_exclude_unset": True,
+    "responses": errors(404, 409, 422, 503),
+}
 
 
 class ModelChange(BaseModel):
     """What to serve."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"version": "3"}, {"version": "4", "mode": "canary", "traffic": 0.05}, {"mode": "rollback"}]
+        },
+    )
 
-    version: str | int | None = None
-    """Number of a version, or an alias whose version is meant."""
-    alias: str = CHAMPION
-    """The alias to move; `champion` takes default traffic."""
+    version: str | int | None = Field(default=None, description="Number of a version, or an alias whose version is meant.")
+    alias: str = Field(default=CHAMPION, description="The alias to move; `champion` takes default traffic.")
     mode: Literal["promote", "rollback", "canary", "shadow"] = "promote"
-    traffic: float | None = Field(default=None, ge=0, le=1)
-    """Share of units that get a canary, or of computed answers that the shadow is asked for too (0 ends the shadow)."""
+    traffic: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of units that get a canary, or of computed answers that the shadow is asked for too (0 ends it).",
+    )
 
 
 class AliasTarget(BaseModel):
     """Where an alias should point."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "3"}]})
 
     version: str | int
 
@@ -48,18 +61,18 @@ class AliasTarget(BaseModel):
 class AliasName(BaseModel):
     """Which alias to roll back."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"alias": "champion"}]})
 
     alias: str = CHAMPION
 
 
-@router.get("")
+@router.get("", response_model=Models, responses=errors(503))
 def list_models(context: Context, actor: Admin) -> dict[str, Any]:
     """Versions and aliases: what the registry wants, and what is served."""
     return _listing(context)
 
 
-@router.put("/{model_id}")
+@router.put("/{model_id}", **_CHANGES)
 def update_model(model_id: str, change: ModelChange, context: Context, actor: Admin) -> dict[str, Any]:
     """Promote a version, try it as canary or as shadow, or roll back.
 
@@ -87,14 +100,14 @@ def update_model(model_id: str, change: ModelChange, context: Context, actor: Ad
     return _promote(context, change.alias, wanted, actor)
 
 
-@router.put("/{model_id}/aliases/{alias}")
+@router.put("/{model_id}/aliases/{alias}", **_CHANGES)
 def set_alias(model_id: str, alias: str, target: AliasTarget, context: Context, actor: Admin) -> dict[str, Any]:
     """Point an alias at a version."""
     context.check_model_id(model_id)
     return _promote(context, alias, str(target.version), actor)
 
 
-@router.post("/{model_id}/rollback")
+@router.post("/{model_id}/rollback", **_CHANGES)
 def rollback(model_id: str, context: Context, actor: Admin, which: AliasName | None = None) -> dict[str, Any]:
     """Move an alias back to the version before."""
     context.check_model_id(model_id)

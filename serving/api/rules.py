@@ -5,21 +5,34 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from serving.answer import Answer
+from serving.api.answer_schemas import RulesPreviewed, RulesStored, errors
 from serving.api.context import Admin, ApiContext, Context
 from serving.errors import FilterError, RequestError
 from serving.request_parsing import parse_body
 from serving.rules import MAX_RULES, Rule, RuleBook
 
 router = APIRouter(prefix="/v1/rules", tags=["rules"])
+_EXAMPLES: list[JsonValue] = [
+    {
+        "name": "spring",
+        "kind": "pin",
+        "item_ids": ["348"],
+        "position": 0,
+        "placements": ["home"],
+        "ends_at": "2027-04-01T00:00:00Z",
+    },
+    {"name": "no-gore", "kind": "exclude", "items": '"Horror" in categories', "when": 'device == "kids"'},
+    {"name": "variety", "kind": "cap", "attribute": "categories", "limit": 3},
+]
 
 
 class RuleSet(BaseModel):
     """All rules of the dataset, in the order in which they are applied."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"rules": _EXAMPLES}]})
 
     rules: list[Rule] = Field(max_length=MAX_RULES)
 
@@ -27,7 +40,9 @@ class RuleSet(BaseModel):
 class RulePreview(BaseModel):
     """Rules to try, and the request (a body of `POST /v1/recommendations`) to try them on."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"rules": _EXAMPLES, "request": {"user_id": "42", "placement": "home"}}]}
+    )
 
     rules: list[Rule] = Field(max_length=MAX_RULES)
     request: dict[str, Any] = Field(default_factory=dict)
@@ -39,7 +54,7 @@ def get_rules(context: Context, actor: Admin) -> RuleSet:
     return RuleSet(rules=context.rules.rules())
 
 
-@router.put("")
+@router.put("", response_model=RulesStored, responses=errors(422))
 def put_rules(body: Annotated[RuleSet, Body()], context: Context, actor: Admin) -> dict[str, Any]:
     """Replace all rules. They hold in every answer, cached ones included, within seconds; the audit log keeps what was before."""
     _check(context, body.rules)
@@ -49,7 +64,7 @@ def put_rules(body: Annotated[RuleSet, Body()], context: Context, actor: Admin) 
     return {"rules": [rule.model_dump(mode="json") for rule in body.rules], "changed": changed}
 
 
-@router.post("/preview")
+@router.post("/preview", response_model=RulesPreviewed, responses=errors(404, 422))
 async def preview_rules(body: Annotated[RulePreview, Body()], context: Context, actor: Admin) -> dict[str, Any]:
     """A dry run: one request's list under the present rules and under the given ones, and which items move. Nothing is changed."""
     _check(context, body.rules)
