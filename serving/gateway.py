@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from features.errors import FeaturesError
@@ -28,12 +28,13 @@ from serving.cache import ListCache
 from serving.config import ServingConfig
 from serving.errors import RequestError
 from serving.exposure_log import ExposureLog
-from serving.http import AsgiScope, Message, Receive, Send, authorize, read_json, request_id_of, send_bytes, send_json
+from serving.http import AsgiScope, Message, Receive, Send, authorize, header, read_json, send_bytes, send_json
 from serving.intake import EventIntake
 from serving.live_state import Snapshot, SnapshotLoader
 from serving.logs import log_to_file
 from serving.messages import ComputeRequest, ShadowAsk
 from serving.metrics import GatewayMetrics
+from serving.request_id import RequestId, begin, current
 from serving.request_parsing import parse_body, parse_browse, parse_get
 from serving.request_values import checked_id
 from serving.schemas import RecommendationRequest
@@ -60,8 +61,8 @@ class VersionHandles:
         self._handles: dict[str, Any] = {}
 
     async def compute(self, version: str, request: ComputeRequest) -> bytes:
-        """One hop to the version's replicas."""
-        return bytes(await self._call(version, "compute", request))
+        """One hop to the version's replicas, for the request at hand."""
+        return bytes(await self._call(version, "compute", replace(request, request_id=current())))
 
     async def score(self, version: str, asks: Sequence[ShadowAsk]) -> ShadowTally:
         """One hop to the version's shadow."""
@@ -132,7 +133,7 @@ class GatewayApp:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _http(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        path, request_id = scope["path"], request_id_of(scope)
+        path, request_id = scope["path"], begin(header(scope, b"x-request-id"))
         route, status = "other", 200
         try:
             if path.startswith(_PER_USER):
@@ -153,19 +154,19 @@ class GatewayApp:
                 _only(scope, "POST")
                 authorize(self.config, scope, "write")
                 receipt = await self._intake.take(await read_json(scope, receive))
-                await send_json(send, 202, receipt.to_json(), request_id=request_id)
+                await send_json(send, 202, receipt.to_json(), request_id=request_id.known)
             elif path.startswith(_SESSIONS) and path.endswith(_MERGE):
                 route = "sessions"
                 _only(scope, "POST")
                 authorize(self.config, scope, "write")
                 session_id = checked_id(path[len(_SESSIONS) : -len(_MERGE)], "session_id")
                 merged = await self._sessions.merge(session_id, await read_json(scope, receive))
-                await send_json(send, 200, merged, request_id=request_id)
+                await send_json(send, 200, merged, request_id=request_id.known)
             elif path in _BROWSED or (path.startswith(_ITEMS) and path.endswith(_SIMILAR)):
                 route = path[4:] if path in _BROWSED else "similar"
                 _only(scope, "GET")
                 authorize(self.config, scope, "read")
-                await send_json(send, 200, await self._browse(path, scope["query_string"]), request_id=request_id)
+                await send_json(send, 200, await self._browse(path, scope["query_string"]), request_id=request_id.known)
             elif path == "/healthz":
                 await send_json(send, 200, {"status": "ok"})
             elif path == "/readyz":
@@ -173,23 +174,24 @@ class GatewayApp:
             elif path == "/metrics":
                 await send_bytes(send, 200, self.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
             else:
-                await self._other(scope, receive, send)
+                await self._other(scope, receive, send, request_id)
                 return
         except RequestError as error:
             status = error.status
-            await send_json(send, status, error.to_json(), request_id=request_id, headers=error.headers)
+            await send_json(send, status, error.to_json(), request_id=request_id.known, headers=error.headers)
         except Exception:
-            status, request_id = 500, request_id or secrets.token_hex(8).encode()
-            told = {"request_id": request_id.decode(), "route": route, "status": status}
+            status, told = 500, {"request_id": str(request_id), "route": route, "status": 500}
             _log.exception("request failed: %s %s", scope["method"], route, extra=told)  # a path may hold a user's id
             body = {"error": {"code": "internal", "message": "the request failed; the gateway's log says why"}}
-            await send_json(send, 500, body, request_id=request_id)
+            await send_json(send, 500, body, request_id=request_id.known)
         self.metrics.request(route, status)
 
-    async def _other(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+    async def _other(self, scope: AsgiScope, receive: Receive, send: Send, request_id: RequestId) -> None:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.metrics.request("api", message["status"])
+                if request_id.known is not None:
+                    message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.known)]
             await send(message)
 
         try:
@@ -197,20 +199,20 @@ class GatewayApp:
         except Exception:
             _log.debug("already answered and logged by the API's own handler", exc_info=True)
 
-    async def _recommend(self, send: Send, request: RecommendationRequest, request_id: bytes | None) -> None:
+    async def _recommend(self, send: Send, request: RecommendationRequest, request_id: RequestId) -> None:
         answer = await self.answerer.recommend(request)
         self._exposures.add(answer)
         if answer.degraded:
             self._log_degraded(answer, request_id)
-        await send_json(send, 200, answer.to_json(), request_id=request_id)
+        await send_json(send, 200, answer.to_json(), request_id=request_id.known)
 
-    def _log_degraded(self, answer: Answer, request_id: bytes | None) -> None:
+    def _log_degraded(self, answer: Answer, request_id: RequestId) -> None:
         """One line a second at most, which says how many there were: trouble comes in thousands."""
         self._degraded += 1
         now = time.monotonic()
         if now - self._degraded_logged_at >= 1.0:
             told = {
-                "request_id": request_id.decode() if request_id is not None else answer.recommendation_id,
+                "request_id": str(request_id),
                 "served_from": answer.served_from,
                 "version": answer.model_version,
             }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -18,7 +17,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY_BYTES = 4 << 20
-_REQUEST_ID = re.compile(rb"^[A-Za-z0-9._-]{1,64}$")
 
 
 def header(scope: AsgiScope, name: bytes) -> bytes | None:
@@ -27,12 +25,6 @@ def header(scope: AsgiScope, name: bytes) -> bytes | None:
         if key == name:
             return bytes(value)
     return None
-
-
-def request_id_of(scope: AsgiScope) -> bytes | None:
-    """The caller's `X-Request-ID`, where it is one that can be logged and sent back."""
-    given = header(scope, b"x-request-id")
-    return given if given is not None and _REQUEST_ID.match(given) else None
 
 
 def authorize(config: ServingConfig, scope: AsgiScope, wanted: Scope) -> str:

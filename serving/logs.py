@@ -1,7 +1,8 @@
 """Structured logs of the serving processes: one JSON object a line, in files below SHORTLIST_HOME/logs that rotate.
 
 Ray keeps its own logs in a session folder that goes away with the stack; these stay. Requests are logged when they fail or are
-answered by a lower rung, with their `X-Request-ID`; a line for every cached answer would cost a tenth of it.
+answered by a lower rung; a line for every cached answer would cost a tenth of it. What is logged while a request is answered, by
+the gateway or by a version's replica, has the request's id (`serving.request_id`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 
 from serving.config import ServingConfig
+from serving.request_id import current
 
 LOGGER = "shortlist.serving"
 MAX_BYTES, KEPT_FILES = 20 << 20, 3
@@ -40,6 +42,16 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+class WithRequestId(logging.Filter):
+    """Puts the id of the request at hand on records that have none; made for handlers, in the thread that logs."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter.filter`."""
+        if getattr(record, "request_id", None) is None:
+            record.request_id = current()
+        return True
+
+
 def log_to_file(config: ServingConfig, process: str) -> None:
     """Send this process's serving log to `logs/<process>.jsonl`. Called once, by whatever starts the process's work."""
     folder = config.home / "logs"
@@ -48,6 +60,7 @@ def log_to_file(config: ServingConfig, process: str) -> None:
         folder / f"{process}.jsonl", maxBytes=MAX_BYTES, backupCount=KEPT_FILES, encoding="utf-8", delay=True
     )
     handler.setFormatter(JsonLines(process))
+    handler.addFilter(WithRequestId())
     logger = logging.getLogger(LOGGER)
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -24,6 +24,7 @@ class ComputeRequest:
         log_as: unit and version under which the feature values are logged; None logs nothing.
         explain: say where the scores come from (`serving.explained_list`).
         similar_to: items like this one, instead of a user's.
+        request_id: of the request that this is for, for the replica's log.
     """
 
     user_id: str | None
@@ -38,6 +39,7 @@ class ComputeRequest:
     log_as: tuple[str, str] | None = None
     explain: bool = False
     similar_to: str | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from serving.messages import ComputeRequest
 from serving.online_users import OnlineUser, OnlineUsers
 from serving.ranker import RankerStage
 from serving.recent_activity import RecentActivity, RecentEvent, decode_activity
+from serving.request_id import begin
 from serving.schemas import Seen
 from training.candidates import CandidateSet, RankedLists
 from training.explain import explained
@@ -257,6 +258,7 @@ class Retriever:
 
     async def compute(self, request: ComputeRequest) -> bytes:
         """One list as bytes (`serving.cached_list`)."""
+        begin(None if request.request_id is None else request.request_id.encode())
         now_us = time.time_ns() // 1000
         activity = decode_activity(request.activity)
         if request.similar_to is not None:

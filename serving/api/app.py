@@ -67,13 +67,18 @@ def _state_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _unavailable(request: Request, error: Exception) -> JSONResponse:
-    _log.error("%s %s: %s", request.method, request.url.path, error)
+    _log.error("%s %s: %s", request.method, _route(request), error)
     return _answer(503, "unavailable", str(error))
 
 
 def _internal(request: Request, error: Exception) -> JSONResponse:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    _log.error("%s %s failed", request.method, _route(request), exc_info=error)
     return _answer(500, "internal", "the request failed; the gateway's log says why")
+
+
+def _route(request: Request) -> str:
+    """The route's pattern: a path may hold a user's id, which must not stay in a log."""
+    return str(getattr(request.scope.get("route"), "path", "nowhere"))
 
 
 def _answer(status: int, code: str, message: str, field: str | None = None) -> JSONResponse:
