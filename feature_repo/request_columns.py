@@ -22,7 +22,8 @@ FloatArray = npt.NDArray[np.float32]
 LongArray = npt.NDArray[np.int64]
 IntArray = npt.NDArray[np.int32]
 
-HOUR_US = 3_600_000_000
+SECOND_US = 1_000_000
+HOUR_US = 3_600 * SECOND_US
 DAY_US = 24 * HOUR_US
 
 REQUEST_FEATURES: dict[str, str] = {

@@ -90,10 +90,18 @@ HOUR_TILES = 24
 """Hourly counts kept, for the one-day window."""
 
 RECENT_ITEMS = 50
-"""Recent items kept. With full lists of short ids a user takes 1.1 kB online, one with 9 events 0.7 kB."""
+"""Recent items kept, if their ids are short enough."""
 
-TOP_CATEGORIES = 12
+RECENT_ID_BYTES = 320
+"""Bytes of the ids of the recent items, in UTF-8; hexadecimal digits and dashes count 5/8, because they deflate better, and
+the newest item is always kept. Fifty ids of 6 letters or 9 digits, 32 ids of 10 letters, 13 UUIDs. With `CATEGORY_BYTES` it
+bounds what a user takes online at 800 bytes, whatever the user did."""
+
+TOP_CATEGORIES = 8
 """Categories of the recent items kept, strongest first."""
+
+CATEGORY_BYTES = 96
+"""Bytes of their names; the strongest is always kept."""
 
 USER_ACTIVITY = "user_activity"
 USER_PROFILE = "user_profile"
@@ -114,13 +122,16 @@ USER_ACTIVITY_SPECS: tuple[FeatureSpec, ...] = (
     FeatureSpec(
         "user_hour_tiles", "tiles", "events", "Events of each of the last 24 hours, [0] the hour of user_last_event_us.", HOUR_TILES
     ),
-    FeatureSpec("recent_items", "texts", "item_id", "Items of the last 50 events, oldest first."),
+    FeatureSpec("recent_items", "texts", "item_id", "Items of the last events, oldest first: 50, or what fits 320 bytes."),
     FeatureSpec(
-        "recent_ages_us", "integers", "us", "For each recent item, microseconds from its event to the last one; 0 for the newest."
+        "recent_ages_s", "integers", "s", "For each recent item, clock seconds from its event to the last; 0 for the newest."
     ),
     FeatureSpec("recent_distinct_items", "count", "items", "Distinct items among the recent ones."),
     FeatureSpec(
-        "user_categories", "texts", "category", "The 12 most frequent categories of the recent items (path parts), strongest first."
+        "user_categories",
+        "texts",
+        "category",
+        "The most frequent categories of the recent items (path parts), strongest first: 8, or what fits 96 bytes.",
     ),
     FeatureSpec(
         "user_category_weights", "numbers", "share of recent events", "For each of user_categories, its share of the recent events."

@@ -10,6 +10,7 @@ from feast import Entity, FeatureView
 
 from feature_repo.entities import OWNER
 from feature_repo.fields import feast_field
+from feature_repo.packed_store import PACKED_TAG
 from feature_repo.sources import STATE_TTL, batch_source, push_source
 from feature_repo.specs import USER_ACTIVITY, USER_ACTIVITY_SPECS, USER_PROFILE, user_profile_specs
 
@@ -26,7 +27,7 @@ def user_views(schema: Mapping[str, Any], tables: Path, user: Entity) -> list[Fe
             online=True,
             description="State of a user after the last event: counts, tiles, recent items, category affinities.",
             owner=OWNER,
-            tags={"entity": "user", "source": "events"},
+            tags={"entity": "user", "source": "events", PACKED_TAG: "one field"},
         )
     ]
     profile = user_profile_specs(schema)

@@ -1,6 +1,6 @@
 """The state of a user or an item after its last event: the one definition behind batch tables, training sets and live pushes.
 
-A state is a row of the view `user_activity` or `item_activity`. States of parts merge into the state of the whole
+A state is a row of the view `user_activity` or `item_activity`. Item states of parts merge into the state of the whole
 (`features.state_merge`), in any order, so events that come one by one give the values that the batch gives.
 
 Legend: `A` asked states, `E` events, `W` tiles.
@@ -14,13 +14,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import scipy.sparse as sp
 
-from feature_repo.request_columns import DAY_US, HOUR_US, category_parts
+from feature_repo.request_columns import DAY_US, HOUR_US, SECOND_US, category_parts
 from feature_repo.specs import (
+    CATEGORY_BYTES,
     DAY_TILES,
     HOUR_TILES,
     ITEM_ACTIVITY_SPECS,
+    RECENT_ID_BYTES,
     RECENT_ITEMS,
     TOP_CATEGORIES,
     USER_ACTIVITY_SPECS,
@@ -61,6 +64,8 @@ class UserStates:
         vocabulary, self._of_item = _category_matrix(log.other_ids, categories)
         self._category_names = pa.array(vocabulary, type=pa.string())
         self._item_names = pa.array(log.other_ids, type=pa.string())
+        self._category_bytes = pc.binary_length(self._category_names).to_numpy().astype(np.int64)
+        self._item_bytes = id_bytes(self._item_names)
 
     def after(self, rows: LongArray, stops: LongArray) -> Iterator[pa.Table]:
         """States after the events before `stops`, as blocks of `user_id` and the features of `user_activity`.
@@ -76,12 +81,12 @@ class UserStates:
         log = self.log
         starts, last = log.indptr[rows], log.time_us[stops - 1]
         value_count, value_mean = _values(log, starts, stops)
-        length = np.minimum(stops - starts, RECENT_ITEMS)
+        recent, length = self._recent(starts, stops)
         offsets = np.concatenate([[0], np.cumsum(length)])
-        recent = np.repeat(stops - length - offsets[:-1], length) + np.arange(offsets[-1])
         owner = np.repeat(np.arange(len(rows)), length)
         items = log.other[recent]
-        taste_offsets, taste, weight = _top_categories(self._of_item, items, length)
+        ages_s = (last // SECOND_US)[owner] - log.time_us[recent] // SECOND_US
+        taste_offsets, taste, weight = _top_categories(self._of_item, items, length, self._category_bytes)
         arrays = {
             "user_events": pa.array(stops - starts),
             "user_value_count": pa.array(value_count),
@@ -90,12 +95,23 @@ class UserStates:
             "user_day_tiles": _tile_lists(self._days.counts(rows, stops, DAY_TILES), log.has_times),
             "user_hour_tiles": _tile_lists(self._hours.counts(rows, stops, HOUR_TILES), log.has_times),
             "recent_items": _lists(offsets, self._item_names.take(pa.array(items))),
-            "recent_ages_us": _lists(offsets, pa.array(last[owner] - log.time_us[recent])),
+            "recent_ages_s": _lists(offsets, pa.array(ages_s)),
             "recent_distinct_items": pa.array(_distinct(owner, items, len(rows))),
             "user_categories": _lists(taste_offsets, self._category_names.take(pa.array(taste))),
             "user_category_weights": _lists(taste_offsets, pa.array(weight)),
         }
         return _state_table("user", log.ids[rows], arrays)
+
+    def _recent(self, starts: LongArray, stops: LongArray) -> tuple[LongArray, LongArray]:
+        """Event numbers of the recent items of each state, oldest first, and how many each has: (sum of these,), (A,)."""
+        length = np.minimum(stops - starts, RECENT_ITEMS)
+        offsets = np.concatenate([[0], np.cumsum(length)])
+        recent = np.repeat(stops - length - offsets[:-1], length) + np.arange(offsets[-1])
+        owner = np.repeat(np.arange(len(stops)), length)
+        before = np.concatenate([[0], np.cumsum(self._item_bytes[self.log.other[recent]])])
+        fits = before[offsets[1:]][owner] - before[:-1] <= RECENT_ID_BYTES
+        fits[offsets[1:] - 1] = True
+        return recent[fits], np.bincount(owner[fits], minlength=len(stops))
 
 
 class ItemStates:
@@ -125,23 +141,17 @@ class ItemStates:
         return _state_table("item", log.ids[rows], arrays)
 
 
+def id_bytes(ids: pa.Array) -> LongArray:
+    """What each id takes of `RECENT_ID_BYTES`."""
+    size = pc.binary_length(ids).to_numpy().astype(np.int64)
+    hexadecimal = pc.match_substring_regex(ids, "^[0-9a-fA-F-]+$").to_numpy(zero_copy_only=False)
+    return np.where(hexadecimal, -(-5 * size // 8), size)
+
+
 def state_schema(side: Side) -> pa.Schema:
     """Columns of a state table: the id, then the features of the side's activity view."""
     specs = USER_ACTIVITY_SPECS if side == "user" else ITEM_ACTIVITY_SPECS
     return pa.schema([(f"{side}_id", pa.string()), *((spec.name, arrow_type(spec)) for spec in specs)])
-
-
-def top_categories(items: Sequence[str], categories: ItemCategories) -> tuple[list[str], list[float]]:
-    """Taste of one list of recent items: its most frequent categories and their shares, as `UserStates` gives them.
-
-    Equal shares are ordered by name.
-    """
-    counts: dict[str, int] = {}
-    for item in items:
-        for name in categories.get(item, ()):
-            counts[name] = counts.get(name, 0) + 1
-    best = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:TOP_CATEGORIES]
-    return [name for name, _ in best], [float(np.float32(count / len(items))) for _, count in best]
 
 
 def _state_table(side: Side, ids: npt.NDArray[np.object_], arrays: Mapping[str, pa.Array]) -> pa.Table:
@@ -205,9 +215,12 @@ def _category_matrix(items: npt.NDArray[np.object_], categories: ItemCategories)
 
 
 def _top_categories(
-    of_item: sp.csr_matrix, items: IntArray, length: LongArray
+    of_item: sp.csr_matrix, items: IntArray, length: LongArray, name_bytes: LongArray
 ) -> tuple[LongArray, LongArray, npt.NDArray[np.float32]]:
-    """List offsets, category numbers and shares of the strongest categories of each list of recent items."""
+    """List offsets, category numbers and shares of the strongest categories of each list of recent items, as many as fit.
+
+    Equal shares are ordered by name.
+    """
     indptr = np.concatenate([[0], np.cumsum(length)])
     lists = sp.csr_matrix((np.ones(len(items), np.int32), items, indptr), shape=(len(length), of_item.shape[0]))
     counts = (lists @ of_item).tocsr()
@@ -215,8 +228,10 @@ def _top_categories(
     owner = np.repeat(np.arange(len(length)), np.diff(counts.indptr))
     order = np.lexsort((counts.indices, -counts.data, owner))  # names are sorted, so is their number
     place = np.arange(len(order)) - np.repeat(counts.indptr[:-1], np.diff(counts.indptr))
-    best = order[place < TOP_CATEGORIES]
-    kept = np.minimum(np.diff(counts.indptr), TOP_CATEGORIES)
+    first = np.concatenate([[0], np.cumsum(name_bytes[counts.indices[order]])])
+    taken = first[1:] - first[counts.indptr[:-1]][owner]
+    best = order[(place < TOP_CATEGORIES) & ((taken <= CATEGORY_BYTES) | (place == 0))]
+    kept = np.bincount(owner[best], minlength=len(length))
     weight = (counts.data[best] / length[owner[best]]).astype(np.float32)
     return np.concatenate([[0], np.cumsum(kept)]), counts.indices[best].astype(np.int64), weight
 

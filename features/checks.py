@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 from feature_repo.services import ENGAGEMENT_V1
 from feature_repo.specs import (
     ITEM_ACTIVITY,
+    RECENT_ID_BYTES,
     RECENT_ITEMS,
     TOP_CATEGORIES,
     USER_ACTIVITY,
     FeatureSpec,
     table_path,
 )
-from features.aggregates import Side
+from features.aggregates import Side, id_bytes
 from features.columns import FeatureColumns, equal_columns, table_columns
 from features.errors import FeatureJoinError
 from features.feature_tables import newest_rows, newest_time_us
@@ -254,8 +255,10 @@ def _user_rules(c: FeatureColumns) -> Iterator[tuple[str, BoolArray]]:
         "hour tiles add up to at most the day tiles of two days",
         c["user_hour_tiles"].sum(axis=1) <= c["user_day_tiles"][:, :2].sum(axis=1),
     )
-    yield f"recent_items holds the last {RECENT_ITEMS} events", lengths == np.minimum(events, RECENT_ITEMS)
-    yield "recent_ages_us falls to 0", _each(c["recent_ages_us"], lengths, _falls_to_zero)
+    sizes = np.array([id_bytes(pa.array(items, pa.string())).sum() for items in c["recent_items"]], dtype=np.int64)
+    yield f"recent_items holds 1 to {RECENT_ITEMS} events", (lengths >= 1) & (lengths <= np.minimum(events, RECENT_ITEMS))
+    yield f"one recent item, or {RECENT_ID_BYTES} bytes of ids", (lengths == 1) | (sizes <= RECENT_ID_BYTES)
+    yield "recent_ages_s falls to 0", _each(c["recent_ages_s"], lengths, _falls_to_zero)
     yield f"at most {TOP_CATEGORIES} categories", _each(c["user_categories"], None, lambda names: len(names) <= TOP_CATEGORIES)
     yield "shares in (0, 1]", _each(c["user_category_weights"], None, lambda w: bool(((w > 0) & (w <= 1)).all()))
 

@@ -64,6 +64,9 @@ WRITE_ROWS = 5_000
 LATEST_US = 7_258_118_400_000_000
 """2200-01-01: no event is later."""
 
+ONLINE_STORE = "feature_repo.packed_store.PackedRedisOnlineStore"
+"""Feast finds it by this name."""
+
 _ROW = "ask_row"
 _PUSHED: dict[Side, tuple[tuple[str, str], ...]] = {
     "user": ((USER_ACTIVITY, "user_events"),),
@@ -109,7 +112,7 @@ class Features:
         self.paths = paths
         self.schema = schema
         self.user_ttl_s = user_ttl_s
-        online_store: Any = {"type": "redis", "connection_string": redis_connection_string(redis_url)} if redis_url else None
+        online_store: Any = {"type": ONLINE_STORE, "connection_string": redis_connection_string(redis_url)} if redis_url else None
         self._store = _open_store(paths.feast_project, paths.feast_registry, online_store)
         # Feast has one expiry for all of a store's keys, so what writes users is a store of its own on the same registry.
         self._user_store = self._store

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo.request_columns import SECOND_US
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from serving.config import ServingConfig
@@ -127,8 +128,13 @@ def parse_user(columns: Columns) -> OnlineUser | None:
         return None
     last_us = columns["user_last_event_us"][0]
     known_time = bool(np.isfinite(last_us))
-    items, ages = columns["recent_items"][0], columns["recent_ages_us"][0]
+    items, ages_s = columns["recent_items"][0], columns["recent_ages_s"][0]
     events: tuple[RecentEvent, ...] = ()
-    if known_time and len(items) == len(ages):
-        events = tuple(RecentEvent(str(item), int(last_us) - int(age), True) for item, age in zip(items, ages, strict=True))
+    if known_time and len(items) == len(ages_s):
+        # Whole seconds are kept; the place in the list orders the events of one second.
+        seconds = (int(last_us) // SECOND_US - ages_s).tolist()
+        events = tuple(
+            RecentEvent(str(item), second * SECOND_US + place, True)
+            for place, (item, second) in enumerate(zip(items, seconds, strict=True))
+        )
     return OnlineUser(columns, events, num_events, int(last_us) if known_time else 0)

@@ -12,13 +12,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from feature_repo.request_columns import SECOND_US
 from features.control_store import ControlStore
 from features.errors import FeaturesError
 from serving.audit import AuditLog
@@ -140,9 +141,14 @@ class RetrieverStage:
 
     def _with_recent(self, item_idx: IntArray, time_us: LongArray, events: Sequence[RecentEvent]) -> tuple[IntArray, LongArray]:
         """A history with the recent positive events that it lacks, in the order of time. Unknown items are left out."""
-        recent = [(event.time_us, self.items.row(event.item_id)) for event in events if event.positive]
-        known = {one for one in recent if 0 <= one[1] < self.items.num_trained}
-        fresh = sorted(known - self._tail(item_idx, time_us, recent))
+        # An event is known by its second and item: online features say no more of its time. Later in `events` is more exact.
+        recent: dict[tuple[int, int], int] = {}
+        for event in events:
+            row = self.items.row(event.item_id)
+            if event.positive and 0 <= row < self.items.num_trained:
+                recent[event.time_us // SECOND_US, row] = event.time_us
+        repeated = self._tail(item_idx, time_us, recent)
+        fresh = sorted((at, one[1]) for one, at in recent.items() if one not in repeated)
         if not fresh:
             return np.asarray(item_idx, dtype=np.int32), np.asarray(time_us, dtype=np.int64)
         times = np.concatenate([time_us, [one[0] for one in fresh]]).astype(np.int64)
@@ -151,15 +157,15 @@ class RetrieverStage:
         return items[order], times[order]
 
     @staticmethod
-    def _tail(item_idx: IntArray, time_us: LongArray, recent: list[tuple[int, int]]) -> set[tuple[int, int]]:
-        """Entries of a history that recent events may repeat: those no older than the oldest of them."""
+    def _tail(item_idx: IntArray, time_us: LongArray, recent: Collection[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Seconds and items of a history that recent events may repeat: those no older than the oldest of them."""
         if not recent:
             return set()
         if len(time_us) and time_us[-1] < FIRST_REAL_TIME_US:  # an order and no times: told apart by item alone
             known = set(item_idx.tolist())
             return {one for one in recent if one[1] in known}
-        start = int(np.searchsorted(time_us, min(one[0] for one in recent)))
-        return set(zip(time_us[start:].tolist(), item_idx[start:].tolist(), strict=True))
+        start = int(np.searchsorted(time_us, min(one[0] for one in recent) * SECOND_US))
+        return set(zip((time_us[start:] // SECOND_US).tolist(), item_idx[start:].tolist(), strict=True))
 
 
 def _seen(query: QueryBatch, seen: Seen) -> IntArray:

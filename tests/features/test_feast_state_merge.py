@@ -9,12 +9,11 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_repo.specs import ITEM_ACTIVITY_SPECS, USER_ACTIVITY_SPECS
+from feature_repo.specs import ITEM_ACTIVITY_SPECS
 from features.columns import missing_columns
-from features.state_merge import batch_item_states, batch_user_states, merge_item_states, merge_user_states
+from features.state_merge import batch_item_states, merge_item_states
 
 DAY_US = 86_400_000_000
-CATEGORIES = {f"i{n}": [f"c{n % 7}", f"c{n % 5 + 7}", "all"][: n % 4] for n in range(40)}
 
 
 def world(rng: np.random.Generator, num_events: int, span_days: int) -> pa.Table:
@@ -67,18 +66,14 @@ def assert_same(actual: Any, expected: Any) -> None:
 def test_parts_in_any_order_merge_into_the_batch(seed: int, num_events: int, span_days: int, num_parts: int) -> None:
     rng = np.random.default_rng(seed)
     events = world(rng, num_events, span_days)
-    users, whole = batch_user_states(events, CATEGORIES)
     items, whole_items = batch_item_states(events)
-    state = missing_columns(len(users), USER_ACTIVITY_SPECS)
     item_state = missing_columns(len(items), ITEM_ACTIVITY_SPECS)
     part_of = rng.integers(0, num_parts, num_events)
     for part in rng.permutation(num_parts):
         some = events.filter(pa.array(part_of == part))
         if not len(some):
             continue
-        state = merge_user_states(state, aligned(*batch_user_states(some, CATEGORIES), users, USER_ACTIVITY_SPECS), CATEGORIES)
         item_state = merge_item_states(item_state, aligned(*batch_item_states(some), items, ITEM_ACTIVITY_SPECS))
-    assert_same(state, whole)
     assert_same(item_state, whole_items)
 
 
@@ -88,7 +83,7 @@ def test_negative_and_flagged_events_do_not_count(rng: np.random.Generator) -> N
     flags = np.where(rng.random(50) < 0.2, "unknown_item", None)
     labelled = events.append_column("action", pa.array(actions)).append_column("flag", pa.array(flags, pa.string()))
     keep = np.isin(actions, ["view", "rating"]) & (flags == None)  # noqa: E711
-    users, columns = batch_user_states(labelled, CATEGORIES)
-    expected_users, expected = batch_user_states(events.filter(pa.array(keep)), CATEGORIES)
-    assert list(users) == list(expected_users)
+    items, columns = batch_item_states(labelled)
+    expected_items, expected = batch_item_states(events.filter(pa.array(keep)))
+    assert list(items) == list(expected_items)
     assert_same(columns, expected)

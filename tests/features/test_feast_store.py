@@ -18,8 +18,9 @@ import pytest
 import redis
 
 from feature_repo.specs import USER_ACTIVITY_SPECS
+from features.activity_log import activity_log
 from features.activity_store import ActivityStore
-from features.aggregates import categories_of
+from features.aggregates import UserStates, categories_of
 from features.build_features import build_features
 from features.catalogue import Catalogue
 from features.checks import check_features
@@ -30,7 +31,6 @@ from features.events import EVENT_SCHEMA
 from features.feature_tables import build_tables
 from features.paths import DatasetPaths
 from features.schema import Attribute, DatasetSchema
-from features.state_merge import batch_user_states, merge_user_states
 from features.store import Features
 from features.training_set import item_features_at, user_features_at
 from shortlist.commands.app import run
@@ -200,25 +200,23 @@ def test_pushed_states_replace_materialized_ones_and_survive_a_second_materializ
             "timestamp": pa.array([CUTOFF_US + n for n in (5, 6, 7)]).cast(pa.timestamp("us", tz="UTC")),
         }
     )
-    categories = categories_of(world["items"])
-    ids, states = batch_user_states(fresh, categories)
-    order = [users.index(name) for name in ids]
-    held = {name: before[name][order] for name in states}
-    merged = merge_user_states(held, states, categories)
-    table = columns_table(merged, USER_ACTIVITY_SPECS).append_column("user_id", pa.array(ids, pa.string()))
+    history = world["events"].select(["user_id", "item_id", "timestamp", "action", "value"])
+    viewed = fresh.append_column("action", pa.array(["view"] * 3)).append_column("value", pa.nulls(3, pa.float64()))
+    everything = pa.concat_tables([history, viewed.cast(history.schema)])
+    mine = everything.filter(pc.is_in(everything["user_id"], pa.array(users)))
+    log = activity_log(mine, "user")
+    (table,) = UserStates(log, categories_of(world["items"])).after(np.arange(3), log.indptr[1:])
     store.push_users(table)
     store.materialize()  # the tables are older than the push
-    after = store.online_users(list(ids))
-    assert after["user_events"].tolist() == (held["user_events"] + 1).tolist()
-    assert [items[-1] for items in after["recent_items"]] == [fresh["item_id"][users.index(name)].as_py() for name in ids]
+    after = store.online_users(users)
+    assert after["user_events"].tolist() == (before["user_events"] + 1).tolist()
+    assert [items[-1] for items in after["recent_items"]] == fresh["item_id"].to_pylist()
     store.push_users(table)  # pushed again at once: dated later, so it is not dropped
     report = check_features(store, now_us())
     assert report.ok
     assert report.pushed_since == {"user": 2, "item": 0}
-    history = world["events"].select(["user_id", "item_id", "timestamp", "action"])
-    everything = pa.concat_tables([history, fresh.append_column("action", pa.array(["view"] * 3)).cast(history.schema)])
-    expected = user_features_at(everything, world["items"], np.array(ids, dtype=object), np.full(3, now_us()))
-    for name in ("user_day_tiles", "user_hour_tiles", "recent_items", "recent_ages_us", "user_categories", "user_category_weights"):
+    expected = user_features_at(everything, world["items"], np.array(users, dtype=object), np.full(3, now_us()))
+    for name in ("user_day_tiles", "user_hour_tiles", "recent_items", "recent_ages_s", "user_categories", "user_category_weights"):
         assert equal_columns(after[name], expected[name]).all(), name
 
 
@@ -227,7 +225,7 @@ def test_as_of_materializes_an_earlier_state(store: Features, world: dict[str, p
     store.materialize(as_of=middle)
     users = np.array([f"user {n}" for n in range(60)], dtype=object)
     online = store.online_users(list(users), "retrieval_v1")
-    assert list(online) == ["user_events", "user_last_event_us", "recent_items", "recent_ages_us"]
+    assert list(online) == ["user_events", "user_last_event_us", "recent_items", "recent_ages_s"]
     before = user_features_at(world["events"], None, users, np.full(60, int(middle.timestamp()) * 1_000_000 + 1))
     for name, values in online.items():
         assert equal_columns(values, before[name]).all(), name
@@ -301,7 +299,7 @@ def test_without_times_windows_are_null_online_too(redis_url: str, tmp_path: Pat
     features.materialize()
     online = features.online_users(["a"])
     assert online["recent_items"][0].tolist() == ["x", "y", "z"]
-    assert online["recent_ages_us"][0].tolist() == [2, 1, 0]
+    assert online["recent_ages_s"][0].tolist() == [0, 0, 0]
     assert np.isnan(online["user_last_event_us"]).all()
     pairs = features.online_pairs(["a"], ["x"], [CUTOFF_US])
     assert all(np.isnan(values[0]) for values in pairs.values())

@@ -12,7 +12,8 @@ from features.errors import FeatureJoinError
 from features.training_set import item_features_at, user_features_at
 
 DAY_US = 86_400_000_000
-HOUR_US = 3_600_000_000
+SECOND_US = 1_000_000
+HOUR_US = 3_600 * SECOND_US
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def oracle_user(world: dict[str, Any], user: str, before: int) -> dict[str, Any]
     for _, item, _ in recent:
         for name in categories[f"i{item}"]:
             counts[name] = counts.get(name, 0) + 1
-    best = sorted(counts, key=lambda name: (-counts[name], name))[:12]
+    best = sorted(counts, key=lambda name: (-counts[name], name))[:8]
     rated = [v for _, _, v in past if not np.isnan(v)]
     return {
         "user_events": len(past),
@@ -56,7 +57,7 @@ def oracle_user(world: dict[str, Any], user: str, before: int) -> dict[str, Any]
         "user_day_tiles": [sum(t // DAY_US == (last or 0) // DAY_US - d for t, _, _ in past) for d in range(30)],
         "user_hour_tiles": [sum(t // HOUR_US == (last or 0) // HOUR_US - h for t, _, _ in past) for h in range(24)],
         "recent_items": [f"i{i}" for _, i, _ in recent],
-        "recent_ages_us": [last - t for t, _, _ in recent],
+        "recent_ages_s": [last // SECOND_US - t // SECOND_US for t, _, _ in recent],
         "recent_distinct_items": len({i for _, i, _ in recent}),
         "user_categories": best,
         "user_category_weights": [np.float32(counts[name] / len(recent)) for name in best],

@@ -118,7 +118,7 @@ def online(num_events: int, last_us: int, items: tuple[str, ...] = (), ages: tup
             "user_events": np.array([num_events]),
             "user_last_event_us": np.array([float(last_us)]),
             "recent_items": one(items),
-            "recent_ages_us": one(ages),
+            "recent_ages_s": one(ages),
         }
     )
 
@@ -126,7 +126,7 @@ def online(num_events: int, last_us: int, items: tuple[str, ...] = (), ages: tup
 def test_online_items_fill_the_gap_between_training_and_now(stage) -> None:
     histories = stage.pipeline.histories
     last = int(histories.time_us.max()) + DAY_US
-    known = online(10, last, ("i030", "i031"), (60_000_000, 0))
+    known = online(10, last, ("i030", "i031"), (60, 0))
     blob = RecentActivity(1, (RecentEvent("i031", last, True), RecentEvent("i032", last + 5, True)))
     query, _ = stage.query(ComputeRequest("u2", 5), blob, NOW_US, known)
     row = stage.items.row
