@@ -37,6 +37,12 @@ POSITIVE_ACTIONS: frozenset[str] = frozenset({"view", "click", "add_to_cart", "p
 NEGATIVE_ACTIONS: frozenset[str] = frozenset({"dislike", "dismiss"})
 """Actions after which an item is not recommended to that user again."""
 
+ACTION_CODES: dict[str, int] = {action: code for code, action in enumerate(ACTIONS, 1)}
+"""Actions as one byte, in histories and in the cache. Never renumbered: stored bytes outlive releases."""
+
+OTHER_ACTION_CODE = 0
+"""Of actions by configuration, and where no action is known."""
+
 UNKNOWN_ACTION = "unknown_action"
 UNKNOWN_ITEM = "unknown_item"
 """Values of the `flag` column: the event is kept and not trained on."""

@@ -36,7 +36,7 @@ from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
 from serving.placements import Exploration
 from serving.popular_lists import NEW_SOURCE, POPULAR_SOURCE, popular_list, with_new_items
-from serving.recent_activity import decode_activity
+from serving.recent_activity import RecentEvent, decode_activity
 from serving.rules import RuleBook
 from serving.schemas import RecommendationRequest, ServedFrom
 from serving.slate import Ranked, Slate, arranged
@@ -264,9 +264,8 @@ class Answerer:
         activity: bytes = b"",
     ) -> _Rung:
         request = asked.request
-        seen = [event.item_id for event in decode_activity(activity).events] if request.seen is not None else []
         wish = asked.wish(items, None)
-        left_out = items.rows([*request.recent_items, *seen] if request.seen is not None else ())
+        left_out = items.rows(_left_out(request, decode_activity(activity).events))
         if wish.exclude is not None:
             left_out = np.concatenate([left_out, wish.exclude])
         ranked = popular_list(items, asked.selection, asked.top_k, left_out, request.candidates)
@@ -322,6 +321,15 @@ def _shown(live: LiveVersion, cached: CachedList, asked: Asked, served_from: Ser
 def _enough(found: _Rung, asked: Asked, cached: CachedList) -> bool:
     """Whether nothing more is to be had from the version: the answer is full, of the most wanted region and language."""
     return cached.complete or min(len(found.slate), found.slate.preferred) >= asked.top_k
+
+
+def _left_out(request: RecommendationRequest, events: Sequence[RecentEvent]) -> list[str]:
+    """Items that the user has rejected, and those met so that the request leaves them out, as far as the last events tell."""
+    seen, now_us = request.seen, time.time_ns() // 1000
+    if seen is None:
+        return [event.item_id for event in events if not event.positive]
+    met = [one.item_id for one in events if not one.positive or seen.counts(one.action, one.time_us, now_us)]
+    return [*request.recent_items, *met]
 
 
 def _us(moment: datetime) -> int:

@@ -16,8 +16,9 @@ from serving.errors import RequestError
 from serving.filters import both
 from serving.item_table import ItemTable
 from serving.placements import NO_PLACEMENT, Exploration, Placement
+from serving.request_values import body_seen
 from serving.rules import RuleBook, RulePlan
-from serving.schemas import ALL_SEEN, RecommendationRequest, Selection
+from serving.schemas import RecommendationRequest, Selection
 from serving.slate import Wish
 from training.interactions import FloatArray, IntArray
 
@@ -119,6 +120,6 @@ def _with_params(request: RecommendationRequest, assignments: Sequence[Assignmen
             selection = request.selection._replace(filter=both(request.selection.filter, one.params.get("filter")))
             seen = request.seen
             if "exclude_seen" in one.params:
-                seen = ALL_SEEN if one.params["exclude_seen"] else None
+                seen = body_seen(one.params["exclude_seen"])
             request = replace(request, selection=selection, seen=seen)
     return request

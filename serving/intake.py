@@ -15,7 +15,7 @@ from typing import Any
 from features.bus import EVENTS, EventBus
 from features.errors import BusFullError, BusUnavailableError, EventError
 from features.event_codec import encode_event, to_microseconds
-from features.events import POSITIVE_ACTIONS, Event, parse_event
+from features.events import Event, parse_event
 from serving.cache import ListCache, session_unit, user_unit
 from serving.config import ServingConfig
 from serving.errors import RequestError
@@ -111,7 +111,7 @@ class EventIntake:
         fresh: dict[str, list[RecentEvent]] = {}
         for event in events:
             if changes_answers(event.action):
-                recent = RecentEvent(event.item_id, to_microseconds(event.timestamp), event.action in POSITIVE_ACTIONS)
+                recent = RecentEvent.of(event.item_id, to_microseconds(event.timestamp), event.action)
                 if event.user_id is not None:
                     fresh.setdefault(user_unit(event.user_id), []).append(recent)
                 elif event.session_id is not None:

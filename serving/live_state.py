@@ -7,10 +7,11 @@ it again. Loading runs in a thread; the event loop sees one immutable `Snapshot`
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from experiments.assignment import AssignmentPlan, Targeting
 from experiments.errors import ExperimentError, SpecError
@@ -21,9 +22,10 @@ from features.control_store import ControlStore
 from serving.config import ServingConfig
 from serving.context_conditions import compile_condition
 from serving.control import ExperimentRecord, ServingControl, ShadowTarget
-from serving.errors import FilterError
+from serving.errors import FilterError, RequestError
 from serving.item_changes import ItemChanges, as_of_now
 from serving.item_table import ItemTable
+from serving.request_values import body_seen, item_filter
 from serving.rule_store import RuleStore
 from serving.rules import RuleBook
 from training.bundle import MANIFEST_FILE, BundleManifest
@@ -34,8 +36,8 @@ from training.ranking_stage import FEATURES_FOLDER
 
 _log = logging.getLogger("shortlist.serving")
 
-VARIANT_PARAMS: dict[str, type] = {"exclude_seen": bool, "filter": str}
-"""Parameters of a request that a variant may set."""
+VARIANT_PARAMS: dict[str, Callable[[Any], object]] = {"exclude_seen": body_seen, "filter": item_filter}
+"""Parameters of a request that a variant may set, and what refuses a wrong one."""
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,10 @@ def check_variants(spec: ExperimentSpec) -> None:
                 "variants",
             )
         for name, value in (variant.params or {}).items():
-            if not isinstance(value, VARIANT_PARAMS[name]):
-                raise SpecError(f"variant {variant.name!r}: {name} must be {VARIANT_PARAMS[name].__name__}", "variants")
-        if variant.params and "filter" in variant.params:
-            compile_targeting(variant.params["filter"])
+            try:
+                VARIANT_PARAMS[name](value)
+            except RequestError as error:
+                raise SpecError(f"variant {variant.name!r}: {error}", "variants") from None
 
 
 def _pins(running: Sequence[ExperimentRecord]) -> dict[str, Mapping[str, str]]:

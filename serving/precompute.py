@@ -25,7 +25,6 @@ from redis.retry import Retry
 
 from features.activity_store import ActivityStore
 from features.event_codec import to_microseconds
-from features.events import POSITIVE_ACTIONS
 from serving.batch_lists import BatchLists
 from serving.cache import MARK_EXTRA_S, activity_key, list_key, user_unit
 from serving.cached_list import decode_list
@@ -185,7 +184,7 @@ def _restore_marks(config: ServingConfig, files: list[Path]) -> None:
     recent: dict[str, list[RecentEvent]] = {}
     for row in events.to_pylist():
         if row["user_id"] is not None and changes_answers(row["action"]):
-            event = RecentEvent(row["item_id"], to_microseconds(row["timestamp"]), row["action"] in POSITIVE_ACTIONS)
+            event = RecentEvent.of(row["item_id"], to_microseconds(row["timestamp"]), row["action"])
             recent.setdefault(row["user_id"], []).append(event)
     now_us, time_to_live = time.time_ns() // 1000, config.cache_ttl_s + MARK_EXTRA_S
     with _connect(config) as client, client.pipeline(transaction=False) as steps:

@@ -5,7 +5,7 @@ are stale and what has happened, before any worker has seen the event. The onlin
 by item and time.
 
     value: mark as 16 decimal digits (microseconds, strictly rising), then entries, oldest first:
-    time_us int64, kind uint8, length uint16, item_id in UTF-8; all little-endian
+    time_us int64, kind uint8 (action code * 2, + 1 where negative), length uint16, item_id in UTF-8; all little-endian
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from features.events import NEGATIVE_ACTIONS, POSITIVE_ACTIONS
+from features.events import ACTION_CODES, NEGATIVE_ACTIONS, OTHER_ACTION_CODE, POSITIVE_ACTIONS
 
 MARK_BYTES = 16
 MAX_BYTES = 4096
 """Beyond this the oldest entries go: some 100 events of ids of 30 bytes."""
 _ENTRY = struct.Struct("<qBH")
-_POSITIVE, _NEGATIVE = 0, 1
 
 # KEYS: the user's value. ARGV: the receiver's clock in microseconds, new entries, most bytes of all entries, seconds to live.
 # The mark never repeats or falls back, whatever the clocks of several gateways say.
@@ -43,11 +42,17 @@ return 1
 
 @dataclass(frozen=True, slots=True)
 class RecentEvent:
-    """One event as the retriever needs it: the item, the event's time, and whether it shows interest or the contrary."""
+    """One event as the retriever needs it: the item, its time, whether it shows interest or the contrary, the action's code."""
 
     item_id: str
     time_us: int
     positive: bool
+    action: int = OTHER_ACTION_CODE
+
+    @classmethod
+    def of(cls, item_id: str, time_us: int, action: str) -> RecentEvent:
+        """An event by its action's name."""
+        return cls(item_id, time_us, action not in NEGATIVE_ACTIONS, ACTION_CODES.get(action, OTHER_ACTION_CODE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ def encode_events(events: Iterable[RecentEvent]) -> bytes:
     parts = []
     for event in events:
         item = event.item_id.encode()
-        parts += [_ENTRY.pack(event.time_us, _POSITIVE if event.positive else _NEGATIVE, len(item)), item]
+        parts += [_ENTRY.pack(event.time_us, 2 * event.action + (not event.positive), len(item)), item]
     return b"".join(parts)
 
 
@@ -87,5 +92,5 @@ def decode_activity(value: bytes | None) -> RecentActivity:
         at += _ENTRY.size + length
         if at > len(value):
             break
-        events.append(RecentEvent(value[at - length : at].decode(errors="replace"), time_us, kind == _POSITIVE))
+        events.append(RecentEvent(value[at - length : at].decode(errors="replace"), time_us, not kind & 1, kind >> 1))
     return RecentActivity(mark_of(value), tuple(events))

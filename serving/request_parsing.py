@@ -42,8 +42,8 @@ BODY_PARAMETERS = _SHARED_PARAMETERS | {
     "context",
     "model_version",
 }
-QUERY_PARAMETERS = _SHARED_PARAMETERS | {"exclude_seen_days"}
-_SINGLE = (QUERY_PARAMETERS | {"window"}) - {"category", "region", "language", "fields"}
+QUERY_PARAMETERS = _SHARED_PARAMETERS | {"exclude_seen_max_age_days"}
+_SINGLE = (QUERY_PARAMETERS | {"window"}) - {"category", "region", "language", "fields", "exclude_seen"}
 
 
 def parse_get(user_id: str, query_string: bytes) -> RecommendationRequest:
@@ -89,7 +89,7 @@ def _parse_query(query_string: bytes) -> RecommendationRequest:
         top_k=parse_top_k(one["top_k"]) if "top_k" in one else None,
         placement=one.get("placement") or None,
         selection=parse_selection(given),
-        seen=query_seen(one.get("exclude_seen", "true"), one.get("exclude_seen_days")),
+        seen=query_seen(given.get("exclude_seen", ()), one.get("exclude_seen_max_age_days")),
         fields=parse_fields(given.get("fields", ())),
         diversity=share(one["diversity"], "diversity") if "diversity" in one else None,
         explain=flag(one["explain"], "explain") if "explain" in one else False,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from features.events import MAX_ID_LENGTH
+from features.events import ACTION_CODES, MAX_ID_LENGTH
 from serving.errors import RequestError
 from serving.filters import compile_filter
 from serving.schemas import ALL_SEEN, MAX_TOP_K, Seen, Selection
@@ -19,6 +19,7 @@ MAX_WORDS = 32
 MAX_CHAIN = 8
 MAX_SEEN_DAYS = 36_500.0
 
+_SEEN_FORM = 'exclude_seen must be true, false, an action, a list of actions or {"actions": [...], "max_age_days": number}'
 _TRUE, _FALSE = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
 
 
@@ -97,33 +98,56 @@ def share(given: object, name: str) -> float:
     return share
 
 
-def query_seen(text: str, days: str | None) -> Seen | None:
-    """`exclude_seen` and `exclude_seen_days` of a query string."""
-    if not flag(text, "exclude_seen"):
+def query_seen(texts: Sequence[str], days: str | None) -> Seen | None:
+    """`exclude_seen` and `exclude_seen_max_age_days` of a query string: a truth value, or actions separated by commas."""
+    words = [word for text in texts for word in text.split(",")] or ["true"]
+    lower = words[0].lower()
+    if len(words) == 1 and lower in _FALSE:
         return None
     try:
-        return _seen(None if days is None else float(days))
+        age = None if days is None else float(days)
     except ValueError:
-        return _seen(math.nan)
+        age = math.nan
+    return _seen(age, None if len(words) == 1 and lower in _TRUE else words)
 
 
 def body_seen(given: object) -> Seen | None:
-    """`exclude_seen` of a body."""
+    """`exclude_seen` of a body: a truth value, an action, a list of actions, or both bounds by name."""
     if isinstance(given, bool):
         return ALL_SEEN if given else None
-    if not isinstance(given, dict) or set(given) - {"days"}:
-        # Histories do not say by which action an item was met, so none can be named.
-        raise RequestError('exclude_seen must be true, false or {"days": number}', field="exclude_seen")
-    days = given.get("days")
+    if not isinstance(given, dict):
+        given = {"actions": given}
+    if set(given) - {"actions", "max_age_days"}:
+        raise RequestError(_SEEN_FORM, field="exclude_seen")
+    days, actions = given.get("max_age_days"), given.get("actions")
     if days is not None and (isinstance(days, bool) or not isinstance(days, int | float)):
         days = math.nan
-    return _seen(None if days is None else float(days))
+    if isinstance(actions, str):
+        actions = [actions]
+    if actions is not None and (not isinstance(actions, list) or not all(isinstance(one, str) for one in actions)):
+        raise RequestError(_SEEN_FORM, field="exclude_seen")
+    return _seen(None if days is None else float(days), actions)
 
 
-def _seen(days: float | None) -> Seen:
+def _seen(days: float | None, actions: Sequence[str] | None) -> Seen:
     if days is not None and not 0 < days <= MAX_SEEN_DAYS:
-        raise RequestError(f"the days of exclude_seen must be above 0, to {MAX_SEEN_DAYS:.0f}", field="exclude_seen")
-    return Seen(days)
+        raise RequestError(f"the age of exclude_seen must be above 0 and at most {MAX_SEEN_DAYS:.0f} days", field="exclude_seen")
+    if actions is None:
+        return Seen(days)
+    unknown = next((one for one in actions if one not in ACTION_CODES), None)
+    if unknown is not None or not actions:
+        message = (
+            f"exclude_seen must be true, false or some of {', '.join(ACTION_CODES)}, got {unknown[:40] if unknown else 'none'!r}"
+        )
+        raise RequestError(message, field="exclude_seen")
+    return Seen(days, frozenset(ACTION_CODES[one] for one in actions))
+
+
+def item_filter(given: object) -> str:
+    """CEL over item attributes."""
+    if not isinstance(given, str):
+        raise RequestError(f"filter must be text, got {str(given)[:40]!r}", field="filter")
+    return compile_filter(given).expression
 
 
 def boosts(given: object) -> tuple[tuple[str, float], ...]:

@@ -22,6 +22,7 @@ import numpy as np
 from feature_repo.request_columns import SECOND_US
 from features.control_store import ControlStore
 from features.errors import FeaturesError
+from features.events import OTHER_ACTION_CODE
 from serving.audit import AuditLog
 from serving.cached_list import CachedList, decode_list
 from serving.config import ServingConfig
@@ -48,7 +49,6 @@ MAX_HISTORY = 5_000
 """Newest entries of a history that models see: no user of real data reaches it, so that answers equal the evaluation's."""
 FIRST_REAL_TIME_US = 10**12
 """Times below (the first days of 1970) are places in an order: the dataset has no times."""
-DAY_US = 86_400_000_000
 _log = logging.getLogger("shortlist.serving")
 
 
@@ -69,13 +69,13 @@ class RetrieverStage:
     def query(
         self, request: ComputeRequest, activity: RecentActivity, now_us: int, online: OnlineUser | None = None
     ) -> tuple[QueryBatch, IntArray]:
-        """The user's history as of now, and the items that the user rejected.
+        """The user's history as of now, and the items that are left out of the answer for what the user did with them.
 
         History as of training, then the recent events that are not in it (from the online store and from the gateway, which knows
         those of a moment ago), then the caller's own items.
 
         Returns:
-            One query, and (R,) int32 rows of rejected items.
+            One query, and (R,) int32 rows of items that the user rejected, or met so that the request leaves them out.
         """
         histories = self._histories.current()
         user = histories.users.rows([request.user_id])[0] if request.user_id is not None else np.int32(-1)
@@ -94,12 +94,20 @@ class RetrieverStage:
         if online is not None and not request.recent_items and _is_current(online, activity, len(item_idx)):
             names = self.pipeline.user_feature_names
             query = replace(query, user_features={name: online.features[name] for name in names})
-        rejected = self._trained(self.items.rows([event.item_id for event in activity.events if not event.positive]))
-        return query, rejected
+        left_out = [event.item_id for event in activity.events if not event.positive]
+        if request.seen is None:
+            return query, self._trained(self.items.rows(left_out))
+        if request.seen.actions is None:
+            return query, np.concatenate([self._trained(self.items.rows(left_out)), _met(query, request.seen)])
+        codes, meant = histories.action[known], np.array([OTHER_ACTION_CODE, *request.seen.actions])
+        met = np.isin(codes, meant) & (histories.time_us[known] >= request.seen.since_us(asked_us))
+        left_out += [one.item_id for one in events if request.seen.counts(one.action, one.time_us, asked_us)]
+        left_out += request.recent_items
+        return query, np.concatenate([histories.item_idx[known][met], self._trained(self.items.rows(left_out))])
 
-    def retrieve(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray) -> CandidateSet:
-        """Candidates that the request's filters, availability, exclusions and rejections leave."""
-        allowed = self._allowed(request, query, rejected)
+    def retrieve(self, request: ComputeRequest, query: QueryBatch, left_out: IntArray) -> CandidateSet:
+        """Candidates that the request's filters, availability, exclusions and the user's own activity leave."""
+        allowed = self._allowed(request, left_out)
         return self.pipeline.retrieve(query.truncated(MAX_HISTORY), allowed, request.k, exclude_history=False)
 
     def similar(self, request: ComputeRequest) -> RankedLists:
@@ -107,9 +115,9 @@ class RetrieverStage:
         allowed = self.items.mask(request.selection)[: self.items.num_trained]
         return similar_items(self.pipeline, self.items.row(request.similar_to or ""), request.k, allowed)
 
-    def explained(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray, lists: RankedLists, blob: bytes) -> bytes:
+    def explained(self, request: ComputeRequest, query: QueryBatch, left_out: IntArray, lists: RankedLists, blob: bytes) -> bytes:
         """A list with where its scores come from (`serving.explained_list`)."""
-        candidates = self.retrieve(request, query, rejected)
+        candidates = self.retrieve(request, query, left_out)
         keep = np.isin(lists.item_idx[0], candidates.item_idx[0]) & (lists.item_idx[0] >= 0)
         found = explained(self.pipeline, query.truncated(MAX_HISTORY), candidates, lists.item_idx[0][keep])
         because = [None if row < 0 else str(self.items.item_ids[row]) for row in found.because.tolist()]
@@ -123,15 +131,13 @@ class RetrieverStage:
         )
         return ExplainedList(kept, found.names, found.parts, because).encode()
 
-    def _allowed(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray) -> BoolArray:
+    def _allowed(self, request: ComputeRequest, left_out: IntArray) -> BoolArray:
         allowed = self.items.mask(request.selection)[: self.items.num_trained].copy()
         if request.candidates is not None:
             wanted = np.zeros(len(allowed), dtype=bool)
             wanted[self._trained(self.items.rows(request.candidates))] = True
             allowed &= wanted
-        if request.seen is not None:
-            allowed[_seen(query, request.seen)] = False
-        allowed[rejected] = False
+        allowed[left_out] = False
         allowed[self._trained(self.items.rows(request.exclude))] = False
         return allowed
 
@@ -168,11 +174,9 @@ class RetrieverStage:
         return set(zip((time_us[start:] // SECOND_US).tolist(), item_idx[start:].tolist(), strict=True))
 
 
-def _seen(query: QueryBatch, seen: Seen) -> IntArray:
-    """Rows of the history's items that are left out."""
-    if seen.days is None:
-        return query.item_idx
-    return query.item_idx[query.time_us >= query.request_time_us[0] - round(seen.days * DAY_US)]
+def _met(query: QueryBatch, seen: Seen) -> IntArray:
+    """Rows of the history's items that are left out, by whatever action they were met."""
+    return query.item_idx[query.time_us >= seen.since_us(int(query.request_time_us[0]))]
 
 
 def joined(first: RankedLists, second: RankedLists) -> RankedLists:
@@ -270,22 +274,22 @@ class Retriever:
         if request.similar_to is not None:
             return encode_answer(self._stage.similar(request), activity, now_us, request.k)
         online = await self._online.read(request.user_id) if request.user_id is not None else None
-        query, rejected = self._stage.query(request, activity, now_us, online)
+        query, left_out = self._stage.query(request, activity, now_us, online)
         if len(query.item_idx) == 0 and request.candidates is None:
             return anonymous_answer(activity, now_us)
         lists = None
         for step in request.selection.steps:
-            found = await self._ranked(replace(request, selection=step), query, rejected, now_us)
+            found = await self._ranked(replace(request, selection=step), query, left_out, now_us)
             lists = found if lists is None else joined(lists, found)
             if int((lists.item_idx[0] >= 0).sum()) >= max(request.top_k, 1):
                 break
         assert lists is not None
         if request.explain:
-            return self._stage.explained(request, query, rejected, lists, encode_answer(lists, activity, now_us, request.k))
+            return self._stage.explained(request, query, left_out, lists, encode_answer(lists, activity, now_us, request.k))
         return encode_answer(lists, activity, now_us, request.k)
 
-    async def _ranked(self, request: ComputeRequest, query: QueryBatch, rejected: IntArray, now_us: int) -> RankedLists:
-        candidates = self._stage.retrieve(request, query, rejected)
+    async def _ranked(self, request: ComputeRequest, query: QueryBatch, left_out: IntArray, now_us: int) -> RankedLists:
+        candidates = self._stage.retrieve(request, query, left_out)
         query = query.truncated(MAX_HISTORY)
         if self._local_ranker is not None:
             lists = self._local_ranker.rank(query, candidates, request.k)

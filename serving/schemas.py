@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from features.events import OTHER_ACTION_CODE
 from serving.page_cursor import Hashes, nothing_shown
 
 DEFAULT_TOP_K = 10
@@ -46,10 +47,25 @@ NO_SELECTION = Selection()
 """All available items."""
 
 
+DAY_US = 86_400_000_000
+
+
 class Seen(NamedTuple):
-    """Which met items are left out: those met in the last `days` (None: ever), by whatever action."""
+    """Which met items are left out: those met in the last `days` (None: ever) by one of `actions` (codes; None: by any)."""
 
     days: float | None = None
+    actions: frozenset[int] | None = None
+
+    def since_us(self, now_us: int) -> int:
+        """The time from which on a meeting counts."""
+        return 0 if self.days is None else now_us - round(self.days * DAY_US)
+
+    def counts(self, action: int, time_us: int, now_us: int) -> bool:
+        """Whether an item that was met so is left out. A meeting by an action that is not known counts: nothing is shown again that
+        may have been meant."""
+        if self.actions is not None and action != OTHER_ACTION_CODE and action not in self.actions:
+            return False
+        return time_us >= self.since_us(now_us)
 
 
 ALL_SEEN = Seen()

@@ -51,7 +51,7 @@ def recommend(
     category: Words = None,
     region: Words = None,
     language: Words = None,
-    exclude_seen: bool | Mapping[str, Any] | None = None,
+    exclude_seen: bool | str | Sequence[str] | Mapping[str, Any] | None = None,
     exclude: Sequence[str] | None = None,
     boost: Sequence[Mapping[str, Any]] | None = None,
     candidates: Sequence[str] | None = None,
@@ -71,7 +71,8 @@ def recommend(
         filter: CEL over item attributes, such as `"Comedy" in categories && year >= 1990`.
         category: any of these.
         region, language: chains: items of the first come first, those of the next fill up.
-        exclude_seen: leave out what the user has already met (the default); `{"days": 30}` for the last 30 days alone.
+        exclude_seen: leave out what the user has already met (the default); an action, a list of them, or
+            `{"actions": ["purchase"], "max_age_days": 30}` for what was met so.
         exclude: item ids to leave out.
         boost: changes of score for items that match a filter.
         candidates: rank these items and no others.

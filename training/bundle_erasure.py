@@ -49,6 +49,7 @@ def erase_user(folder: Path, user_id: str) -> bool:
         item_idx=histories.item_idx[kept],
         time_us=histories.time_us[kept],
         value=histories.value[kept],
+        action=histories.action[kept],
     )
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".erasing-") as scratch:
         work = Path(scratch) / folder.name

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.arrays import AnyArray, map_arrays, save_arrays
-from training.interactions import FloatArray, IdArray, IntArray, Interactions, LongArray
+from training.interactions import ByteArray, FloatArray, IdArray, IntArray, Interactions, LongArray
 from training.queries import QueryBatch
 from training.vocabulary import Vocabulary
 
@@ -29,7 +29,7 @@ class Histories:
     """Histories of all users, oldest entry first.
 
     Shapes and units: user_ids (U,) str; indptr (U + 1,) int64; item_idx (E,) int32; time_us (E,) int64 microseconds since the
-    epoch; value (E,) float32, NaN where none.
+    epoch; value (E,) float32, NaN where none; action (E,) uint8 of `features.events.ACTION_CODES`, 0 where not known.
     """
 
     user_ids: IdArray
@@ -37,11 +37,19 @@ class Histories:
     item_idx: IntArray
     time_us: LongArray
     value: FloatArray
+    action: ByteArray
 
     @classmethod
     def of(cls, interactions: Interactions) -> Histories:
         """Histories of everything in `interactions`."""
-        return cls(interactions.user_ids, interactions.indptr, interactions.item_idx, interactions.time_us, interactions.value)
+        return cls(
+            user_ids=interactions.user_ids,
+            indptr=interactions.indptr,
+            item_idx=interactions.item_idx,
+            time_us=interactions.time_us,
+            value=interactions.value,
+            action=interactions.action,
+        )
 
     @cached_property
     def users(self) -> Vocabulary:
@@ -88,12 +96,13 @@ class Histories:
             "item_idx": self.item_idx,
             "time_us": self.time_us,
             "value": self.value,
+            "action": self.action,
         }
         save_arrays(folder / HISTORIES_FILE, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Histories:
-        """Read what `save` wrote; the arrays are memory maps."""
+        """Read what `save` wrote; the arrays are memory maps. Bundles of an earlier release know no actions."""
         arrays = map_arrays(folder / HISTORIES_FILE)
         ids = pq.read_table(folder / USERS_FILE).column("user_id").to_numpy(zero_copy_only=False)
         return cls(
@@ -102,4 +111,5 @@ class Histories:
             item_idx=arrays["item_idx"].astype(np.int32, copy=False),
             time_us=arrays["time_us"].astype(np.int64, copy=False),
             value=arrays["value"].astype(np.float32, copy=False),
+            action=arrays.get("action", np.zeros(len(arrays["item_idx"]), dtype=np.uint8)).astype(np.uint8, copy=False),
         )

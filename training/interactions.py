@@ -19,6 +19,7 @@ IntArray = npt.NDArray[np.int32]
 LongArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+ByteArray = npt.NDArray[np.uint8]
 IdArray = npt.NDArray[np.object_]
 
 
@@ -35,6 +36,7 @@ class Interactions:
         time_known (E,) bool: False where the time was imputed or synthetic.
         value (E,) float32: rating or amount, NaN where none was given.
         split (E,) object: the `split` column of the file ("train", "test", ...), None where none.
+        action (E,) uint8: `features.events.ACTION_CODES`, 0 where not known.
     """
 
     user_ids: IdArray
@@ -45,6 +47,7 @@ class Interactions:
     time_known: BoolArray
     value: FloatArray
     split: IdArray
+    action: ByteArray
 
     @property
     def num_users(self) -> int:
@@ -84,6 +87,7 @@ class Interactions:
             time_known=self.time_known[keep],
             value=self.value[keep],
             split=self.split[keep],
+            action=self.action[keep],
         )
 
     def to_csr(self, weight: FloatArray | None = None) -> sp.csr_matrix:

@@ -50,6 +50,7 @@ _BOOST = {
     "required": ["filter", "weight"],
     "properties": {"filter": _TEXT, "weight": {"type": "number", "minimum": -MAX_BOOST, "maximum": MAX_BOOST}},
 }
+_ACTION = {**_TEXT, "enum": list(ACTIONS)}
 _DAYS = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_SEEN_DAYS}
 _DESCRIBED: dict[str, tuple[str, Json, Any]] = {
     "user_id": ("Whom the list is for; users that nobody has met get the anonymous answer.", _TEXT, "42"),
@@ -72,8 +73,12 @@ _DESCRIBED: dict[str, tuple[str, Json, Any]] = {
         _texts(MAX_CHAIN),
         ["de", "en"],
     ),
-    "exclude_seen": ("Leave out what the user has already met.", {"type": "boolean", "default": True}, True),
-    "exclude_seen_days": ("With `exclude_seen`: only what was met in the last so many days.", _DAYS, 30),
+    "exclude_seen": (
+        "Leave out what the user has already met: `true`, `false`, or by which actions.",
+        {"default": True, "anyOf": [{"type": "boolean"}, _ACTION, {"type": "array", "items": _ACTION}]},
+        "purchase",
+    ),
+    "exclude_seen_max_age_days": ("With `exclude_seen`: only what was met in the last so many days.", _DAYS, 30),
     "diversity": ("0 (best scores) to 1 (most different items).", {"type": "number", "minimum": 0, "maximum": 1}, 0.3),
     "explain": ("With reason and contributions that sum to the score.", {"type": "boolean", "default": False}, True),
     "fields": ("Item attributes to return with each item.", _texts(MAX_FIELDS), ["title", "year"]),
@@ -96,7 +101,14 @@ _DESCRIBED: dict[str, tuple[str, Json, Any]] = {
 }
 _BODY_SEEN: Json = {
     "default": True,
-    "anyOf": [{"type": "boolean"}, {"type": "object", "additionalProperties": False, "properties": {"days": _DAYS}}],
+    "anyOf": [
+        *_DESCRIBED["exclude_seen"][1]["anyOf"],
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"actions": {"type": "array", "items": _ACTION}, "max_age_days": _DAYS},
+        },
+    ],
 }
 
 

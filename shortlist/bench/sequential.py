@@ -82,6 +82,7 @@ def drawn_histories(users: int, items: int, mean_length: float) -> Interactions:
         time_known=np.zeros(len(user_idx), dtype=bool),
         value=np.full(len(user_idx), np.nan, dtype=np.float32),
         split=np.full(len(user_idx), None, dtype=object),
+        action=np.zeros(len(user_idx), dtype=np.uint8),
     )
 
 

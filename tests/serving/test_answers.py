@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -164,6 +165,48 @@ def test_trouble_falls_to_the_stale_list_then_to_popular_items(ladder: Ladder, t
     assert all(row % 5 for row in rows(ladder, segment))
 
 
+def test_popular_items_leave_out_what_was_met_by_the_named_actions_and_what_was_rejected(ladder: Ladder) -> None:
+    ladder.reply = fail
+    now_us = time.time_ns() // 1000
+    events = [
+        RecentEvent.of("i000", now_us, "purchase"),
+        RecentEvent.of("i001", now_us, "view"),
+        RecentEvent.of("i002", 1, "purchase"),
+    ]
+    events += [RecentEvent.of("i003", now_us, "dislike"), RecentEvent.of("i004", now_us, "own-action")]
+    ladder.cache.held = CacheRead(None, b"%016d" % 9 + encode_events(events), True)
+
+    def missing(**asked: object) -> set[int]:
+        seen = parse_body(asked).seen
+        return set(range(6)) - set(rows(ladder, ladder.ask(seen=seen, top_k=60)))
+
+    assert missing() == {0, 1, 2, 3, 4}
+    assert missing(exclude_seen=False) == {3}
+    assert missing(exclude_seen="purchase") == {0, 2, 3, 4}
+    assert missing(exclude_seen=["purchase", "view"]) == {0, 1, 2, 3, 4}
+    assert missing(exclude_seen={"actions": ["purchase"], "max_age_days": 1}) == {0, 3, 4}
+    assert missing(exclude_seen={"max_age_days": 1}) == {0, 1, 3, 4}
+
+
+def test_query_strings_and_bodies_say_the_same_of_what_was_met() -> None:
+    pairs = [
+        (b"", {}),
+        (b"exclude_seen=false", {"exclude_seen": False}),
+        (b"exclude_seen=1", {"exclude_seen": True}),
+        (b"exclude_seen=purchase", {"exclude_seen": "purchase"}),
+        (b"exclude_seen=purchase,like", {"exclude_seen": ["like", "purchase"]}),
+        (b"exclude_seen=purchase&exclude_seen=like", {"exclude_seen": {"actions": ["like", "purchase"]}}),
+        (b"exclude_seen=view&exclude_seen_max_age_days=7", {"exclude_seen": {"actions": ["view"], "max_age_days": 7}}),
+        (b"exclude_seen_max_age_days=7.5", {"exclude_seen": {"max_age_days": 7.5}}),
+    ]
+    for query, body in pairs:
+        assert parse_get("u", query).seen == parse_body(body).seen, query
+    for wrong in (b"exclude_seen=", b"exclude_seen=true,view", b"exclude_seen_max_age_days=x", b"exclude_seen=View"):
+        with pytest.raises(RequestError) as refused:
+            parse_get("u", wrong)
+        assert refused.value.field == "exclude_seen"
+
+
 def test_anonymous_lists_mean_popular_items_without_a_second_hop(ladder: Ladder) -> None:
     ladder.reply = lambda: ranked(anonymous=True).encode()
     first = ladder.ask()
@@ -245,8 +288,14 @@ def test_a_filter_that_nothing_passes_is_an_empty_answer(ladder: Ladder) -> None
         ({"top_k": 0}, "top_k"),
         ({"context": []}, "context"),
         ({"exclude_seen": 1}, "exclude_seen"),
-        ({"exclude_seen": {"actions": ["purchase"]}}, "exclude_seen"),
-        ({"exclude_seen": {"days": 0}}, "exclude_seen"),
+        ({"exclude_seen": "stolen"}, "exclude_seen"),
+        ({"exclude_seen": []}, "exclude_seen"),
+        ({"exclude_seen": {"actions": ["purchase", 1]}}, "exclude_seen"),
+        ({"exclude_seen": {"actions": {}}}, "exclude_seen"),
+        ({"exclude_seen": {"max_age_days": 0}}, "exclude_seen"),
+        ({"exclude_seen": {"max_age_days": "9"}}, "exclude_seen"),
+        ({"exclude_seen": {"max_age_days": float("nan")}}, "exclude_seen"),
+        ({"exclude_seen": {"days": 9}}, "exclude_seen"),
         ({"recent_items": "a"}, "recent_items"),
         ({"recent_items": [True]}, "recent_items"),
         ({"recent_items": ["a"] * 201}, "recent_items"),

@@ -59,7 +59,9 @@ def own_bundle(bundle: Path, tmp_path: Path) -> Path:
     lengths = np.diff(histories.indptr)[order]
     rows = np.concatenate([np.arange(histories.indptr[row], histories.indptr[row + 1]) for row in order])
     indptr = np.concatenate([[0], np.cumsum(lengths)])
-    renamed = Histories(ids[order], indptr, histories.item_idx[rows], histories.time_us[rows], histories.value[rows])
+    renamed = Histories(
+        ids[order], indptr, histories.item_idx[rows], histories.time_us[rows], histories.value[rows], histories.action[rows]
+    )
     manifest = open_bundle(folder)
     renamed.save(folder)
     seal_bundle(folder, manifest)

@@ -11,6 +11,7 @@ from experiments.assignment import Assignment
 from features.bus import EVENTS, EXPOSURES
 from features.errors import BusFullError, BusUnavailableError
 from features.event_codec import decode_event
+from features.events import ACTION_CODES
 from serving.answers import Answer
 from serving.config import ServingConfig, hash_token
 from serving.errors import RequestError
@@ -82,7 +83,7 @@ def test_events_reach_the_bus_and_move_the_marks(intake: EventIntake, bus: StubB
     assert [decode_event(payload)["item_id"] for _, payload in bus.published] == ["i", "j", "k", "other"]
     moved = marks.appended[0]
     assert [(event.item_id, event.positive) for event in moved["u:u"]] == [("i", True), ("other", True)]
-    assert moved["s:s"] == [RecentEvent("k", 1_700_000_000_000_000, False)]
+    assert moved["s:s"] == [RecentEvent("k", 1_700_000_000_000_000, False, ACTION_CODES["dislike"])]
 
 
 def test_a_repeated_event_is_a_duplicate_and_moves_no_mark(intake: EventIntake, marks: StubMarks) -> None:

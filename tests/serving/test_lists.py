@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from datetime import datetime
 
 import numpy as np
@@ -11,6 +12,7 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.events import ACTIONS, NEGATIVE_ACTIONS
 from serving.cached_list import CachedList, decode_list
 from serving.item_table import ItemTable
 from serving.recent_activity import (
@@ -83,6 +85,16 @@ def test_being_shown_changes_nothing() -> None:
     assert changes_answers("dislike")
     assert not changes_answers("impression")
     assert not changes_answers("unheard_of")
+
+
+def test_events_come_back_as_they_were_written_and_those_of_an_earlier_release_too() -> None:
+    events = tuple(RecentEvent.of(f"i{n}", n, action) for n, action in enumerate(ACTIONS))
+    found = decode_activity(b"%016d" % 1 + encode_events(events)).events
+    assert found == events
+    assert [event.positive for event in found] == [action not in NEGATIVE_ACTIONS for action in ACTIONS]
+    # Without actions: 0 for interest, 1 for the contrary.
+    old = b"".join(struct.pack("<qBH", 7, kind, 1) + b"a" for kind in (0, 1))
+    assert decode_activity(b"%016d" % 1 + old).events == (RecentEvent("a", 7, True), RecentEvent("a", 7, False))
 
 
 @pytest.mark.integration

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from features.events import ACTION_CODES
 from serving.cached_list import CachedList, decode_list
 from serving.item_table import ItemTable
 from serving.messages import ComputeRequest
 from serving.online_users import OnlineUser, OnlineUsers, parse_user
 from serving.recent_activity import RecentActivity, RecentEvent
+from serving.request_parsing import parse_body
 from serving.retriever import RetrieverStage, encode_answer
 from serving.schemas import ALL_SEEN, Seen, Selection
 
@@ -59,7 +62,7 @@ def test_recent_events_join_the_history_in_order_and_once(stage) -> None:
     )
     user = str(histories.user_ids[3])
     repeated = RecentEvent(str(stage.items.item_ids[histories.item_idx[histories.indptr[4] - 1]]), last, True)
-    query, rejected = stage.query(ComputeRequest(user, 5), RecentActivity(1, (repeated, *events, events[0])), NOW_US)
+    query, rejected = stage.query(ComputeRequest(user, 5, seen=None), RecentActivity(1, (repeated, *events, events[0])), NOW_US)
     assert query.item_idx.tolist() == [*seen(stage, user), row("i019"), row("i020")]
     assert np.all(np.diff(query.time_us) > 0)
     assert query.request_time_us[0] == NOW_US
@@ -88,6 +91,42 @@ def test_items_met_long_ago_may_come_again(stage) -> None:
     cut = compute(stage, ComputeRequest("u3", 60, seen=Seen(days=days_ago + 2.5))).item_idx.tolist()
     assert set(cut) & set(own) == set(own[:-3])  # a step a day: the last three were met within the days
     assert set(own) <= set(compute(stage, ComputeRequest("u3", 60, seen=Seen(days=1.0))).item_idx.tolist())
+
+
+def test_only_what_was_met_by_the_named_actions_is_left_out(pipeline, bundle) -> None:
+    histories = pipeline.histories
+    codes = np.where(np.arange(len(histories.item_idx)) % 2 == 0, ACTION_CODES["purchase"], ACTION_CODES["view"]).astype(np.uint8)
+    knowing = RetrieverStage(replace(pipeline, histories=replace(histories, action=codes)), ItemTable.from_bundle(bundle))
+    own, start = seen(knowing, "u3"), int(histories.indptr[histories.users.rows(["u3"])[0]])
+    bought = [row for place, row in enumerate(own) if (start + place) % 2 == 0]
+    row, later = knowing.items.row, int(histories.time_us.max()) + DAY_US
+    events = (
+        RecentEvent.of("i040", later, "view"),
+        RecentEvent.of("i041", later, "purchase"),
+        RecentEvent.of("i042", later, "dislike"),
+    )
+    activity = RecentActivity(1, events)
+
+    def missing(**asked: object) -> set[int]:
+        request = ComputeRequest("u3", 60, seen=parse_body(asked).seen, recent_items=("i045",))
+        return set(range(50)) - set(compute(knowing, request, activity).item_idx.tolist())
+
+    always = {row("i042"), row("i045")}
+    assert missing(exclude_seen="purchase") == {*bought, row("i041"), *always}
+    assert missing(exclude_seen="view") == {*(set(own) - set(bought)), row("i040"), *always}
+    assert missing(exclude_seen=["purchase", "view"]) == missing() == {*own, row("i040"), row("i041"), *always}
+    days_ago = (NOW_US - int(histories.time_us.max())) / DAY_US
+    assert missing(exclude_seen={"actions": ["purchase"], "max_age_days": days_ago + 2.5}) == {
+        *(set(bought) & set(own[-3:])),
+        row("i041"),
+        *always,
+    }
+    # A bundle of an earlier release knows no actions: all of its entries may have been meant.
+    unknowing = RetrieverStage(pipeline, ItemTable.from_bundle(bundle))
+    left = compute(
+        unknowing, ComputeRequest("u3", 60, seen=parse_body({"exclude_seen": "purchase"}).seen), activity
+    ).item_idx.tolist()
+    assert set(own).isdisjoint(left)
 
 
 def test_candidates_and_filters_restrict(stage) -> None:

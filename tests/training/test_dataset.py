@@ -13,7 +13,7 @@ import pytest
 from features.activity_store import ActivityStore
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
-from features.events import EVENT_SCHEMA, Event
+from features.events import ACTION_CODES, EVENT_SCHEMA, Event
 from features.import_dataset import import_dataset
 from features.paths import DatasetPaths
 from training.dataset import fold_events, from_frame, load_training_data
@@ -125,6 +125,16 @@ def test_import_and_frame_give_the_same(shared: Path, tmp_path: Path, name: str)
     )
     for column in ("user_ids", "item_ids", "user_idx", "item_idx", "time_us", "time_known", "value"):
         np.testing.assert_array_equal(getattr(loaded, column), getattr(direct, column))
+
+
+def test_actions_come_along_in_the_order_of_the_history() -> None:
+    frame = pd.DataFrame(
+        {"user_id": ["b", "a", "a", "a"], "item_id": list("wxyz"), "action": ["view", "purchase", "own-action", "like"]}
+    )
+    frame["position"] = [0, 2, 1, 0]
+    codes = from_frame(frame).action.tolist()
+    assert codes == [ACTION_CODES["like"], 0, ACTION_CODES["purchase"], ACTION_CODES["view"]]
+    assert from_frame(frame.drop(columns="action")).action.tolist() == [0, 0, 0, 0]
 
 
 def test_fold_events_are_the_rows() -> None:

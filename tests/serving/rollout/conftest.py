@@ -97,7 +97,7 @@ class Rollout:
         return self.wait(lambda: self.champion_versions() == {version}, what=f"version {version}")
 
     @staticmethod
-    def wait(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> float:
+    def wait(condition: Callable[[], bool], what: str, seconds: float = 180.0) -> float:
         """Poll until true; returns the seconds that it took. Generous: the machine may do other things."""
         began = time.monotonic()
         while not condition():

@@ -61,7 +61,15 @@ def test_every_call_answers_as_the_document_says(rollout, client: Checked) -> No
     assert client.health()["status"] == "ready"
     assert len(client.get_recommendations("u1", top_k=5)) == 5
     asked = {"placement": None, "filter": "year > 1980", "category": "Drama", "region": ["DE", "AT"], "language": "fr"}
-    answer = client.recommend("u1", top_k=3, fields=["title"], explain=True, diversity=0.2, exclude_seen={"days": 10_000}, **asked)
+    answer = client.recommend(
+        "u1",
+        top_k=3,
+        fields=["title"],
+        explain=True,
+        diversity=0.2,
+        exclude_seen={"actions": ["purchase"], "max_age_days": 99},
+        **asked,
+    )
     assert all(item["title"] and item["reason"] for item in answer["recommended_items"])
     client.recommend(session_id="s1", recent_items=["i001"], exclude=["i003"], boost=[{"filter": "year > 1990", "weight": 1}])
     ranked = client.recommend("u1", candidates=["i030", "i031"], context={"device": "phone"})
