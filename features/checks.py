@@ -31,8 +31,10 @@ from features.aggregates import Side, id_bytes
 from features.columns import FeatureColumns, equal_columns, table_columns
 from features.errors import FeatureJoinError
 from features.feature_tables import newest_rows, newest_time_us
+from features.point_in_time import LATEST_US
 from features.request_features import REQUEST_FEATURE_NAMES, request_features
-from features.store import LATEST_US, Features, view_specs
+from features.store import Features
+from features.views import view_specs
 
 SIDES: tuple[Side, Side] = ("user", "item")
 

@@ -1,4 +1,4 @@
-"""The one owner of Feast's FeatureStore: registry, materialization, pushes, online reads and point-in-time joins.
+"""The owner of a dataset's FeatureStore: registry, materialization, pushes and online reads; joins are `features.point_in_time`'s.
 
 What the features are is `feature_repo`'s to declare, how their values are computed `features.aggregates`', and the tables are
 `features.feature_tables`'.
@@ -19,11 +19,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from feast import FeatureStore, RepoConfig
+from feast import FeatureStore
 from feast.data_source import PushMode
 from feast.errors import FeastObjectNotFoundException, PushSourceNotFoundException
 from redis.exceptions import RedisError
@@ -33,65 +30,34 @@ from feature_repo.request_columns import REQUEST_FEATURES
 from feature_repo.request_views import REQUEST_TIME, REQUEST_VIEW
 from feature_repo.services import RANKING_V1
 from feature_repo.specs import (
-    EVENT_TIMESTAMP,
     ITEM_ACTIVITY,
-    ITEM_ACTIVITY_SPECS,
     ITEM_ENGAGEMENT,
-    ITEM_ENGAGEMENT_SPECS,
     ITEM_METADATA,
     USER_ACTIVITY,
-    USER_ACTIVITY_SPECS,
     USER_PROFILE,
     FeatureSpec,
-    item_metadata_specs,
     table_path,
-    user_profile_specs,
 )
 from features.aggregates import Side
-from features.columns import FeatureColumns, table_columns, value_column
-from features.errors import FeatureJoinError, FeatureStoreError
-from features.feast_values import arrow_frame, plain_value, redis_connection_string
+from features.columns import FeatureColumns, value_column
+from features.errors import FeatureStoreError
+from features.feast_config import ONLINE_STORE, open_store, redis_connection_string
+from features.feast_values import arrow_frame, plain_value
 from features.feature_tables import Progress, count_entities, newest_rows, newest_time_us, timed
+from features.online_rows import WRITE_ROWS, active_users, write_blocks
 from features.paths import DatasetPaths
+from features.point_in_time import LATEST_US, point_in_time_join
 from features.schema import DatasetSchema
+from features.views import view_specs
 
 IdArray = npt.NDArray[np.object_]
 LongArray = npt.NDArray[np.int64]
 
-WRITE_ROWS = 5_000
-"""Rows of one online write: 2 round trips and about 60 MB of protobufs."""
-
-LATEST_US = 7_258_118_400_000_000
-"""2200-01-01: no event is later."""
-
-ONLINE_STORE = "feature_repo.packed_store.PackedRedisOnlineStore"
-"""Feast finds it by this name."""
-
-_ROW = "ask_row"
 _PUSHED: dict[Side, tuple[tuple[str, str], ...]] = {
     "user": ((USER_ACTIVITY, "user_events"),),
     "item": ((ITEM_ACTIVITY, "item_events"), (ITEM_ENGAGEMENT, "item_impressions")),
 }
 """Views that live events change, and a feature of each."""
-
-
-def view_specs(schema: DatasetSchema, side: Side) -> dict[str, tuple[FeatureSpec, ...]]:
-    """View name -> its features, for the views of one side that the dataset has."""
-    raw = asdict(schema)
-    if side == "user":
-        views = {USER_ACTIVITY: USER_ACTIVITY_SPECS, USER_PROFILE: user_profile_specs(raw)}
-    else:
-        views = {
-            ITEM_ACTIVITY: ITEM_ACTIVITY_SPECS,
-            ITEM_ENGAGEMENT: ITEM_ENGAGEMENT_SPECS,
-            ITEM_METADATA: item_metadata_specs(raw),
-        }
-    return {name: specs for name, specs in views.items() if specs}
-
-
-def training_specs(schema: DatasetSchema, side: Side) -> dict[str, tuple[FeatureSpec, ...]]:
-    """`view_specs` without engagement: a fold's interactions do not say what was shown."""
-    return {view: specs for view, specs in view_specs(schema, side).items() if view != ITEM_ENGAGEMENT}
 
 
 class Features:
@@ -113,12 +79,12 @@ class Features:
         self.schema = schema
         self.user_ttl_s = user_ttl_s
         online_store: Any = {"type": ONLINE_STORE, "connection_string": redis_connection_string(redis_url)} if redis_url else None
-        self._store = _open_store(paths.feast_project, paths.feast_registry, online_store)
+        self._store = open_store(paths.feast_project, paths.feast_registry, online_store)
         # Feast has one expiry for all of a store's keys, so what writes users is a store of its own on the same registry.
         self._user_store = self._store
         if online_store is not None and user_ttl_s is not None:
             expiring = online_store | {"key_ttl_seconds": user_ttl_s}
-            self._user_store = _open_store(paths.feast_project, paths.feast_registry, expiring)
+            self._user_store = open_store(paths.feast_project, paths.feast_registry, expiring)
         self._repository = build_repository(asdict(schema), paths.feature_tables)
         self._specs: dict[Side, dict[str, tuple[FeatureSpec, ...]]] = {
             "user": view_specs(schema, "user"),
@@ -172,8 +138,8 @@ class Features:
             done = 0
             newest = newest_rows(path, key, cutoff_us, WRITE_ROWS)
             if view == USER_ACTIVITY and self.user_ttl_s is not None:
-                newest = _active(newest, path, self.user_ttl_s)
-            for block in _blocks(newest):
+                newest = active_users(newest, path, self.user_ttl_s)
+            for block in write_blocks(newest):
                 self._write(view, block)
                 done += len(block)
                 if progress is not None:
@@ -200,7 +166,7 @@ class Features:
     def write_attributes(self, side: Side, values: pa.Table) -> None:
         """Replace profiles or metadata online: the id and the view's features, as `attribute_table` makes them."""
         view = USER_PROFILE if side == "user" else ITEM_METADATA
-        for block in _blocks(iter([values])):
+        for block in write_blocks(iter([values])):
             self._write(view, self._dated(block))
 
     def online_users(self, user_ids: Sequence[str], service: str = RANKING_V1) -> FeatureColumns:
@@ -269,7 +235,7 @@ class Features:
             self._writer(view).write_to_online_store(view, df=arrow_frame(rows))
 
     def _push(self, view: str, states: pa.Table) -> None:
-        for block in _blocks(iter([states])):
+        for block in write_blocks(iter([states])):
             with self._reported():
                 self._writer(view).push(f"{view}_push", arrow_frame(self._dated(block)), to=PushMode.ONLINE)
 
@@ -322,115 +288,8 @@ class Features:
             raise FeatureStoreError(f"{error}: run `shortlist features apply --dataset {self.paths.dataset}`") from error
 
 
-class OfflineFeatures:
-    """Point-in-time joins against a folder of feature tables, with a registry of its own in it.
-
-    Args:
-        folder: holds `<view>.parquet` of every view; the registry is written into it.
-        schema: of the dataset.
-    """
-
-    def __init__(self, folder: Path, schema: DatasetSchema) -> None:
-        self._schema = schema
-        self._store = _open_store("offline", folder / "registry.db", None)
-        self._repository = build_repository(asdict(schema), folder)
-
-    def apply(self, side: Side) -> None:
-        """Register the entity and views of one side."""
-        if side == "user":
-            self._store.apply([self._repository.user, *self._repository.user_views])
-        else:
-            self._store.apply([self._repository.item, *self._repository.item_views])
-
-    def join(self, side: Side, ids: IdArray, before_us: LongArray, names: Sequence[str] | None = None) -> FeatureColumns:
-        """Features of each (entity, time) as they were strictly before the time; see `point_in_time_join`."""
-        return point_in_time_join(self._store, training_specs(self._schema, side), side, ids, before_us, names)
-
-
-def point_in_time_join(
-    store: FeatureStore,
-    views: Mapping[str, tuple[FeatureSpec, ...]],
-    side: Side,
-    ids: IdArray,
-    before_us: LongArray,
-    names: Sequence[str] | None = None,
-) -> FeatureColumns:
-    """Join entities with their features as of one microsecond before each time.
-
-    Args:
-        store: applied store.
-        views: view name -> features of the side.
-        side: which entity.
-        ids: (B,) outside ids.
-        before_us: (B,) int64 microseconds since the epoch. (id, time) pairs may repeat.
-        names: features wanted; all by default.
-
-    Returns:
-        name -> (B,) column in the order asked.
-
-    Raises:
-        FeatureJoinError: the join returned another number of rows than asked, or lacks a feature.
-    """
-    key = f"{side}_id"
-    specs = [spec for of_view in views.values() for spec in of_view if names is None or spec.name in names]
-    references = [f"{view}:{spec.name}" for view, of_view in views.items() for spec in of_view if spec in specs]
-    # Events lie in the years 1900 to 2200, so a later ask means the same as the bound, which pandas' nanoseconds can hold.
-    as_of = pd.to_datetime(np.minimum(before_us, LATEST_US) - 1, unit="us", utc=True)
-    asks = pd.DataFrame({key: ids, EVENT_TIMESTAMP: as_of, _ROW: np.arange(len(ids), dtype=np.int64)})
-    with warnings.catch_warnings():
-        # ibis calls an older name of DuckDB's; Feast's import turns such warnings on for everybody.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        joined: pa.Table = store.get_historical_features(entity_df=asks, features=references).to_arrow()
-    rows = joined.column(_ROW).to_numpy()
-    if len(rows) != len(ids) or len(np.unique(rows)) != len(ids):
-        raise FeatureJoinError(
-            f"the point-in-time join of {len(ids)} {side}s returned {len(rows)} rows ({len(np.unique(rows))} distinct): "
-            "it must return each asked row once; use the duckdb offline store"
-        )
-    return table_columns(joined.take(np.argsort(rows)), specs)
-
-
-def _open_store(project: str, registry: Path, online_store: Any) -> FeatureStore:
-    return FeatureStore(
-        config=RepoConfig(
-            project=project,
-            provider="local",
-            # A cached registry never expires: serving would stall on re-reading it, and `apply` is a deployment step.
-            registry={"path": str(registry), "cache_ttl_seconds": 0},
-            offline_store={"type": "duckdb"},
-            online_store=online_store,
-            entity_key_serialization_version=3,
-        )
-    )
-
-
 def _projected(service: Any) -> dict[str, set[str]]:
     return {view.name: {field.name for field in view.features} for view in service.feature_view_projections}
-
-
-def _active(tables: Iterator[pa.Table], path: Path, ttl_s: int) -> Iterator[pa.Table]:
-    """The users with an event in the last `ttl_s` seconds; all of them where times are not known or nobody has one."""
-    since_us = time.time_ns() // 1000 - ttl_s * 1_000_000
-    newest_us = pc.max(pq.read_table(path, columns=["user_last_event_us"]).column(0)).as_py()
-    for table in tables:
-        if newest_us is None or newest_us < since_us:
-            yield table
-        else:
-            yield table.filter(pc.greater_equal(table.column("user_last_event_us"), since_us))
-
-
-def _blocks(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The rows of all tables in blocks of at most WRITE_ROWS."""
-    held: list[pa.Table] = []
-    for table in tables:
-        held.append(table)
-        while sum(len(part) for part in held) >= WRITE_ROWS:
-            whole = pa.concat_tables(held)
-            yield whole.slice(0, WRITE_ROWS)
-            held = [whole.slice(WRITE_ROWS)]
-    rest = pa.concat_tables(held) if held else None
-    if rest is not None and len(rest):
-        yield rest
 
 
 def _micros(moment: datetime) -> int:

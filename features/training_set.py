@@ -24,8 +24,9 @@ from features.aggregates import ItemStates, Side, UserStates, categories_of, sta
 from features.attribute_tables import ALWAYS_US, attribute_table, attributes_of
 from features.columns import FeatureColumns, missing_columns
 from features.feature_tables import timed
+from features.point_in_time import OfflineFeatures
 from features.schema import DatasetSchema
-from features.store import OfflineFeatures, training_specs
+from features.views import training_specs
 
 IdArray = npt.NDArray[np.object_]
 
