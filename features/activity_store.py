@@ -27,7 +27,7 @@ from features.person import Person
 from features.session_merges import merge_log
 from features.store_files import LocalFolder, Part, local_root, place, writer_lock
 from features.store_journal import Journal, Transaction
-from features.store_parts import by_date, conform, write_part
+from features.store_parts import by_date, conform, write_part, write_parts
 from features.store_reader import StoreReader
 from features.store_remote import RemoteFolder
 
@@ -172,10 +172,10 @@ class ActivityStore(StoreReader):
 
     def _write(self, events: pa.Table, keys: np.ndarray) -> None:
         transaction = self._journal.begin()
-        dates = []
-        for date, rows in by_date(events):
-            dates.append(date)
-            write_part(rows, transaction.aside(place(date, transaction.sequence, transaction.sequence)))
+        parts = by_date(events)
+        dates = [date for date, _ in parts]
+        places = [transaction.aside(place(date, transaction.sequence, transaction.sequence)) for date in dates]
+        write_parts([(rows, aside) for (_, rows), aside in zip(parts, places, strict=True)])
         transaction.files = len(dates)
         transaction.add_ids(self._index, keys)
         self._journal.commit(transaction)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 
 from features.histories import ROW_SCHEMA
+from features.row_order import take_rows
 
 MEMORY_ROWS = 2_000_000
 """Rows held and ordered at once; about 1 GB at the peak of ordering."""
@@ -90,7 +91,7 @@ class RowBuffer:
         bucket_of = (hashes % BUCKETS)[who.indices.to_numpy()].astype(np.int64)
         order = np.argsort(bucket_of, kind="stable")
         sizes = np.bincount(bucket_of, minlength=BUCKETS)
-        rows = rows.take(pa.array(order))
+        rows = take_rows(rows, order)
         start = 0
         for bucket in np.flatnonzero(sizes):
             writer = self._writers.get(int(bucket))

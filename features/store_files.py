@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from features.errors import StoreError
 
 DATE = re.compile(r"^date=(\d{4}-\d{2}-\d{2})$")
 _PART = re.compile(r"^part-(\d{10})-(\d{10})\.parquet$")
+
+_SYNCS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, order=True)
@@ -171,16 +174,21 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def write_synced(paths: list[Path]) -> None:
-    """Force written files to disk: one by one while they are few, else by one sync of the machine."""
-    if len(paths) > 32:
-        os.sync()
+    """Force written files to disk: many at a time, because file systems share a sync among those who wait for one."""
+    if len(paths) <= 2:
+        for path in paths:
+            _sync(path)
         return
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with ThreadPoolExecutor(min(len(paths), _SYNCS_AT_ONCE)) as pool:
+        list(pool.map(_sync, paths))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

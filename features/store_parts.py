@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 
 from features.errors import StoreError
 from features.events import EVENT_SCHEMA
+from features.row_order import THREADS, take_rows
 
 _DAY_US = 86_400_000_000
 _REPEATING = [name for name in EVENT_SCHEMA.names if pa.types.is_string(EVENT_SCHEMA.field(name).type) and name != "event_id"]
@@ -41,13 +44,22 @@ def by_date(events: pa.Table) -> list[tuple[str, pa.Table]]:
     """The rows of each UTC event date, dates ascending; rows of a date keep their order."""
     day = np.floor_divide(pc.cast(events["timestamp"], pa.int64()).to_numpy(), _DAY_US)
     order = np.argsort(day, kind="stable")
-    table = events if (order[1:] > order[:-1]).all() else events.take(pa.array(order))
+    table = events if (order[1:] > order[:-1]).all() else take_rows(events, order)
     day = day[order]
     starts = np.flatnonzero(np.diff(day, prepend=day[0] - 1))
     stops = np.append(starts[1:], len(day))
     table = table.combine_chunks()
     names = [str(np.datetime64(int(day[start]), "D")) for start in starts]
     return [(name, table.slice(start, stop - start)) for name, start, stop in zip(names, starts, stops, strict=True)]
+
+
+def write_parts(parts: Sequence[tuple[pa.Table, Path]]) -> None:
+    """Write parts, several at a time."""
+    if len(parts) == 1:
+        write_part(*parts[0])
+        return
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(lambda part: write_part(*part), parts))
 
 
 def write_part(rows: pa.Table, path: Path) -> None:
