@@ -1,4 +1,4 @@
-"""`shortlist bench ingest`: how fast activity is taken in, how soon an answer shows it, what a user costs online.
+"""What `shortlist bench ingest` measures on a running stack: how fast activity is taken in, how soon an answer shows it.
 
 Events go over HTTP in batches while the worker stores them and pushes features; afterwards the store must hold exactly what was
 accepted. Freshness is the time from sending an event to the first answer without the item that it was about. Everything runs on
@@ -20,59 +20,27 @@ from urllib.parse import quote
 
 import httpx
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import redis
 
 from features.activity_store import ActivityStore
 from features.bus import EVENTS
-from features.catalogue import Catalogue
-from features.control_store import ControlStore
-from features.import_dataset import import_dataset
 from features.paths import DatasetPaths
 from features.redis_bus import RedisStreamBus
 from shortlist.bench.load import Outcome, run_load
+from shortlist.bench.process_cpu import cpu_seconds
 from shortlist.bench.stack import known_users
-from shortlist.stack.ports import wait_until
 from shortlist.stack.redis_server import start_redis
 from shortlist.stack.state import StackState
 
 BATCH = 100
 CONNECTIONS = 4
-DRAIN_S = 600.0
+DRAIN_S = 60.0
+"""Readers that are not done by then are said not to be."""
+
 STEADY_EVENTS_PER_S = 3_000
 POLL_S = 0.02
 ANSWER_S = 5.0
 """An answer that shows an event no sooner than this counts as never."""
-
-
-def measure_import(rows: int) -> dict[str, Any]:
-    """Import a Parquet file of `rows` events of a year into a new dataset."""
-    rng = np.random.default_rng(0)
-    seconds = 1_700_000_000 + np.sort(rng.integers(0, 365 * 86_400, rows))
-    table = pa.table(
-        {
-            "user_id": pa.array(np.char.add("u", rng.integers(0, max(rows // 50, 1), rows).astype(str))),
-            "item_id": pa.array(np.char.add("i", (rng.zipf(1.3, rows) % 20_000).astype(str))),
-            "timestamp": pa.array(seconds * 1_000_000, pa.timestamp("us", tz="UTC")),
-            "action": pa.array(rng.choice(["view", "click", "purchase"], rows)),
-        }
-    )
-    with tempfile.TemporaryDirectory(prefix="shortlist-bench-") as folder:
-        home = Path(folder)
-        pq.write_table(table, home / "interactions.parquet")
-        paths = DatasetPaths(home / "home", "bench")
-        control = ControlStore(f"sqlite:///{home / 'control.db'}").create()
-        wall, cpu = time.perf_counter(), time.process_time()
-        report = import_dataset(str(home / "interactions.parquet"), paths, Catalogue(control, "bench"))
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        control.close()
-    return {
-        "events": report.interactions,
-        "seconds": round(wall, 2),
-        "events_per_s": round(report.interactions / wall),
-        "events_per_cpu_s": round(report.interactions / cpu),
-    }
 
 
 def measure_sync_policies(seconds: float = 3.0) -> dict[str, float]:
@@ -99,15 +67,17 @@ def measure_intake(state: StackState, seconds: float, rate: float | None) -> dic
     users = known_users(state)
     store = ActivityStore.of(DatasetPaths(Path(state.log_dir).parent, state.dataset))
     with _bus(state) as bus:
-        _drain(bus)
-        before, run = store.count(), uuid.uuid4().hex[:8]
+        if not _drained(bus):
+            raise ValueError(f"the readers of the bus were not done with earlier events in {DRAIN_S:.0f} s: does the worker run?")
+        before, run, used = store.count(), uuid.uuid4().hex[:8], cpu_seconds(state)
         began = time.monotonic()
         outcome = asyncio.run(_load(state.base_url, users, run, seconds, rate))
         took = time.monotonic() - began
         lag = bus.lag(EVENTS)
         behind = {group.group: {"entries": group.entries, "seconds": round(group.seconds, 2)} for group in lag.groups}
-        _drain(bus)
+        done = _drained(bus)
         drained = time.monotonic() - began - took
+        spent = {name: seconds - used.get(name, 0.0) for name, seconds in cpu_seconds(state).items()}
     statuses = {status: outcome.statuses.count(status) for status in sorted(set(outcome.statuses))}
     accepted = BATCH * statuses.get(202, 0)
     latencies = np.array(outcome.seconds) * 1e3
@@ -118,7 +88,8 @@ def measure_intake(state: StackState, seconds: float, rate: float | None) -> dic
         "batch_ms_p50": round(float(np.percentile(latencies, 50)), 1),
         "batch_ms_p99": round(float(np.percentile(latencies, 99)), 1),
         "lag": behind,
-        "drain_seconds": round(drained, 2),
+        "drain_seconds": round(drained, 2) if done else None,
+        "cpu_s_per_1000": {name: round(1000 * seconds / accepted, 4) for name, seconds in spent.items() if accepted},
         "stored": store.count() - before,
     }
 
@@ -138,52 +109,6 @@ def measure_freshness(state: StackState, seconds: float, rate: float = 50.0) -> 
     }
 
 
-def measure_user_memory(state: StackState) -> dict[str, Any]:
-    """Bytes of Redis memory of a user's online features, and the share of users that expire."""
-    sizes, expiring = [], 0
-    with redis.Redis.from_url(state.features_url) as client:
-        for key in client.scan_iter(count=5_000):
-            if b"user_id" in key:  # Feast's keys name the entity's join key
-                sizes.append(int(client.memory_usage(key, samples=0) or 0))
-                expiring += client.ttl(key) > 0
-    if not sizes:
-        return {"users": 0, "bytes_per_user": None, "bytes_p99": None, "expiring": None}
-    return {
-        "users": len(sizes),
-        "bytes_per_user": round(float(np.mean(sizes))),
-        "bytes_p99": round(float(np.percentile(sizes, 99))),
-        "expiring": round(expiring / len(sizes), 3),
-    }
-
-
-def ingest_markdown(result: dict[str, Any]) -> str:
-    """The tables of docs/benchmarks.md."""
-    fresh, memory, imported = result["freshness"], result["memory"], result["import"]
-    rows = []
-    for intake, wanted in ((result["steady"], f"{STEADY_EVENTS_PER_S:,}"), (result["saturated"], "(10,000)")):
-        refused = {status: number for status, number in intake["statuses"].items() if status != "202"}
-        behind = "; ".join(f"{group}: {lag['entries']:,} entries, {lag['seconds']:.1f} s" for group, lag in intake["lag"].items())
-        name = f"HTTP batches of {BATCH}, {'steady' if intake is result['steady'] else 'as fast as they are taken'}"
-        rows += [
-            (f"{name}: accepted durably", f"{intake['events_per_s']:,} events/s", wanted),
-            ("- a batch, p50 / p99", f"{intake['batch_ms_p50']} / {intake['batch_ms_p99']} ms", ""),
-            ("- lag of the readers at the end", behind, "5 s" if intake is result["steady"] else ""),
-            ("- until the readers had everything", f"{intake['drain_seconds']} s", ""),
-            ("- accepted, stored, refused", f"{intake['accepted']:,}, {intake['stored']:,}, {refused or 'none'}", "equal"),
-        ]
-    sync = ", ".join(f"{policy} {rate:,.0f}/s" for policy, rate in result["sync"].items())
-    shown = f"{fresh['ms_p50']} / {fresh['ms_p99']} ms, {fresh['never']} of {fresh['events']} never"
-    rows += [
-        ("event to changed answer, p50 / p99", shown, "100 / 500 (200) ms"),
-        ("online memory a user, mean / p99", f"{memory['bytes_per_user']} / {memory['bytes_p99']} bytes", "800"),
-        ("bulk import", f"{imported['events_per_s']:,} events/s ({imported['events']:,})", "200,000 (1,000,000)"),
-        ("bulk import, by CPU time", f"{imported['events_per_cpu_s']:,} events/s", ""),
-        (f"bus alone, batches of {BATCH}, by appendfsync", sync, ""),
-    ]
-    lines = [result["machine"], "", "| | measured | must (aim) |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {what} | {value} | {wanted} |" for what, value, wanted in rows])
-
-
 @contextmanager
 def _bus(state: StackState) -> Iterator[RedisStreamBus]:
     bus = RedisStreamBus(state.bus_url, state.dataset)
@@ -193,8 +118,14 @@ def _bus(state: StackState) -> Iterator[RedisStreamBus]:
         bus.close()
 
 
-def _drain(bus: RedisStreamBus) -> None:
-    wait_until(lambda: not any(g.entries for g in bus.lag(EVENTS).groups), seconds=DRAIN_S, what="the event worker")
+def _drained(bus: RedisStreamBus) -> bool:
+    """Wait until the readers have everything; False where they do not in `DRAIN_S`."""
+    until = time.monotonic() + DRAIN_S
+    while any(group.entries for group in bus.lag(EVENTS).groups):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 async def _load(base_url: str, users: list[str], run: str, seconds: float, rate: float | None) -> Outcome:
