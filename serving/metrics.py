@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, values
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -25,6 +25,16 @@ LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.
 
 OTHER_ACTION = "other"
 _ACTIONS = frozenset((*ACTIONS, ""))
+
+
+def keep_values_in_process() -> None:
+    """Make metrics from now on hold their values in memory, each in its own registry.
+
+    Importing Feast sets `PROMETHEUS_MULTIPROC_DIR`, for its own server; under it prometheus_client keeps values in files that all
+    registries of a process share. Child processes inherit the variable, so neither the order of imports nor the environment can be
+    relied on.
+    """
+    values.ValueClass = values.MutexValue
 
 
 class LatencyHistogram(Collector):
@@ -60,6 +70,7 @@ class GatewayMetrics(Collector):
     """
 
     def __init__(self, replica: str = "") -> None:
+        keep_values_in_process()
         self._replica = replica
         self.registry = registry = CollectorRegistry()
         self._requests = Counter(

@@ -10,12 +10,22 @@ import os
 from typing import Any
 
 import httpx
+import tenacity
 
 from training.errors import RegistryError
 
 
 class NotFoundError(RegistryError):
     """MLflow says that the thing does not exist."""
+
+
+class ConflictError(RegistryError):
+    """Two wrote the same new row at once, MLflow kept the other's: the same call again finds it there and goes through."""
+
+
+_CONFLICTS = ("UNIQUE constraint failed", "violates unique constraint", "Duplicate entry")
+"""What SQLite, PostgreSQL and MySQL say, as MLflow passes it on."""
+_ATTEMPTS = 5
 
 
 class MlflowRest:
@@ -48,11 +58,18 @@ class MlflowRest:
         """Close the connection pool."""
         self._http.close()
 
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception_type(ConflictError),
+        wait=tenacity.wait_random_exponential(multiplier=0.05, max=0.5),
+        stop=tenacity.stop_after_attempt(_ATTEMPTS),
+        reraise=True,
+    )
     def call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        """One call; `arguments` as of `httpx.Client.request`.
+        """One call; `arguments` as of `httpx.Client.request`. A race with another writer of the same row is run again.
 
         Raises:
             NotFoundError: what it asks for does not exist.
+            ConflictError: another writer came first, several times in a row.
             RegistryError: MLflow is unreachable, is something else, or refused.
         """
         try:
@@ -74,4 +91,5 @@ class MlflowRest:
             ) from None
         if code == "RESOURCE_DOES_NOT_EXIST":
             raise NotFoundError(f"MLflow at {self.tracking_uri}: {message}")
-        raise RegistryError(f"MLflow at {self.tracking_uri} refused {path}: {message}")
+        refused = f"MLflow at {self.tracking_uri} refused {path}: {message}"
+        raise ConflictError(refused) if any(words in message for words in _CONFLICTS) else RegistryError(refused)

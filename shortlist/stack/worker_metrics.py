@@ -20,6 +20,7 @@ from features.click_rates import ClickRates
 from features.errors import BusUnavailableError
 from features.events import ACTIONS
 from features.store_follower import StoreFollower
+from serving.metrics import keep_values_in_process
 
 DELAY_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0)
 OTHER = "other"
@@ -36,6 +37,7 @@ class WorkerMetrics:
     """
 
     def __init__(self, bus: EventBus, rates: ClickRates, follower: StoreFollower) -> None:
+        keep_values_in_process()
         self.registry = CollectorRegistry()
         self._events = Counter(
             "shortlist_worker_events",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.metrics import GatewayMetrics
@@ -45,6 +49,28 @@ def test_counts_go_on_between_readings() -> None:
     assert found[name, (("route", "recommendations"), ("status", "404"))] == 1
     assert found["shortlist_cache_reads_total", (("outcome", "hit"),)] == 1
     assert found["shortlist_fallbacks_total", (("reason", "deadline"),)] == 1
+
+
+def test_registries_stay_apart_after_feast_was_imported(tmp_path) -> None:
+    """Feast turns on prometheus_client's files for many processes, here and through the environment in every child."""
+    code = """
+import feast, os
+assert os.environ["PROMETHEUS_MULTIPROC_DIR"]
+from serving.metrics import GatewayMetrics
+one, two = GatewayMetrics(), GatewayMetrics()
+one.request("recommendations", 200)
+one.model_trained_at.set(7)
+print(b'route="recommendations"' in one.text(), b'route="recommendations"' in two.text())
+print([line for line in two.text().decode().splitlines() if line.startswith("shortlist_model_trained")])
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told == ["True False", "['shortlist_model_trained_timestamp_seconds 0.0']"]
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    code = "from serving.metrics import GatewayMetrics; GatewayMetrics().request('x', 200); print('fine')"
+    assert (
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout == "fine\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_series_carries_the_replica() -> None:
