@@ -28,7 +28,7 @@ from serving.cache import ListCache
 from serving.config import ServingConfig
 from serving.errors import RequestError
 from serving.exposure_log import ExposureLog
-from serving.http import AsgiScope, Message, Receive, Send, authorize, header, read_json, send_bytes, send_json
+from serving.http import AsgiScope, Message, Receive, Send, authorize, bounded, header, read_json, send_bytes, send_json
 from serving.intake import EventIntake
 from serving.live_state import Snapshot, SnapshotLoader
 from serving.logs import log_to_file
@@ -195,7 +195,7 @@ class GatewayApp:
             await send(message)
 
         try:
-            await self._api(scope, receive, counted)
+            await self._api(scope, bounded(receive), counted)
         except Exception:
             _log.debug("already answered and logged by the API's own handler", exc_info=True)
 

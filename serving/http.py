@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import orjson
+from starlette.exceptions import HTTPException
 
 from serving.config import Scope, ServingConfig, hash_token
 from serving.errors import RequestError
@@ -78,6 +79,21 @@ async def read_body(receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
         chunks.append(chunk)
         if not message.get("more_body"):
             return b"".join(chunks)
+
+
+def bounded(receive: Receive, limit: int = MAX_BODY_BYTES) -> Receive:
+    """The same body for an application below, which is stopped once it has read more than `limit` bytes."""
+    length = 0
+
+    async def read() -> Message:
+        nonlocal length
+        message = await receive()
+        length += len(message.get("body", b""))
+        if length > limit:
+            raise HTTPException(413, f"the body has more than {limit:,} bytes")  # FastAPI passes these on as they are
+        return message
+
+    return read
 
 
 async def read_json(scope: AsgiScope, receive: Receive) -> Any:

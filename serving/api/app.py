@@ -59,7 +59,8 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
         return _answer(404, "not_found", f"there is nothing at {request.url.path}")
     if error.status_code == 405:
         return _answer(405, "method_not_allowed", f"{request.method} is not allowed at {request.url.path}")
-    return _answer(error.status_code, "http_error", str(error.detail))
+    code = {400: "malformed_body", 413: "body_too_large"}.get(error.status_code, "http_error")
+    return _answer(error.status_code, code, str(error.detail))
 
 
 def _state_error(request: Request, error: Exception) -> JSONResponse:

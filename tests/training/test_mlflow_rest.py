@@ -71,18 +71,17 @@ def test_many_writers_of_one_new_tag_all_go_through(mlflow_server: str) -> None:
     model, writers, rounds = f"race-{uuid4().hex}", 8, 6
     rests = [MlflowRest(mlflow_server, timeout_s=30) for _ in range(writers)]
     rests[0].call("POST", "registered-models/create", json={"name": model})
-    rests[0].call("POST", "model-versions/create", json={"name": model, "source": "file:///nowhere/at/all"} | {"tags": []})
     together = threading.Barrier(writers)
 
     def write(number: int) -> None:
         for turn in range(rounds):
             together.wait(60)
-            body = {"name": model, "version": "1", "key": f"tag{turn}", "value": str(number)}
-            rests[number].call("POST", "model-versions/set-tag", json=body)
+            body = {"name": model, "key": f"tag{turn}", "value": str(number)}
+            rests[number].call("POST", "registered-models/set-tag", json=body)
 
     with ThreadPoolExecutor(writers) as pool:
         list(pool.map(write, range(writers)))
-    found = rests[0].call("GET", "model-versions/get", params={"name": model, "version": "1"})["model_version"]["tags"]
+    found = rests[0].call("GET", "registered-models/get", params={"name": model})["registered_model"]["tags"]
     assert {tag["key"] for tag in found} == {f"tag{turn}" for turn in range(rounds)}
     with pytest.raises(NotFoundError):
         rests[0].call("GET", "registered-models/get", params={"name": "nothing-of-that-name"})
