@@ -75,7 +75,7 @@ class Budget:
 
         Args:
             source: whose trial.
-            study: names the other sources, which have a right to as much.
+            study: names the other sources, which have a right to time in proportion to their trials.
             best: the best trials so far.
             now: `time.time()`.
         """
@@ -86,8 +86,9 @@ class Budget:
         owed = sum(self.refit_share * _refit_seconds(best[name]) for name in slow if name in best and name != source)
         left = self.search_until(best) - owed - now
         if source not in best:
-            waiting = [name for name in slow if name not in best]
-            return now + left / max(len(waiting), 1) if left > 0 else None
+            trials = study.allocation()
+            waiting = sum(trials[name] for name in slow if name not in best)
+            return now + left * trials[source] / max(waiting, 1) if left > 0 else None
         wanted = AGAIN_SHARE * best[source].seconds + self.refit_share * _refit_seconds(best[source])
         return now + left if left >= wanted else None
 

@@ -38,13 +38,14 @@ class EpochWatch:
         measure: the model as it stands -> its objective, on a sample of users; higher is better.
         limits: when to stop.
         folder: where the weights of the best epoch are saved; exists.
-        report: told `epoch`, the objective and seconds after each measurement.
+        report: told epoch, objective (None where it was not measured), training loss (None where the model has none) and seconds
+            after each epoch that has something to tell.
     """
 
     measure: Callable[[Retriever], float]
     limits: EpochLimits
     folder: Path
-    report: Callable[[int, float, float], None]
+    report: Callable[[int, float | None, float | None, float], None]
     last_epoch: int | None = None
     best_epoch: int | None = None
     best_value: float | None = None
@@ -66,6 +67,8 @@ class EpochWatch:
         over = self._time_is_up()
         if over or self._out_of_patience(epoch) or now - self._resumed >= self._last_measuring:
             self._look(epoch, fitted)
+        elif fitted.training_loss is not None:
+            self.report(epoch, None, fitted.training_loss, now - self._started)
         return over or self._out_of_patience(epoch)
 
     def finish(self, fitted: Retriever) -> Retriever:
@@ -87,7 +90,7 @@ class EpochWatch:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
             fitted.save(self.folder)
         self._measured_epoch = epoch
-        self.report(epoch, value, began - self._started)
+        self.report(epoch, value, fitted.training_loss, began - self._started)
         self._resumed = time.perf_counter()
         self._last_measuring = self._resumed - began
         self._measuring += self._last_measuring

@@ -73,7 +73,7 @@ class SearchWatch:
         """A trial reported metrics."""
         running = self._running.get(trial_id)
         if running is not None:
-            running.result = dict(result)
+            running.result = dict(result) if "objective" in result else {**running.result, **result}
             self._runs.log(running.run_id, result, step=int(result.get("epoch", 0)))
 
     def ended(self, trial_id: str, config: Mapping[str, Any]) -> None:

@@ -72,8 +72,9 @@ def run_trial(
     """Fit one configuration and measure it on the fold.
 
     A model with epochs is measured on a sample of users as it learns (`training.epochs`), and what counts in the end is its best
-    epoch: `report` gets the objective on the sample, the same as `curve.<metric>`, and `epoch`. It is called once more at the end
-    with all metrics on all users, the objective as `objective`, `final` = 1, and the best epoch as `epoch`.
+    epoch: `report` gets `epoch`, the training loss as `curve.loss`, and where the epoch was measured the objective on the sample,
+    the same as `curve.<metric>`. It is called once more at the end with all metrics on all users, the objective as `objective`,
+    `final` = 1, and the best epoch as `epoch`.
 
     Args:
         task: data, fold and objective.
@@ -95,15 +96,17 @@ def run_trial(
         retriever = build_model(model, dict(config))
         sample = _sample(task.fold)
 
-        def on_sample(epoch: int, value: float, seconds: float) -> None:
-            report({"objective": value, f"curve.{task.metric}": value, "epoch": float(epoch), "seconds": round(seconds, 3)})
+        def on_epoch(epoch: int, value: float | None, loss: float | None, seconds: float) -> None:
+            measured = {} if value is None else {"objective": value, f"curve.{task.metric}": value}
+            learnt = {} if loss is None else {"curve.loss": loss}
+            report({**measured, **learnt, "epoch": float(epoch), "seconds": round(seconds, 3)})
 
         started = time.perf_counter()
         watch = EpochWatch(
             measure=lambda fitted: _measured(fitted, sample, task, model).metrics[task.metric],
             limits=EpochLimits(task.patience, end_at, refit_share),
             folder=folder,
-            report=on_sample,
+            report=on_epoch,
         )
         retriever.fit(replace(task.data, interactions=task.fold.fit), seed=task.seed, on_epoch=watch.on_epoch)
         fit_seconds = time.perf_counter() - started

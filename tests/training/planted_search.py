@@ -71,6 +71,7 @@ class Learner(Planted):
         self.num_items = data.interactions.num_items
         for epoch in range(1, self.config.epochs + 1):
             self.height = self.config.height * epoch / 10
+            self.training_loss = 1.0 / epoch
             time.sleep(self.config.seconds)
             if on_epoch is not None and on_epoch(epoch, self):
                 break

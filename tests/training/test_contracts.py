@@ -69,6 +69,7 @@ class TestSequentialOfEveryPosition(KnowsNothingOfNewItems):
         "temperature": 0.1,
         "members": 2,
         "filter_share": 0.3,
+        "content_width": 8,
     }
 
 

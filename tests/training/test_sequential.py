@@ -170,6 +170,29 @@ def test_time_between_entries_decides_where_it_is_the_answer() -> None:
         assert least <= right <= most
 
 
+@pytest.mark.parametrize("sampled", [False, True])
+def test_an_item_that_nobody_had_says_by_its_content_what_follows(sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sampled:
+        monkeypatch.setattr(sequential_config, "FULL_SOFTMAX_ITEMS", 50)
+    rng = np.random.default_rng(0)
+    kinds = [f"kind{n % 6}" for n in range(120)]
+    firsts = rng.integers(90, size=300)
+    rows = [(f"u{u}", item, place) for u, n in enumerate(firsts) for place, item in enumerate((f"a{n}", f"b{n % 6}"))]
+    names = np.array([f"a{n}" for n in range(120)] + [f"b{n}" for n in range(6)], dtype=object)
+    interactions = from_frame(pd.DataFrame(rows, columns=["user_id", "item_id", "position"]), item_ids=names)
+    tags = dict(zip(names, [[kind] for kind in kinds] + [[]] * 6, strict=True))
+    column = np.empty(len(names), dtype=object)
+    column[:] = [tags[item] for item in interactions.item_ids]
+    data = TrainingData(interactions, {"tags": column})
+    number = {item: n for n, item in enumerate(interactions.item_ids)}
+    queries = queries_from_histories([[number[f"a{n}"]] for n in range(90, 120)])
+    for width, least, most in ((8, 0.7, 1.0), (0, 0.0, 0.5)):
+        config = SequentialConfig(epochs=20, content_width=width, sampled_items=64, **SMALL)
+        found = Sequential(config).fit(data).retrieve(queries, 1).item_idx[:, 0]
+        right = (interactions.item_ids[found] == [f"b{n % 6}" for n in range(90, 120)]).mean()
+        assert least <= right <= most
+
+
 def test_a_large_catalogue_is_learnt_from_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sequential_config, "FULL_SOFTMAX_ITEMS", 50)
     rows = [(f"u{u}", f"i{(u + n) % 60:02d}", n) for u in range(120) for n in range(5)]

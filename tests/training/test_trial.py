@@ -28,6 +28,7 @@ class LearnerConfig(ModelConfig):
     best: int = 99
     seconds: float = 0.2
     diverges_at: int = 99
+    loss: float | None = None
 
 
 class Learner(Retriever):
@@ -43,6 +44,7 @@ class Learner(Retriever):
         self.epoch = 0
         for epoch in range(1, self.config.epochs + 1):
             self.epoch = epoch
+            self.training_loss = self.config.loss and self.config.loss / epoch
             time.sleep(self.config.seconds)
             if on_epoch is not None and on_epoch(epoch, self):
                 break
@@ -90,6 +92,14 @@ def test_a_model_without_epochs_reports_once_with_everything(task: TrialTask) ->
     assert "epoch" not in report
     assert report["peak_memory_mb"] > 10
     assert report["fit_seconds"] >= 0
+
+
+def test_epochs_too_quick_to_be_measured_report_their_training_loss(task: TrialTask) -> None:
+    reports = run(task, "learner", epochs=40, seconds=0.0, loss=2.0)
+    losses = [r["curve.loss"] for r in reports if "final" not in r]
+    assert losses == pytest.approx([2.0 / epoch for epoch in range(1, 41)])
+    measured = [r for r in reports if "objective" in r]
+    assert len(measured) < 20 < len(reports)
 
 
 def test_every_epoch_is_reported_and_the_last_again_in_full(task: TrialTask) -> None:

@@ -88,6 +88,8 @@ def test_failures_stay_single_and_slow_learners_are_stopped(tmp_path: Path, mlfl
     curve = connect(mlflow_server).get_metric_history(run.info.run_id, "curve.ndcg_at_10")
     assert len({point.step for point in curve}) >= 5
     assert [point.value for point in curve] == sorted(point.value for point in curve)
+    losses = connect(mlflow_server).get_metric_history(run.info.run_id, "curve.loss")
+    assert {point.step: point.value for point in losses} == pytest.approx({epoch: 1.0 / epoch for epoch in range(1, 11)})
 
     # The weights of the best trial of a source with epochs are kept, and nothing else.
     (kept,) = (folder / "weights").iterdir()

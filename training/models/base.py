@@ -57,12 +57,16 @@ class Retriever(ABC):
         epochs_parameter: of a model with epochs: its parameter that says how many. A search measures after epochs and sets it to
             the best one for all later fits, so a fit of e epochs must be the one that a longer fit was after e epochs.
         slow: fits take minutes, and use several cores: searches try quick models first, and give slow ones the time that remains.
+
+    Attributes:
+        training_loss: of a model with epochs: mean loss of the last one, for its curve; None where there is none.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[ModelConfig]]
     epochs_parameter: ClassVar[str | None] = None
     slow: ClassVar[bool] = False
+    training_loss: float | None = None
 
     def __init__(self, config: ModelConfig | None = None) -> None:
         self.config = config if config is not None else self.Config()

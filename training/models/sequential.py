@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 
 from training.arrays import map_arrays, save_arrays
+from training.content_columns import content_columns
 from training.errors import BundleError, NotTrainableError
 from training.interactions import BoolArray, FloatArray, Interactions, LongArray
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
+from training.models.content import ContentConfig, content_vectors
 from training.models.item_item import PRIOR, popularity_share
 from training.models.sequential_config import SequentialConfig
 from training.models.vector_retriever import VectorRetriever
@@ -58,10 +60,10 @@ class Sequential(VectorRetriever):
         if not (np.diff(interactions.indptr) > 1).any():
             raise NotTrainableError("sequential: no history has two entries, so nothing follows anything: use popularity")
         popularity = popularity_share(interactions)
-        trainers = [Trainer(interactions, popularity, config, seed + 1_000 * member) for member in range(config.members)]
+        content = item_content(data, config, seed)
+        trainers = [Trainer(interactions, popularity, config, seed + 1_000 * member, content) for member in range(config.members)]
         for epoch in range(1, config.epochs + 1):
-            for trainer in trainers:
-                trainer.epoch(epoch)
+            self.training_loss = sum(trainer.epoch(epoch) for trainer in trainers) / len(trainers)
             if on_epoch is not None or epoch == config.epochs:
                 self.set_networks([trainer.scoring for trainer in trainers], popularity)
             if on_epoch is not None and on_epoch(epoch, self):
@@ -83,7 +85,9 @@ class Sequential(VectorRetriever):
         tokens = config.batch_size * min(float(longest), 2 * mean)
         activations = 4 * tokens * blocks * (30 * width + 8 * config.heads * longest)
         loss = 8 * (max(3_000_000, num_items) if not config.samples(num_items) else 4 * config.batch_size * config.sampled_items)
-        return int(state + activations + loss + 60 * len(interactions) + 300 * 2**20)
+        # Texts, their words and what both are reduced to.
+        content = num_items * (4_000 + 24 * config.content_width) if config.content_width else 0
+        return int(state + activations + loss + content + 60 * len(interactions) + 300 * 2**20)
 
     def item_vectors(self) -> FloatArray:
         """See `VectorRetriever.item_vectors`: those of all members side by side, and a trace of popularity."""
@@ -153,6 +157,16 @@ class Sequential(VectorRetriever):
         with torch.inference_mode():
             tables = [normalised(network.items.weight, self.config).cpu() for network in networks]
             self.vectors = torch.cat([*tables, trace], dim=1).numpy()
+
+
+def item_content(data: TrainingData, config: SequentialConfig, seed: int) -> FloatArray | None:
+    """(N, C) float32 content vectors of the items; None where they are not wanted or the items have neither texts nor tags."""
+    if not config.content_width:
+        return None
+    columns = content_columns(data.item_attributes, data.interactions.num_items)
+    wanted = ContentConfig(width=config.content_width, text_weight=config.text_weight)
+    vectors = content_vectors(columns, wanted, seed)
+    return vectors if vectors.shape[1] else None
 
 
 def _blocks_of_like_length(lengths: LongArray) -> Iterator[LongArray]:

@@ -38,6 +38,8 @@ class SequentialConfig(ModelConfig):
         time_bias: attention also knows the time between two entries; without effect where the data has no times.
         filter_share: share of BSARec's frequency filter beside attention; 0 leaves it out.
         filter_cutoff: frequencies of a window of `max_len` that the filter counts as slow.
+        content_width: above 0, item vectors also learn from the items' texts and tags, reduced to so many dimensions each.
+        text_weight: share of the texts in an item's content, the rest being the tags'.
         members: networks of different seeds whose scores are averaged.
         sampled_items: drawn a step where the catalogue is above `FULL_SOFTMAX_ITEMS`.
         precision: `auto` multiplies in bfloat16 (TF32 on a GPU) where the hardware does; `float32` never.
@@ -60,6 +62,8 @@ class SequentialConfig(ModelConfig):
     time_bias: bool = False
     filter_share: float = Field(default=0.0, ge=0, le=1)
     filter_cutoff: int = Field(default=5, ge=0, le=100)
+    content_width: int = Field(default=0, ge=0, le=1024)
+    text_weight: float = Field(default=0.7, ge=0, le=1)
     members: int = Field(default=1, ge=1, le=10)
     sampled_items: int = Field(default=4096, ge=1, le=100_000)
     precision: Literal["auto", "float32"] = "auto"

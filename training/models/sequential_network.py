@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.models.sequential_batches import Group, TokenBatch
+from training.models.sequential_items import ItemVectors
 from training.models.sequential_products import Linear
 
 INIT_STD = 0.02
@@ -135,15 +136,17 @@ class Block(nn.Module):
 class SequenceNetwork(nn.Module):
     """Item histories to vectors that are compared with item vectors."""
 
-    def __init__(self, shape: NetworkShape, seed: int = 0, *, sparse: bool = False) -> None:
+    def __init__(self, shape: NetworkShape, seed: int = 0, *, content: Tensor | None = None, sparse: bool = False) -> None:
         super().__init__()
         self.shape, noise = shape, Noise(seed)
-        self.items = nn.Embedding(shape.num_items, shape.width, sparse=sparse)
+        self.items = ItemVectors(shape.num_items, shape.width, content, sparse=sparse)
         self.position = None if shape.every else nn.Parameter(torch.zeros(shape.max_len, shape.width))
         self.norm = nn.LayerNorm(shape.width)
         self.dropout = Dropout(shape.dropout, noise)
         self.blocks = nn.ModuleList(Block(shape, noise) for _ in range(shape.blocks))
         nn.init.normal_(self.items.weight, std=INIT_STD)
+        if self.items.projection is not None:
+            nn.init.normal_(self.items.projection, std=INIT_STD)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=INIT_STD)

@@ -29,18 +29,30 @@ WARMUP_STEPS = 100
 class Trainer:
     """A network in training, and the averaged copy of it that scores."""
 
-    def __init__(self, interactions: Interactions, popularity: FloatArray, config: SequentialConfig, seed: int) -> None:
+    def __init__(
+        self,
+        interactions: Interactions,
+        popularity: FloatArray,
+        config: SequentialConfig,
+        seed: int,
+        content: FloatArray | None = None,
+    ) -> None:
         self._data, self._config, self._seed = interactions, config, seed
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with seeded(seed):
             shape = config.shape(interactions.num_items, interactions.has_times)
-            self._network = SequenceNetwork(shape, seed, sparse=config.samples(interactions.num_items)).to(self._device)
+            self._network = SequenceNetwork(
+                shape,
+                seed,
+                content=None if content is None else torch.from_numpy(content),
+                sparse=config.samples(interactions.num_items),
+            ).to(self._device)
         self._sample: SampledItems | None = None
         if config.samples(interactions.num_items):
             self._sample = SampledItems(popularity, config.sampled_items, np.random.default_rng((seed, 1)))
             self._log_expected = torch.from_numpy(self._sample.log_expected).to(self._device)
         self._optimizers = _optimizers(self._network, config, sparse=self._sample is not None)
-        self.scoring = copy.deepcopy(self._network) if config.average > 0 else self._network
+        self._averaging = copy.deepcopy(self._network) if config.average > 0 else self._network
         self._prefixes = None if config.every_position else prefixes(interactions, config.max_len)
         self._steps = self._averaged = 0
 
@@ -56,8 +68,17 @@ class Trainer:
             for chosen in shuffled(stretches, self._config.batch_size, rng):
                 total += self._step(stretches, chosen) * len(chosen)
             self._update_average()
-        self.scoring.eval()
+        self._averaging.eval()
         return total / max(len(stretches), 1)
+
+    @property
+    def scoring(self) -> SequenceNetwork:
+        """The network that scores: averaged weights, content added to the item vectors."""
+        if self._averaging.items.projection is None:
+            return self._averaging
+        network = copy.copy(self._averaging)
+        network._modules = {**network._modules, "items": self._averaging.items.summed()}
+        return network
 
     def _step(self, stretches: Stretches, chosen: np.ndarray[tuple[int], np.dtype[np.int64]]) -> float:
         start, stop = stretches.start[chosen], stretches.stop[chosen]
@@ -86,7 +107,7 @@ class Trainer:
         if self._sample is None:
             return full_softmax(
                 scaled(vectors, config),
-                normalised(table.weight, config),
+                normalised(table.table(), config),
                 target,
                 config.label_smoothing,
                 config.precision == "auto",
@@ -98,11 +119,11 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         steps, self._averaged = self._steps - self._averaged, self._steps
-        if steps == 0 or self.scoring is self._network:
+        if steps == 0 or self._averaging is self._network:
             return
         # Early on the average follows more closely: it reaches over a ninth of the steps so far.
         keep = min(self._config.average, (1 + self._steps) / (10 + self._steps)) ** steps
-        for held, new in zip(self.scoring.parameters(), self._network.parameters(), strict=True):
+        for held, new in zip(self._averaging.parameters(), self._network.parameters(), strict=True):
             held.lerp_(new, 1 - keep)
 
 

@@ -119,7 +119,7 @@ class TwoTowerHybrid(VectorRetriever):
                 for optimizer in optimizers:
                     for group in optimizer.param_groups:
                         group["lr"] = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-                self._epoch(network, items, interactions, rng.permutation(samples), optimizers, rng)
+                self.training_loss = self._epoch(network, items, interactions, rng.permutation(samples), optimizers, rng)
                 if on_epoch is None and epoch < config.epochs:
                     continue
                 self._take(network, items, popularity)
@@ -201,8 +201,8 @@ class TwoTowerHybrid(VectorRetriever):
         samples: LongArray,
         optimizers: list[torch.optim.Optimizer],
         rng: np.random.Generator,
-    ) -> None:
-        config, device = self.config, network.fold.weight.device
+    ) -> float:
+        config, device, total = self.config, network.fold.weight.device, 0.0
         count = np.bincount(interactions.item_idx, minlength=interactions.num_items)
         active = np.flatnonzero(count)
         network.train()
@@ -229,6 +229,8 @@ class TwoTowerHybrid(VectorRetriever):
             torch.autograd.backward(loss)
             for optimizer in optimizers:
                 optimizer.step()
+            total += float(loss.detach()) * len(rows)
+        return total / len(samples)
 
     def _histories(self, interactions: Interactions, rows: LongArray) -> tuple[LongArray, FloatArray]:
         """(B, L) items before each row, newest first, and their weights, which sum to one; weightless where there are fewer."""
