@@ -58,17 +58,25 @@ class Budget:
 
     def search_until(self, best: Mapping[str, TrialRecord]) -> float:
         """`time.time()` at which the search must be over, refits of slow models included; `best` are the best trials so far."""
-        quick = sum(_refit_seconds(record) for record in best.values() if not MODELS[record.model].slow)
+        quick = sum(refit_seconds(record) for record in best.values() if not MODELS[record.model].slow)
         return self.funnel_until({}) - self.refit_share * quick - min(self.seconds * FUNNEL_SHARE, FUNNEL_MOST_SECONDS)
 
     def funnel_until(self, best: Mapping[str, TrialRecord]) -> float:
         """`time.time()` at which the funnel must be fitted, so that the refit of `best` and the registration are in time."""
-        refit = self.refit_share * sum(_refit_seconds(record) for record in best.values())
+        refit = self.refit_share * sum(refit_seconds(record) for record in best.values())
         return self.end - END_SECONDS - self.seconds_share(END_SHARE) - refit
 
     def seconds_share(self, share: float) -> float:
         """A share of the limit; 0 without one."""
         return 0.0 if self.minutes is None else self.seconds * share
+
+    def left_for(self, source: str, study: Study, best: Mapping[str, TrialRecord], now: float) -> float:
+        """Seconds in which trials of a slow source and its refit must be over, refits of the other slow sources left out.
+
+        Sources that have a trial already are refitted whatever comes; that of this source may be replaced.
+        """
+        others = [name for name in slow_sources(study) if name in best and name != source]
+        return self.search_until(best) - sum(self.refit_share * refit_seconds(best[name]) for name in others) - now
 
     def slow_trial_end(self, source: str, study: Study, best: Mapping[str, TrialRecord], now: float) -> float | None:
         """`time.time()` by which the next trial of a slow source and its refit must be over; None where it is not worth starting.
@@ -81,15 +89,12 @@ class Budget:
         """
         if self.minutes is None:
             return float("inf")
-        slow = slow_sources(study)
-        # Sources that have a trial already are refitted whatever comes; that of this source may be replaced.
-        owed = sum(self.refit_share * _refit_seconds(best[name]) for name in slow if name in best and name != source)
-        left = self.search_until(best) - owed - now
+        left = self.left_for(source, study, best, now)
         if source not in best:
             trials = study.allocation()
-            waiting = sum(trials[name] for name in slow if name not in best)
+            waiting = sum(trials[name] for name in slow_sources(study) if name not in best)
             return now + left * trials[source] / max(waiting, 1) if left > 0 else None
-        wanted = AGAIN_SHARE * best[source].seconds + self.refit_share * _refit_seconds(best[source])
+        wanted = AGAIN_SHARE * best[source].seconds + self.refit_share * refit_seconds(best[source])
         return now + left if left >= wanted else None
 
 
@@ -108,7 +113,7 @@ def budget_of(started: float, minutes: float | None, *, rows: int, fit_rows: int
     return Budget(started, minutes, rows / max(fit_rows, 1) if refit else 0.0)
 
 
-def _refit_seconds(record: TrialRecord) -> float:
+def refit_seconds(record: TrialRecord) -> float:
     """What fitting the chosen configuration on the trial's rows takes: its best epoch is where a refit ends."""
     if "epoch_seconds" in record.metrics:
         return record.metrics["epoch_seconds"] * record.metrics["epoch"]

@@ -84,6 +84,10 @@ class StudySearch:
         """No more trials of a source."""
         self._sources[source].budget = min(self._sources[source].budget, self._sources[source].spent)
 
+    def again(self, source: str, params: Mapping[str, Any], config: Mapping[str, Any]) -> Proposal:
+        """One trial outside the search, which ends with it: `params` of an earlier one in another configuration."""
+        return self._sources[source].again(params, config)
+
     def ask(self, sources: Sequence[str] | None = None) -> Proposal | None:
         """The next trial of some of the sources (None: all), None when their budgets are used."""
         asked = [self._sources[name] for name in (self._sources if sources is None else sources)]
@@ -131,6 +135,12 @@ class _SourceSearch:
         self._asked[number] = trial
         params = dict(trial.params) if trial else {}
         return Proposal(self.source.source, self.source.model, number, params, {**self.source.fixed, **params})
+
+    def again(self, params: Mapping[str, Any], config: Mapping[str, Any]) -> Proposal:
+        number = next(n for n in itertools.count() if n not in self._asked)
+        self._asked[number] = None
+        self.budget = self.spent
+        return Proposal(self.source.source, self.source.model, number, params, config)
 
     def tell(self, number: int, value: float | None) -> None:
         trial = self._asked[number]

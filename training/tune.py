@@ -30,6 +30,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from ray.tune.search import Searcher
 
 from training.budget import Budget
+from training.members import with_members
 from training.models.registry import MODELS
 from training.search import Proposal, StudySearch
 from training.search_watch import OnProgress, SearchWatch, best_trials
@@ -101,7 +102,8 @@ def run_search(
                     tune_config=tune.TuneConfig(
                         search_alg=asked,
                         scheduler=FIFOScheduler() if quick else _PerSourceAsha(mode, study.grace_epochs),
-                        num_samples=remaining,
+                        # One more trial of each source may be for its members.
+                        num_samples=remaining if quick else remaining + len(sources),
                         max_concurrent_trials=cores // cores_each,
                         # A fit that is stopped within an epoch does not end in time for a reset, and Tune then waits for ever.
                         reuse_actors=quick,
@@ -198,11 +200,12 @@ class _AskTell(_NotKept, Searcher):
         self._search, self._sources, self._study, self._task = search, sources, study, task
         self._budget, self._watch, self._cores = budget, watch, cores
         self._proposals: dict[str, Proposal] = {}
+        self._grown: set[str] = set()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         best, now = best_trials(self._study, self._watch.records), time.time()
         while True:
-            proposal = self._search.ask(self._sources)
+            proposal = self._more_members(best, now) or self._search.ask(self._sources)
             if proposal is None:
                 return str(Searcher.FINISHED)
             slow = MODELS[proposal.model].slow
@@ -223,6 +226,15 @@ class _AskTell(_NotKept, Searcher):
             "end_at": end_at,
             "refit_share": self._budget.refit_share,
         }
+
+    def _more_members(self, best: Mapping[str, TrialRecord], now: float) -> Proposal | None:
+        for source in [name for name in self._sources if name not in self._grown]:
+            over = self._search.unspent([source]) == 0
+            config = with_members(source, self._study, self._watch.records, best, self._budget, now, over=over)
+            if config is not None:
+                self._grown.add(source)
+                return self._search.again(source, best[source].params, config)
+        return None
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         proposal = self._proposals.pop(trial_id, None)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from training.budget import END_SECONDS, END_SHARE, FUNNEL_SHARE, QUICK_SHARE, SEARCH_SHARE, Budget, part_of
+from training.members import with_members
 from training.search_watch import hopeless
 from training.study import Study, parse_study
 from training.trial_log import TrialRecord
@@ -51,6 +55,31 @@ def test_another_slow_trial_starts_only_where_it_could_get_somewhere() -> None:
     assert HOUR.slow_trial_end("sequential", STUDY, best, now=end - 1200) == pytest.approx(end)
     assert HOUR.slow_trial_end("sequential", STUDY, best, now=end - 1000) is None
     assert HOUR.slow_trial_end("sequential", STUDY, {}, now=end + 1) is None
+
+
+def grown(left: float, *earlier: TrialRecord, over: bool = False, budget: Budget = HOUR) -> dict[str, Any] | None:
+    """What becomes of a trial of 20 epochs of 10 s, measured for 100 s, whose members cost 500 s each with their refit."""
+    record = replace(ended("sequential", "sequential", seconds=300.0, epoch=20.0, epoch_seconds=10.0), config={"epochs": 20})
+    now = 1000 + AFTER - left
+    return with_members("sequential", STUDY, [*earlier, record], {"sequential": record}, budget, now, over=over)
+
+
+def test_a_limited_search_ends_with_as_many_members_as_there_is_time_for() -> None:
+    assert grown(1900.0) is None  # after another trial there would still be time for three
+    assert grown(1700.0) == {"epochs": 20, "members": 3}
+    assert grown(1100.0) == {"epochs": 20, "members": 2}
+    assert grown(900.0) is None
+    assert grown(3000.0) is None
+    assert grown(3000.0, over=True) == {"epochs": 20, "members": 4}
+
+
+def test_members_are_added_once_and_where_a_limit_says_how_many() -> None:
+    three = replace(ended("sequential", "sequential"), config={"members": 3})
+    assert grown(1700.0, three) is None
+    assert grown(1700.0, budget=Budget(0.0, None, 1.5), over=True) is None
+    knn = ended("popularity", "popularity")
+    assert with_members("popularity", STUDY, [knn], {"popularity": knn}, HOUR, 1000.0, over=True) is None
+    assert with_members("sequential", STUDY, [], {}, HOUR, 1000.0, over=True) is None
 
 
 def test_without_a_limit_nothing_is_late() -> None:

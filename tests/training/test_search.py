@@ -51,6 +51,17 @@ def test_budgets_are_used_exactly_and_sources_take_turns() -> None:
     assert len({p.name for p, _ in done}) == 12
 
 
+def test_a_trial_outside_the_search_ends_it() -> None:
+    search = StudySearch(study(12), study(12).allocation())
+    done = run(search, limit=4)
+    best = max((p for p, _ in done if p.params), key=objective)
+    again = search.again(best.source, best.params, {**best.config, "window": 7})
+    assert (again.number, again.params, again.config["window"]) == (3, best.params, 7)
+    search.tell(again.source, again.number, 0.0)
+    assert search.ask([best.source]) is None
+    assert search.planned == 5
+
+
 def test_the_search_beats_random_draws_on_a_planted_optimum(rng: np.random.Generator) -> None:
     found = [max(v for p, v in run(StudySearch(study(41, s), study(41, s).allocation())) if p.params) for s in range(3)]
     draws = rng.uniform(0.05, 1.0, size=(200, 40, 2))

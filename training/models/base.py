@@ -56,6 +56,7 @@ class Retriever(ABC):
         Config: its pydantic configuration.
         epochs_parameter: of a model with epochs: its parameter that says how many. A search measures after epochs and sets it to
             the best one for all later fits, so a fit of e epochs must be the one that a longer fit was after e epochs.
+        members_parameter: of a model that averages fits of different seeds: its parameter that says how many.
         slow: fits take minutes, and use several cores: searches try quick models first, and give slow ones the time that remains.
 
     Attributes:
@@ -65,6 +66,7 @@ class Retriever(ABC):
     name: ClassVar[str]
     Config: ClassVar[type[ModelConfig]]
     epochs_parameter: ClassVar[str | None] = None
+    members_parameter: ClassVar[str | None] = None
     slow: ClassVar[bool] = False
     training_loss: float | None = None
 

@@ -42,6 +42,7 @@ class Sequential(VectorRetriever):
     name: ClassVar[str] = "sequential"
     Config: ClassVar[type[ModelConfig]] = SequentialConfig
     epochs_parameter: ClassVar[str | None] = "epochs"
+    members_parameter: ClassVar[str | None] = "members"
     slow: ClassVar[bool] = True
     config: SequentialConfig
     networks: list[SequenceNetwork]

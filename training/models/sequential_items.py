@@ -18,6 +18,8 @@ from torch.nn import functional as F
 class ItemVectors(nn.Embedding):
     """(N, D) vectors; with content (N, C) a learnt projection of it is added."""
 
+    content: Tensor
+
     def __init__(self, num_items: int, width: int, content: Tensor | None = None, *, sparse: bool = False) -> None:
         super().__init__(num_items, width, sparse=sparse)
         self.register_buffer("content", content, persistent=False)
