@@ -66,7 +66,7 @@ class EpochWatch:
         self.epoch_seconds = (now - self._started - self._measuring) / epoch
         over = self._time_is_up()
         if over or self._out_of_patience(epoch) or now - self._resumed >= self._last_measuring:
-            self._look(epoch, fitted)
+            self._look(epoch, fitted, fitted.training_loss)
         elif fitted.training_loss is not None:
             self.report(epoch, None, fitted.training_loss, now - self._started)
         return over or self._out_of_patience(epoch)
@@ -76,12 +76,12 @@ class EpochWatch:
         if self.last_epoch is None:
             return fitted
         if self._measured_epoch != self.last_epoch:
-            self._look(self.last_epoch, fitted)
+            self._look(self.last_epoch, fitted, None)
         if self.best_epoch == self.last_epoch:
             return fitted
         return type(fitted).load(self.folder, fitted.config)
 
-    def _look(self, epoch: int, fitted: Retriever) -> None:
+    def _look(self, epoch: int, fitted: Retriever, loss: float | None) -> None:
         began = time.perf_counter()
         value = self.measure(fitted)
         if self.best_value is None or value > self.best_value:
@@ -90,7 +90,7 @@ class EpochWatch:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
             fitted.save(self.folder)
         self._measured_epoch = epoch
-        self.report(epoch, value, fitted.training_loss, began - self._started)
+        self.report(epoch, value, loss, began - self._started)
         self._resumed = time.perf_counter()
         self._last_measuring = self._resumed - began
         self._measuring += self._last_measuring
