@@ -44,6 +44,8 @@ def test_a_first_slow_trial_shares_with_the_slow_sources_that_wait() -> None:
     many = {"model": "sequential", "name": "one", "trials": 9, "space": {"dropout": {"type": "float", "low": 0.1, "high": 0.5}}}
     unequal = parse_study({"name": "b", "sources": [many, {"model": "sequential", "name": "two"}]}, "b.toml")
     assert HOUR.slow_trial_end("one", unequal, {}, now=1600.0) == pytest.approx(1600 + (1000 + AFTER - 1600) * 0.9)
+    searched = {"one": ended("one", "sequential", epoch=10.0, epoch_seconds=20.0)}
+    assert HOUR.slow_trial_end("two", unequal, searched, now=2000.0) == pytest.approx(2000 + (1000 + AFTER - 300 - 2000) * 0.1)
     refitted = ended("one", "sequential", epoch=10.0, epoch_seconds=20.0)
     second = HOUR.slow_trial_end("two", TWO_SLOW, {"one": refitted}, now=2000.0)
     assert second == pytest.approx(1000 + AFTER - 1.5 * 200)
