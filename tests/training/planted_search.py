@@ -1,8 +1,8 @@
 """A search over planted models on a real Ray, run as a program: `python planted_search.py FOLDER MLFLOW_URL`.
 
 A program of its own, because what `__main__` defines travels to Ray's workers by value, and because it is killed in one test.
-The models: `learner` gets better with every epoch, up to a height that its configuration gives; `fragile` raises, kills its process
-or gives NaN for some of its configurations.
+The models: `learner` gets better with every epoch, up to a height that its configuration gives, and with every member; `fragile`
+raises, kills its process or gives NaN for some of its configurations.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import ray
 
+from training.budget import Budget
 from training.dataset import from_frame
 from training.interactions import FloatArray
 from training.models.base import ModelConfig, ReportEpoch, Retriever, TrainingData
@@ -59,18 +60,20 @@ class LearnerConfig(ModelConfig):
     epochs: int = 10
     height: float = 0.5
     seconds: float = 0.0
+    members: int = 1
 
 
 class Learner(Planted):
     name: ClassVar[str] = "learner"
     Config: ClassVar[type[ModelConfig]] = LearnerConfig
     epochs_parameter: ClassVar[str | None] = "epochs"
+    members_parameter: ClassVar[str | None] = "members"
     slow: ClassVar[bool] = True
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
         self.num_items = data.interactions.num_items
         for epoch in range(1, self.config.epochs + 1):
-            self.height = self.config.height * epoch / 10
+            self.height = min(1.0, self.config.height * epoch / 10 * (0.9 + 0.1 * self.config.members))
             self.training_loss = 1.0 / epoch
             time.sleep(self.config.seconds)
             if on_epoch is not None and on_epoch(epoch, self):
@@ -149,6 +152,7 @@ def main(folder: Path, uri: str, raw_study: dict[str, Any]) -> None:
             StudySearch(study, study.allocation(), finished),
             log,
             runs,
+            budget=Budget(time.time(), study.minutes, 0.0),
             on_progress=lambda state: seen.append((state.ended, state.planned)),
         )
         ray.shutdown()

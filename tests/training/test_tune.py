@@ -42,13 +42,14 @@ def children(uri: str, folder: Path) -> list[Any]:
     return list(client.search_runs([experiment], filter_string=f"tags.`mlflow.parentRunId` = '{parent}'", max_results=500))
 
 
-def test_failures_stay_single_and_slow_learners_are_stopped(tmp_path: Path, mlflow_server: str) -> None:
+def test_failures_stay_single_slow_learners_are_stopped_and_the_best_gets_members(tmp_path: Path, mlflow_server: str) -> None:
     fragile = [
         {"model": "fragile", "name": outcome, "fixed": {"outcome": outcome}} for outcome in ("raises", "dies", "nan", "good")
     ]
     study = {
         "name": "planted",
         "trials": 14,
+        "minutes": 600,
         "grace_epochs": 2,
         "sources": [
             *fragile,
@@ -57,7 +58,7 @@ def test_failures_stay_single_and_slow_learners_are_stopped(tmp_path: Path, mlfl
     }
     folder = tmp_path / "planted"
     records = search(folder, mlflow_server, study)
-    assert Counter(r.source for r in records) == {"learner": 10, "raises": 1, "dies": 1, "nan": 1, "good": 1}
+    assert Counter(r.source for r in records) == {"learner": 11, "raises": 1, "dies": 1, "nan": 1, "good": 1}
 
     by_source = {r.source: r for r in records}
     assert by_source["good"].status == "finished"
@@ -76,12 +77,16 @@ def test_failures_stay_single_and_slow_learners_are_stopped(tmp_path: Path, mlfl
     assert all(r.metrics["epoch"] < 10 for r in stopped)
     assert all(r.metrics["epoch"] == 10 for r in finished)
 
+    # A search with a limit ends with more members of the best trial.
+    last, best = max(learners, key=lambda r: r.number), max(finished, key=lambda r: r.value or 0.0)
+    assert [r.name for r in learners if r.config.get("members", 1) > 1] == [last.name] == [best.name]
+    assert last.config == {**last.config, "members": 4, "epochs": 10}
+
     runs = {run.info.run_name: run for run in children(mlflow_server, folder)}
-    assert len(runs) == 14
+    assert len(runs) == 15
     by_status = Counter(run.info.status for run in runs.values())
-    assert by_status == {"FAILED": 3, "FINISHED": 11}
+    assert by_status == {"FAILED": 3, "FINISHED": 12}
     assert runs["raises-000"].data.tags["shortlist.reason"] == "ValueError: a planted failure"
-    best = max(finished, key=lambda r: r.value or 0.0)
     run = runs[best.name]
     assert float(run.data.params["config.height"]) == pytest.approx(best.params["height"])
     assert run.data.tags["shortlist.seed"] == "0"
@@ -93,11 +98,11 @@ def test_failures_stay_single_and_slow_learners_are_stopped(tmp_path: Path, mlfl
 
     # The weights of the best trial of a source with epochs are kept, and nothing else.
     (kept,) = (folder / "weights").iterdir()
-    assert json.loads((kept / "planted.json").read_text()) == [40, pytest.approx(best.params["height"])]
+    assert json.loads((kept / "planted.json").read_text()) == [40, pytest.approx(min(1.0, 1.3 * best.params["height"]))]
     assert best.config["epochs"] == 10
 
     progress = json.loads((folder / "progress.json").read_text())
-    assert progress[-1] == [14, 14]
+    assert progress[-1] == [15, 15]
     assert [ended for ended, _ in progress] == sorted(ended for ended, _ in progress)
 
 
