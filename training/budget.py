@@ -93,8 +93,8 @@ class Budget:
         if source not in best:
             trials = study.allocation()
             # One that has had its only trial wants nothing more.
-            wanted = sum(trials[name] for name in slow_sources(study) if name not in best or trials[name] > 1)
-            return now + left * trials[source] / max(wanted, 1) if left > 0 else None
+            claims = sum(trials[name] for name in slow_sources(study) if name not in best or trials[name] > 1)
+            return now + left * trials[source] / max(claims, 1) if left > 0 else None
         wanted = AGAIN_SHARE * best[source].seconds + self.refit_share * refit_seconds(best[source])
         return now + left if left >= wanted else None
 
