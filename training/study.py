@@ -119,6 +119,8 @@ class Study(_Part):
     description: str = ""
     protocol: ProtocolName = "leave-one-out"
     """Whose validation part the study chooses on."""
+    among: Literal["all", "cold"] = "all"
+    """What is ranked while choosing: all items, or under cold-items those alone that are out of training."""
     metric: str = "ndcg@10"
     """What is optimised; its direction is the metric's own."""
     seed: int = 0
@@ -138,6 +140,8 @@ class Study(_Part):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         metric_direction(self.metric)
+        if self.among == "cold" and self.protocol != "cold-items":
+            raise ValueError(f'among = "cold" goes with protocol = "cold-items", not with {self.protocol!r}')
         names = [source.source for source in self.sources]
         for name in names:
             if names.count(name) > 1:

@@ -15,7 +15,7 @@ from training.errors import ProtocolError
 from training.interactions import IdArray, Interactions
 from training.models.base import TrainingData
 from training.registry import Registry
-from training.splits import PROTOCOLS, Fold, Stage
+from training.splits import PROTOCOLS, Fold, Stage, cold_items
 from training.study import Study
 from training.weights import WeightStore
 
@@ -93,7 +93,9 @@ def load_study_data(place: Place, study: Study, *, as_of: datetime | None = None
         latest = datetime.fromtimestamp(int(interactions.time_us.max()) / 1e6, UTC)
     return StudyData(
         data=data,
-        fold=fold_of(study.protocol, interactions, "validation"),
+        fold=cold_items(interactions, among="cold")
+        if study.among == "cold"
+        else fold_of(study.protocol, interactions, "validation"),
         fingerprint=fingerprint(interactions, trained_on="all", includes_test_rows=True, as_of=latest),
         as_of=latest,
     )

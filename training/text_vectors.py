@@ -50,6 +50,12 @@ def token_weights(documents: Sequence[str], tags: sp.csr_matrix, text_weight: fl
     return sp.hstack([none, *halves], format="csr", dtype=np.float32)
 
 
+def unit_rows(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """(N, V) float32: the rows brought to length one, empty ones left as they are."""
+    length = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1))).ravel()
+    return sp.csr_matrix(sp.diags(1.0 / np.where(length > 0, length, 1.0)) @ matrix, dtype=np.float32)
+
+
 def _vectorizer() -> TfidfVectorizer:
     return TfidfVectorizer(min_df=2, sublinear_tf=True, max_features=MAX_WORDS, dtype=np.float32)
 

@@ -13,6 +13,7 @@ from training.models.ials import Ials
 from training.models.popularity import Popularity
 from training.models.registry import MODELS, build_model
 from training.models.sequential import Sequential
+from training.models.text_knn import TextKnn
 from training.models.transition_knn import TransitionKnn
 from training.models.two_tower import TwoTowerHybrid
 from training.testing import ITEMS_WITHOUT_ACTIVITY, RetrieverContract
@@ -76,6 +77,15 @@ class TestSequentialOfEveryPosition(KnowsNothingOfNewItems):
 class TestContent(RetrieverContract):
     model = Content
     config = {"width": 8}  # noqa: RUF012
+
+
+class TestTextKnn(RetrieverContract):
+    model = TextKnn
+
+
+class TestTextKnnOfTheStrongest(RetrieverContract):
+    model = TextKnn
+    config = {"strongest": 2, "text_weight": 0.5, "history_decay": 0.9}  # noqa: RUF012
 
 
 class TestContentEase(RetrieverContract):

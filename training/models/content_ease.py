@@ -19,7 +19,7 @@ from training.interactions import FloatArray, Interactions
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
 from training.models.ease_local import local_bytes, local_weights
 from training.models.item_item import ItemItemConfig, ItemItemRetriever, keep_strongest, popularity_share
-from training.text_vectors import token_weights
+from training.text_vectors import token_weights, unit_rows
 
 ROWS_AT_ONCE = 500
 
@@ -71,15 +71,18 @@ class ContentEase(ItemItemRetriever):
         lending = _lending(near, counts, config)
         own = _ease(interactions, config)
         scale = _size(own) / max(_size(near), 1e-12) * config.content_weight
+        # Item by item, as columns of `weights`: among the strongest of a history entry's row, items that borrow would be lost.
+        borrowers, across = lending.T.tocsr(), own.T.tocsr()
         blocks = []
         for start in range(0, interactions.num_items, ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            block = (own[rows] @ lending + np.float32(scale) * near[rows]).tocsr()
+            block = (borrowers[rows] @ across + np.float32(scale) * near[rows]).tocsr()
             row = np.repeat(np.arange(block.shape[0]) + start, np.diff(block.indptr))
             block.data[row == block.indices] = 0.0
             block.eliminate_zeros()
             blocks.append(keep_strongest(block, config.neighbours))
-        self.set_weights(sp.vstack(blocks, format="csr", dtype=np.float32), popularity_share(interactions))
+        weights = sp.vstack(blocks, format="csr", dtype=np.float32).T.tocsr()
+        self.set_weights(weights, popularity_share(interactions))
         return self
 
     def set_weights(self, weights: sp.csr_matrix, popularity: FloatArray) -> None:
@@ -92,8 +95,7 @@ class ContentEase(ItemItemRetriever):
 
 def nearest_by_content(tokens: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
     """(N, N) float32 cosines of the `neighbours` most alike of each item, zero diagonal."""
-    length = np.sqrt(np.asarray(tokens.multiply(tokens).sum(axis=1))).ravel()
-    unit = (sp.diags(1.0 / np.where(length > 0, length, 1.0)) @ tokens).tocsr().astype(np.float32)
+    unit = unit_rows(tokens)
     across = unit.T.tocsr()
     blocks = []
     for start in range(0, unit.shape[0], ROWS_AT_ONCE):

@@ -14,11 +14,13 @@ from training.models.ease import Ease
 from training.models.ials import Ials
 from training.models.popularity import Popularity
 from training.models.sequential import Sequential
+from training.models.text_knn import TextKnn
 from training.models.transition_knn import TransitionKnn
 from training.models.two_tower import TwoTowerHybrid
 
 MODELS: dict[str, type[Retriever]] = {
-    model.name: model for model in (Popularity, TransitionKnn, Ease, Ials, Content, ContentEase, TwoTowerHybrid, Sequential)
+    model.name: model
+    for model in (Popularity, TransitionKnn, Ease, Ials, Content, TextKnn, ContentEase, TwoTowerHybrid, Sequential)
 }
 
 

@@ -1,0 +1,57 @@
+"""Text-kNN against a slow count over dense cosines, and what a mask does not change."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from training.content_columns import content_columns
+from training.dataset import from_frame
+from training.models.base import TrainingData
+from training.models.item_item import PRIOR, popularity_share
+from training.models.text_knn import TextKnn, TextKnnConfig
+from training.queries import queries_from_users
+from training.text_vectors import token_weights
+
+WORDS = np.array(["oak", "silk", "brass", "linen", "lamp", "table", "chair", "cushion"])
+
+
+def world() -> TrainingData:
+    rng = np.random.default_rng(3)
+    rows = [(f"u{user:02d}", f"i{item:02d}") for user in range(25) for item in rng.choice(30, rng.integers(1, 7), replace=False)]
+    interactions = from_frame(
+        pd.DataFrame(rows, columns=["user_id", "item_id"]), item_ids=np.array(["new-1", "new-2", "new-3"], dtype=object)
+    )
+    titles = np.array([" ".join(rng.choice(WORDS, 3)) for _ in range(interactions.num_items)], dtype=object)
+    return TrainingData(interactions, {"title": titles})
+
+
+@pytest.mark.parametrize("strongest", [0, 1, 2])
+def test_it_is_the_slow_sum_over_the_history(strongest: int) -> None:
+    data = world()
+    config = TextKnnConfig(sharpness=2.0, strongest=strongest, history_decay=0.8)
+    users = np.arange(data.interactions.num_users, dtype=np.int32)
+    queries = queries_from_users(data.interactions, users)
+    columns = content_columns(data.item_attributes, data.interactions.num_items)
+    words = token_weights(columns.documents, columns.tags[:, :0], 1.0).toarray()
+    words /= np.maximum(np.linalg.norm(words, axis=1, keepdims=True), 1e-12)
+    expected = np.tile(PRIOR * popularity_share(data.interactions), (len(queries), 1))
+    for b in range(len(queries)):
+        history = queries.history(b)
+        parts = (words[history] @ words.T) ** 2.0 * 0.8 ** np.arange(len(history))[::-1, None]
+        parts = -np.sort(-parts, axis=0)
+        expected[b] += parts[: strongest or len(parts)].sum(axis=0)
+    np.testing.assert_allclose(TextKnn(config).fit(data).score(queries), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_mask_leaves_the_scores_of_what_it_allows() -> None:
+    data = world()
+    model = TextKnn(TextKnnConfig(strongest=2)).fit(data)
+    queries = queries_from_users(data.interactions, np.arange(data.interactions.num_users, dtype=np.int32))
+    new = np.char.startswith(data.interactions.item_ids.astype(str), "new")
+    found, scores = model.retrieve(queries, 5, new), model.score(queries)
+    assert (found.item_idx[:, :3] >= 0).all()
+    assert (found.item_idx[:, 3:] == -1).all()
+    np.testing.assert_allclose(found.score[:, :3], -np.sort(-scores[:, new], axis=1), rtol=1e-5)
+    assert (model.retrieve(queries, 5, np.zeros_like(new)).item_idx == -1).all()
