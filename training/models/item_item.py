@@ -115,8 +115,8 @@ class ItemItemRetriever(Retriever):
         """See `Retriever.save`: one safetensors file."""
         tensors = {
             "data": self.weights.data.astype(np.float32),
-            "indices": _as_index(self.weights.indices, self.weights.nnz),
-            "indptr": _as_index(self.weights.indptr, self.weights.nnz),
+            "indices": as_index(self.weights.indices, self.weights.nnz),
+            "indptr": as_index(self.weights.indptr, self.weights.nnz),
             "popularity": self.popularity,
         }
         save_arrays(folder / "item_item.safetensors", tensors)
@@ -129,7 +129,7 @@ class ItemItemRetriever(Retriever):
         model = cls(config)
         data = tensors["data"].astype(np.float32, copy=False)
         # Both index arrays are of one type: else scipy would bring them to one by a copy.
-        indices, indptr = _as_index(tensors["indices"], len(data)), _as_index(tensors["indptr"], len(data))
+        indices, indptr = as_index(tensors["indices"], len(data)), as_index(tensors["indptr"], len(data))
         matrix = sp.csr_matrix((data, indices, indptr), shape=(num_items, num_items), copy=False)
         model.set_weights(matrix, tensors["popularity"].astype(np.float32, copy=False))
         return model
@@ -162,8 +162,8 @@ def keep_strongest(matrix: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
     return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape)
 
 
-def _as_index(array: npt.NDArray[Any], entries: int) -> npt.NDArray[np.integer[Any]]:
-    """In the type that scipy takes for so many entries; copied only where it is another."""
+def as_index(array: npt.NDArray[Any], entries: int) -> npt.NDArray[np.integer[Any]]:
+    """An index array of a sparse matrix in the type that scipy takes for so many entries; copied only where it is another."""
     return array.astype(np.int32 if entries <= np.iinfo(np.int32).max else np.int64, copy=False)
 
 

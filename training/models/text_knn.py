@@ -23,7 +23,7 @@ from training.candidates import Retrieved
 from training.content_columns import content_columns
 from training.interactions import BoolArray, FloatArray, Interactions, LongArray
 from training.models.base import ModelConfig, ReportEpoch, Retriever, TrainingData, top_k
-from training.models.item_item import NEGLIGIBLE, PRIOR, popularity_share
+from training.models.item_item import NEGLIGIBLE, PRIOR, as_index, popularity_share
 from training.queries import QueryBatch
 from training.text_vectors import token_weights, unit_rows
 
@@ -104,7 +104,9 @@ class TextKnn(Retriever):
         arrays = map_arrays(folder / STATE_FILE)
         shape = (len(arrays["popularity"]), int(arrays["width"][0]))
         model = cls(config)
-        tokens = sp.csr_matrix((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape, copy=False)
+        data = arrays["data"].astype(np.float32, copy=False)
+        indices, indptr = as_index(arrays["indices"], len(data)), as_index(arrays["indptr"], len(data))
+        tokens = sp.csr_matrix((data, indices, indptr), shape=shape, copy=False)
         model._set(tokens, arrays["popularity"].astype(np.float32, copy=False))
         return model
 
