@@ -151,6 +151,19 @@ def ease(
     console.finish({"machine": machine(), "items": items} | found, f"{machine()}; {items:,} items\n\n| | |\n|---|---|\n{rows}")
 
 
+@app.command()
+def evaluation(
+    users: Annotated[int, typer.Option(help="Users asked.", min=100)] = 22_000,
+    items: Annotated[int, typer.Option(help="Items ranked for each.", min=100, max=1_000_000)] = 12_000,
+) -> None:
+    """Evaluation by blocks against a plain loop over users: time, memory, and that both say the same."""
+    from shortlist.bench.evaluation import measure_evaluation
+
+    found = measure_evaluation(users, items)
+    rows = "\n".join(f"| {name} | {value} |" for name, value in found.items())
+    console.finish({"machine": machine(), "items": items} | found, f"{machine()}; {items:,} items\n\n| | |\n|---|---|\n{rows}")
+
+
 @app.command("cold-items")
 def cold_items(
     dataset: Annotated[str, typer.Option("--dataset", "-d", help="An imported dataset with texts.")],

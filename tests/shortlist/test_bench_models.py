@@ -1,4 +1,4 @@
-"""What `shortlist bench ease` and `bench cold-items` measure, on worlds that take seconds."""
+"""What `shortlist bench ease`, `bench evaluation` and `bench cold-items` measure, on worlds that take seconds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pandas as pd
 
 from shortlist.bench.cold_items import text_knn
 from shortlist.bench.ease import measure_ease
+from shortlist.bench.evaluation import measure_evaluation
 from training.dataset import from_frame
 from training.evaluate import evaluate
 from training.models.base import TrainingData
@@ -17,6 +18,13 @@ def test_ease_is_measured_against_the_inverse() -> None:
     found = measure_ease(300, 1)
     assert found["scipy_inv_s"] > 0
     assert found["fit_over_inv"] > 0
+
+
+def test_evaluation_by_blocks_says_what_a_loop_says() -> None:
+    found = measure_evaluation(900, 400)
+    assert found["users"] > 800
+    assert abs(found["ndcg@10_difference"]) < 1e-6
+    assert found["evaluate_over_loop"] > 0
 
 
 def test_text_knn_finds_cold_items_by_their_words() -> None:
