@@ -24,7 +24,7 @@ def feature_services(
     return [
         FeatureService(
             name=RETRIEVAL_V1,
-            features=[activity[["user_events", "user_last_event_us", "recent_items", "recent_ages_s"]]],
+            features=[activity[["user_events", "user_last_event_us", "recent_items", "recent_ages_s", "recent_actions"]]],
             description="The user's recent sequence, for retrievers that score histories.",
             owner=OWNER,
             tags={"contract": "retriever"},

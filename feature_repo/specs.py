@@ -126,6 +126,9 @@ USER_ACTIVITY_SPECS: tuple[FeatureSpec, ...] = (
     FeatureSpec(
         "recent_ages_s", "integers", "s", "For each recent item, clock seconds from its event to the last; 0 for the newest."
     ),
+    FeatureSpec(
+        "recent_actions", "text", "code", "For each recent item, the digit of its event's action (features.events.ACTION_CODES)."
+    ),
     FeatureSpec("recent_distinct_items", "count", "items", "Distinct items among the recent ones."),
     FeatureSpec(
         "user_categories",

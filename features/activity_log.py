@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.errors import FeatureJoinError
-from features.events import POSITIVE_ACTIONS
+from features.events import POSITIVE_ACTIONS, action_codes
 
 LongArray = npt.NDArray[np.int64]
 IntArray = npt.NDArray[np.int32]
@@ -45,7 +45,8 @@ class ActivityLog:
 
     Shapes and units:
         ids (U,) str, sorted; indptr (U + 1,) int64: events `indptr[u]:indptr[u + 1]` are entity u's, oldest first.
-        time_us (E,) int64; other (E,) int32 rows of `other_ids` (N,) str, sorted; value (E,) float64, NaN where none.
+        time_us (E,) int64; other (E,) int32 rows of `other_ids` (N,) str, sorted; value (E,) float64, NaN where none; action (E,)
+            uint8 of `features.events.ACTION_CODES`, 0 where not known.
         has_times: False where times are only an order; whatever needs a clock is then null.
     """
 
@@ -55,6 +56,7 @@ class ActivityLog:
     other: IntArray
     other_ids: npt.NDArray[np.object_]
     value: npt.NDArray[np.float64]
+    action: npt.NDArray[np.uint8]
     has_times: bool
 
     def __len__(self) -> int:
@@ -120,6 +122,9 @@ def activity_log(events: pa.Table, side: Literal["user", "item"], *, has_times: 
         value = pc.fill_null(events.column("value").cast(pa.float64()), float("nan")).to_numpy()
     else:
         value = np.full(events.num_rows, np.nan)
+    action = np.zeros(events.num_rows, dtype=np.uint8)
+    if "action" in events.column_names:
+        action = action_codes(events.column("action"))
     order = np.lexsort((other, time_us, entity))
     entity = entity[order]
     return ActivityLog(
@@ -129,6 +134,7 @@ def activity_log(events: pa.Table, side: Literal["user", "item"], *, has_times: 
         other=other[order],
         other_ids=other_ids,
         value=value[order],
+        action=action[order],
         has_times=has_times,
     )
 

@@ -96,6 +96,7 @@ class UserStates:
             "user_hour_tiles": _tile_lists(self._hours.counts(rows, stops, HOUR_TILES), log.has_times),
             "recent_items": _lists(offsets, self._item_names.take(pa.array(items))),
             "recent_ages_s": _lists(offsets, pa.array(ages_s)),
+            "recent_actions": _letters(offsets, log.action[recent]),
             "recent_distinct_items": pa.array(_distinct(owner, items, len(rows))),
             "user_categories": _lists(taste_offsets, self._category_names.take(pa.array(taste))),
             "user_category_weights": _lists(taste_offsets, pa.array(weight)),
@@ -146,6 +147,12 @@ def id_bytes(ids: pa.Array) -> LongArray:
     size = pc.binary_length(ids).to_numpy().astype(np.int64)
     hexadecimal = pc.match_substring_regex(ids, "^[0-9a-fA-F-]+$").to_numpy(zero_copy_only=False)
     return np.where(hexadecimal, -(-5 * size // 8), size)
+
+
+def _letters(offsets: LongArray, codes: npt.NDArray[np.uint8]) -> pa.Array:
+    """The codes of each list as one text, a digit each."""
+    text = pa.py_buffer((codes + ord("0")).astype(np.uint8).tobytes())
+    return pa.StringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets.astype(np.int32).tobytes()), text)
 
 
 def state_schema(side: Side) -> pa.Schema:

@@ -261,6 +261,8 @@ def _user_rules(c: FeatureColumns) -> Iterator[tuple[str, BoolArray]]:
     yield f"recent_items holds 1 to {RECENT_ITEMS} events", (lengths >= 1) & (lengths <= np.minimum(events, RECENT_ITEMS))
     yield f"one recent item, or {RECENT_ID_BYTES} bytes of ids", (lengths == 1) | (sizes <= RECENT_ID_BYTES)
     yield "recent_ages_s falls to 0", _each(c["recent_ages_s"], lengths, _falls_to_zero)
+    letters = np.array([len(actions or "") for actions in c["recent_actions"]], dtype=np.int64)
+    yield "recent_actions has a digit for each recent item", letters == lengths
     yield f"at most {TOP_CATEGORIES} categories", _each(c["user_categories"], None, lambda names: len(names) <= TOP_CATEGORIES)
     yield "shares in (0, 1]", _each(c["user_category_weights"], None, lambda w: bool(((w > 0) & (w <= 1)).all()))
 

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.errors import EventError
 
@@ -42,6 +45,14 @@ ACTION_CODES: dict[str, int] = {action: code for code, action in enumerate(ACTIO
 
 OTHER_ACTION_CODE = 0
 """Of actions by configuration, and where no action is known."""
+
+
+def action_codes(actions: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    """The code of each action."""
+    place = pc.index_in(actions.cast(pa.string()), value_set=pa.array(list(ACTION_CODES), pa.string()))
+    codes = np.array([*ACTION_CODES.values(), OTHER_ACTION_CODE], dtype=np.uint8)
+    return codes[pc.fill_null(place, len(ACTION_CODES)).to_numpy()]
+
 
 UNKNOWN_ACTION = "unknown_action"
 UNKNOWN_ITEM = "unknown_item"

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from feature_repo.request_columns import SECOND_US
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
+from features.events import OTHER_ACTION_CODE
 from serving.config import ServingConfig
 from serving.recent_activity import RecentEvent
 
@@ -129,12 +130,16 @@ def parse_user(columns: Columns) -> OnlineUser | None:
     last_us = columns["user_last_event_us"][0]
     known_time = bool(np.isfinite(last_us))
     items, ages_s = columns["recent_items"][0], columns["recent_ages_s"][0]
+    told = columns.get("recent_actions")  # a store that was applied by an earlier release has none
+    actions = "" if told is None else told[0] or ""
+    if len(actions) != len(items):
+        actions = str(OTHER_ACTION_CODE) * len(items)
     events: tuple[RecentEvent, ...] = ()
     if known_time and len(items) == len(ages_s):
         # Whole seconds are kept; the place in the list orders the events of one second.
         seconds = (int(last_us) // SECOND_US - ages_s).tolist()
         events = tuple(
-            RecentEvent(str(item), second * SECOND_US + place, True)
-            for place, (item, second) in enumerate(zip(items, seconds, strict=True))
+            RecentEvent(str(item), second * SECOND_US + place, True, int(action))
+            for place, (item, second, action) in enumerate(zip(items, seconds, actions, strict=True))
         )
     return OnlineUser(columns, events, num_events, int(last_us) if known_time else 0)

@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 from features.activity_store import ActivityStore
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
-from features.events import ACTION_CODES, OTHER_ACTION_CODE, POSITIVE_ACTIONS
+from features.events import POSITIVE_ACTIONS, action_codes
 from features.histories import FileTraits, order_and_times
 from features.paths import DatasetPaths
 from training.errors import NotTrainableError
-from training.interactions import BoolArray, ByteArray, IdArray, IntArray, Interactions, LongArray
+from training.interactions import BoolArray, IdArray, IntArray, Interactions, LongArray
 from training.models.base import TrainingData
 
 COLUMNS = ["user_id", "item_id", "action", "value", "timestamp", "timestamp_imputed", "split", "flag"]
@@ -98,7 +98,7 @@ def interactions_from_events(table: pa.Table, catalogue_items: pa.ChunkedArray |
         time_known=known,
         value=table["value"].to_numpy().astype(np.float32)[order],
         split=np.asarray(table["split"].to_pandas(), dtype=object)[order],
-        action=_action_codes(table["action"])[order] if "action" in table.column_names else np.zeros(len(order), dtype=np.uint8),
+        action=action_codes(table["action"])[order] if "action" in table.column_names else np.zeros(len(order), dtype=np.uint8),
     )
 
 
@@ -142,7 +142,7 @@ def from_frame(frame: pd.DataFrame, item_ids: IdArray | None = None) -> Interact
         split[given] = frame["split"].to_numpy()[given]
     action = np.zeros(len(frame), dtype=np.uint8)
     if "action" in frame:
-        action = _action_codes(_text_column(frame["action"]))
+        action = action_codes(_text_column(frame["action"]))
     return Interactions(
         user_ids=user_ids,
         item_ids=item_codes,
@@ -187,12 +187,6 @@ def _codes(column: pa.ChunkedArray, extra: pa.ChunkedArray | None = None) -> tup
     rank = np.empty(len(order), dtype=np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
     return np.asarray(ids.take(pa.array(order)).to_pandas(), dtype=object), rank[encoded.indices.to_numpy()]
-
-
-def _action_codes(column: pa.ChunkedArray) -> ByteArray:
-    place = pc.index_in(column.cast(pa.string()), value_set=pa.array(list(ACTION_CODES), pa.string()))
-    codes = np.array([*ACTION_CODES.values(), OTHER_ACTION_CODE], dtype=np.uint8)
-    return codes[pc.fill_null(place, len(ACTION_CODES)).to_numpy()]
 
 
 def _bools(column: pa.ChunkedArray) -> BoolArray:

@@ -225,7 +225,7 @@ def test_as_of_materializes_an_earlier_state(store: Features, world: dict[str, p
     store.materialize(as_of=middle)
     users = np.array([f"user {n}" for n in range(60)], dtype=object)
     online = store.online_users(list(users), "retrieval_v1")
-    assert list(online) == ["user_events", "user_last_event_us", "recent_items", "recent_ages_s"]
+    assert list(online) == ["user_events", "user_last_event_us", "recent_items", "recent_ages_s", "recent_actions"]
     before = user_features_at(world["events"], None, users, np.full(60, int(middle.timestamp()) * 1_000_000 + 1))
     for name, values in online.items():
         assert equal_columns(values, before[name]).all(), name

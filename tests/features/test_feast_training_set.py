@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from features.errors import FeatureJoinError
+from features.events import ACTION_CODES
 from features.training_set import item_features_at, user_features_at
 
 DAY_US = 86_400_000_000
@@ -30,12 +31,17 @@ def world(rng: np.random.Generator) -> dict[str, Any]:
             "item_id": pa.array([f"i{i}" for i in items[shuffled]]),
             "timestamp": pa.array(times[shuffled]).cast(pa.timestamp("us", tz="UTC")),
             "value": pa.array(values[shuffled], from_pandas=True),
+            "action": [action_of(user, item) for user, item in zip(users[shuffled], items[shuffled], strict=True)],
         }
     )
     names = [f"c{n}" for n in range(20)]
     categories = [list(rng.choice(names, rng.integers(0, 5), replace=False)) for _ in range(60)]
     table = pa.table({"item_id": [f"i{i}" for i in range(60)], "categories": categories, "price": rng.uniform(1, 9, 60)})
     return {"events": events, "items": table, "rows": sorted(zip(times, users, items, values, strict=True))}
+
+
+def action_of(user: int, item: int) -> str:
+    return "purchase" if (user + item) % 3 == 0 else "view"
 
 
 def oracle_user(world: dict[str, Any], user: str, before: int) -> dict[str, Any]:
@@ -58,6 +64,7 @@ def oracle_user(world: dict[str, Any], user: str, before: int) -> dict[str, Any]
         "user_hour_tiles": [sum(t // HOUR_US == (last or 0) // HOUR_US - h for t, _, _ in past) for h in range(24)],
         "recent_items": [f"i{i}" for _, i, _ in recent],
         "recent_ages_s": [last // SECOND_US - t // SECOND_US for t, _, _ in recent],
+        "recent_actions": "".join(str(ACTION_CODES[action_of(int(user[1:]), item)]) for _, item, _ in recent) or None,
         "recent_distinct_items": len({i for _, i, _ in recent}),
         "user_categories": best,
         "user_category_weights": [np.float32(counts[name] / len(recent)) for name in best],

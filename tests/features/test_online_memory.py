@@ -16,6 +16,7 @@ from feature_repo.specs import CATEGORY_BYTES, RECENT_ID_BYTES, RECENT_ITEMS, TO
 from features.activity_log import activity_log
 from features.aggregates import UserStates, id_bytes
 from features.columns import equal_columns, table_columns
+from features.events import POSITIVE_ACTIONS
 from features.paths import DatasetPaths
 from features.schema import DatasetSchema
 from features.store import Features
@@ -53,6 +54,7 @@ def test_a_user_of_500_events_takes_at_most_800_bytes(
             "item_id": items,
             "timestamp": pa.array(times_us).cast(pa.timestamp("us", tz="UTC")),
             "value": rng.random(rows),
+            "action": rng.choice(sorted(POSITIVE_ACTIONS), rows),
         }
     )
     log = activity_log(events, "user")

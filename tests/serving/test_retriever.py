@@ -121,6 +121,14 @@ def test_only_what_was_met_by_the_named_actions_is_left_out(pipeline, bundle) ->
         row("i041"),
         *always,
     }
+    # Activity since the training may be known to the online store alone.
+    known = online(20, later, ("i030", "i031", "i032"), (2, 1, 0), "441")
+    _, left_out = knowing.query(
+        ComputeRequest("u3", 60, seen=parse_body({"exclude_seen": "purchase"}).seen), activity, NOW_US, known
+    )
+    names = {str(knowing.items.item_ids[row]) for row in left_out}
+    assert {"i030", "i031", "i041", "i042"} <= names
+    assert names.isdisjoint({"i032", "i040"})
     # A bundle of an earlier release knows no actions: all of its entries may have been meant.
     unknowing = RetrieverStage(pipeline, ItemTable.from_bundle(bundle))
     left = compute(
@@ -146,7 +154,9 @@ def test_delisted_items_are_no_candidates(pipeline, bundle) -> None:
     assert len(after) == 5
 
 
-def online(num_events: int, last_us: int, items: tuple[str, ...] = (), ages: tuple[int, ...] = ()) -> OnlineUser | None:
+def online(
+    num_events: int, last_us: int, items: tuple[str, ...] = (), ages: tuple[int, ...] = (), actions: str | None = None
+) -> OnlineUser | None:
     def one(value: object) -> np.ndarray:
         column = np.empty(1, dtype=object)
         column[0] = np.array(value)
@@ -158,6 +168,7 @@ def online(num_events: int, last_us: int, items: tuple[str, ...] = (), ages: tup
             "user_last_event_us": np.array([float(last_us)]),
             "recent_items": one(items),
             "recent_ages_s": one(ages),
+            "recent_actions": np.array([actions], dtype=object),
         }
     )
 
