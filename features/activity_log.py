@@ -41,7 +41,7 @@ def positive_events(events: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class ActivityLog:
-    """Events sorted by entity, then time, then the other side's id: an order that does not depend on arrival.
+    """Events sorted by entity, then time, the other side's id and the action: an order that does not depend on arrival.
 
     Shapes and units:
         ids (U,) str, sorted; indptr (U + 1,) int64: events `indptr[u]:indptr[u + 1]` are entity u's, oldest first.
@@ -125,7 +125,7 @@ def activity_log(events: pa.Table, side: Literal["user", "item"], *, has_times: 
     action = np.zeros(events.num_rows, dtype=np.uint8)
     if "action" in events.column_names:
         action = action_codes(events.column("action"))
-    order = np.lexsort((other, time_us, entity))
+    order = np.lexsort((action, other, time_us, entity))
     entity = entity[order]
     return ActivityLog(
         ids=ids,

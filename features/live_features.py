@@ -8,6 +8,7 @@ while.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import OrderedDict
@@ -36,6 +37,13 @@ MAX_CACHED_EVENTS = 500_000
 HISTORY_SECONDS = 600.0
 """A kept history is read from the store again after this long, so that imports show in it too."""
 
+_TYPES: dict[str, pa.DataType] = {
+    "user_id": pa.string(),
+    "item_id": pa.string(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+    "value": pa.float64(),
+    "action": pa.string(),
+}
 _COLUMNS = ("event_id", "user_id", "item_id", "action", "timestamp", "value", "flag")
 
 
@@ -68,6 +76,7 @@ class _History:
     item_ids: list[str] = field(default_factory=list)
     times_us: list[int] = field(default_factory=list)
     values: list[float | None] = field(default_factory=list)
+    actions: list[str] = field(default_factory=list)
 
 
 class UserHistories:
@@ -93,7 +102,7 @@ class UserHistories:
         self._events = self._erasures = 0
 
     def with_events(self, events: pa.Table) -> pa.Table:
-        """All positive events of the users of `events` (stored ones and these): `user_id, item_id, timestamp, value`.
+        """All positive events of the users of `events` (stored ones and these): `user_id, item_id, timestamp, value, action`.
 
         Args:
             events: rows of EVENT_SCHEMA that the store has already.
@@ -105,7 +114,7 @@ class UserHistories:
         return self._table(users)
 
     def _table(self, users: Sequence[str]) -> pa.Table:
-        columns: dict[str, list[object]] = {"user_id": [], "item_id": [], "timestamp": [], "value": []}
+        columns: dict[str, list[object]] = {name: [] for name in _TYPES}
         for user in users:
             history = self._kept[user]
             self._kept.move_to_end(user)
@@ -113,9 +122,9 @@ class UserHistories:
             columns["item_id"] += history.item_ids
             columns["timestamp"] += history.times_us
             columns["value"] += history.values
+            columns["action"] += history.actions
         self._forget(len(users))
-        types = {"user_id": pa.string(), "item_id": pa.string(), "timestamp": pa.timestamp("us", tz="UTC"), "value": pa.float64()}
-        return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
+        return pa.table({name: pa.array(values, _TYPES[name]) for name, values in columns.items()})
 
     def forget(self, users: Collection[str]) -> None:
         """Read these users from the store again when next they are asked for."""
@@ -145,15 +154,16 @@ class UserHistories:
             self._add(_counted(self._store.read(_COLUMNS, user_ids=wanted, on_dates=on_dates)))
 
     def _add(self, events: pa.Table) -> None:
-        names = ("event_id", "user_id", "item_id", "value")
+        names = ("event_id", "user_id", "item_id", "value", "action")
         times_us = pc.cast(events["timestamp"], pa.int64()).to_pylist()
-        for event_id, user, item, value, at in zip(*(events[name].to_pylist() for name in names), times_us, strict=True):
+        for event_id, user, item, value, action, at in zip(*(events[name].to_pylist() for name in names), times_us, strict=True):
             history, key = self._kept[user], hash(event_id)
             if key not in history.known:
                 history.known.add(key)
                 history.item_ids.append(item)
                 history.times_us.append(at)
                 history.values.append(value)
+                history.actions.append(sys.intern(action))
                 self._events += 1
 
     def _forget(self, in_use: int) -> None:

@@ -35,6 +35,7 @@ from serving.slate import Ranked, arranged
 from serving.trend_lists import SEASON, WINDOWS, TrendLists
 from training.interactions import IntArray
 
+DEFAULT_WINDOW = "1d"
 TRENDING_SOURCE, SEASONAL_SOURCE = "trending", "seasonal"
 _NO_ROWS: IntArray = np.zeros(0, dtype=np.int32)
 
@@ -63,25 +64,28 @@ class Browser:
         self._config, self._cache, self._compute = config, cache, compute
         self._snapshot, self._trends, self._metrics = snapshot, trends, metrics
 
-    def popular(self, request: RecommendationRequest) -> dict[str, Any]:
-        """Most popular items as of the champion's training.
+    def popular(self, request: RecommendationRequest, window: str | None = None) -> dict[str, Any]:
+        """Most popular items as of the champion's training; of a window, what is taken most in it, then these.
 
         Raises:
-            RequestError: the filter is wrong, or there is no such placement.
+            RequestError: there is no such window, the filter is wrong, or there is no such placement.
         """
+        if window is not None:
+            return self.trending(request, window)
         snapshot = self._snapshot()
         asked = self._asked(snapshot, request)
         ranked = popular_list(snapshot.items, asked.selection, asked.top_k, _NO_ROWS)
         return _answer(snapshot.items, asked, ranked, (POPULAR_SOURCE,), snapshot.items_at)
 
-    def trending(self, request: RecommendationRequest, window: str) -> dict[str, Any]:
-        """Items that gain now, or (`season`) those of this time of the year.
+    def trending(self, request: RecommendationRequest, window: str | None = None) -> dict[str, Any]:
+        """Items that gain now (within a day where no window is given), or (`season`) those of this time of the year.
 
         A region and a language are where events came from; the answer's items must be for them, too. The first of several counts.
 
         Raises:
             RequestError: there is no such window, the filter is wrong, or there is no such placement.
         """
+        window = DEFAULT_WINDOW if window is None else window
         if window not in WINDOWS:
             raise RequestError(f"window must be one of {', '.join(WINDOWS)}, got {window[:40]!r}", field="window")
         snapshot = self._snapshot()

@@ -220,9 +220,9 @@ class GatewayApp:
             self._degraded, self._degraded_logged_at = 0, now
 
     async def _browse(self, path: str, query_string: bytes) -> dict[str, Any]:
-        request, window = parse_browse(query_string, with_window=path == "/v1/trending")
+        request, window = parse_browse(query_string, with_window=path in _BROWSED)
         if path == "/v1/popular":
-            return self._browser.popular(request)
+            return self._browser.popular(request, window)
         if path == "/v1/trending":
             return self._browser.trending(request, window)
         return await self._browser.similar(checked_id(path[len(_ITEMS) : -len(_SIMILAR)], "item_id"), request)

@@ -30,7 +30,6 @@ from serving.schemas import MAX_TOP_K, RecommendationRequest
 
 MAX_RECENT_ITEMS = 200
 MAX_CANDIDATES = 1000
-DEFAULT_WINDOW = "1d"
 BROWSE_PARAMETERS = frozenset({"top_k", "category", "region", "language", "filter", "fields", "placement", "diversity", "cursor"})
 _SHARED_PARAMETERS = BROWSE_PARAMETERS | {"exclude_seen", "explain", "session_id"}
 BODY_PARAMETERS = _SHARED_PARAMETERS | {
@@ -98,8 +97,8 @@ def _parse_query(query_string: bytes) -> RecommendationRequest:
 
 
 @lru_cache(maxsize=1024)
-def parse_browse(query_string: bytes, *, with_window: bool = False) -> tuple[RecommendationRequest, str]:
-    """A request for a list that is nobody's own, and its window.
+def parse_browse(query_string: bytes, *, with_window: bool = False) -> tuple[RecommendationRequest, str | None]:
+    """A request for a list that is nobody's own, and its window where one is given.
 
     Raises:
         RequestError: as `parse_get`.
@@ -114,7 +113,7 @@ def parse_browse(query_string: bytes, *, with_window: bool = False) -> tuple[Rec
         diversity=share(one["diversity"], "diversity") if "diversity" in one else None,
         shown=decode_cursor(one.get("cursor", "")),
     )
-    return request, one.get("window", DEFAULT_WINDOW)
+    return request, one.get("window")
 
 
 def parse_body(body: object) -> RecommendationRequest:

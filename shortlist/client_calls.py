@@ -19,6 +19,7 @@ Json = dict[str, Any]
 When = datetime | str | float
 """A time: a datetime (naive means UTC), ISO 8601 text or epoch seconds."""
 Words = str | Sequence[str] | None
+Window = Literal["1h", "1d", "7d", "season"]
 
 MAX_EVENTS_PER_CALL = 1000
 
@@ -106,6 +107,7 @@ def similar_items(
 def popular(
     top_k: int = 10,
     *,
+    window: Window | None = None,
     placement: str | None = None,
     filter: str | None = None,
     category: Words = None,
@@ -115,14 +117,14 @@ def popular(
     fields: Sequence[str] | None = None,
     cursor: str | None = None,
 ) -> Call[Json]:
-    """The most popular items: `items`, `last_updated`, `next_cursor`. Arguments as of `recommend`."""
+    """The most popular items, of all time or a `window`: `items`, `last_updated`, `next_cursor`. Others as of `recommend`."""
     return Call("GET", "/v1/popular", as_is, _query(locals()))
 
 
 def trending(
     top_k: int = 10,
     *,
-    window: Literal["1h", "1d", "7d", "season"] | None = None,
+    window: Window | None = None,
     placement: str | None = None,
     filter: str | None = None,
     category: Words = None,

@@ -16,11 +16,11 @@ from pydantic.json_schema import models_json_schema
 from experiments.spec import ExperimentSpec
 from features.events import ACTIONS
 from serving.api.answer_schemas import Alive, ErrorBody, EventReceipt, ItemList, Ready, Recommendations, SessionMerge, errors
+from serving.browse import DEFAULT_WINDOW
 from serving.intake import MAX_BATCH
 from serving.request_parsing import (
     BODY_PARAMETERS,
     BROWSE_PARAMETERS,
-    DEFAULT_WINDOW,
     MAX_CANDIDATES,
     MAX_RECENT_ITEMS,
     QUERY_PARAMETERS,
@@ -84,8 +84,8 @@ _DESCRIBED: dict[str, tuple[str, Json, Any]] = {
     "fields": ("Item attributes to return with each item.", _texts(MAX_FIELDS), ["title", "year"]),
     "cursor": ("`next_cursor` of the page before: pages never repeat an item.", _TEXT, ""),
     "window": (
-        "The time that counts; `season`: what this time of the year brings.",
-        {**_TEXT, "enum": list(WINDOWS), "default": DEFAULT_WINDOW},
+        "What is taken now counts, within this time; `season`: what this time of the year brings.",
+        {**_TEXT, "enum": list(WINDOWS)},
         DEFAULT_WINDOW,
     ),
     "recent_items": ("The caller's own history, oldest first.", _texts(MAX_RECENT_ITEMS), ["348", "589"]),
@@ -235,7 +235,7 @@ HOT_PATHS: Json = {
     },
     "/v1/trending": {
         "get": _route(
-            "Items that gain now, of a region, language or category; or those of the season",
+            "Items that gain now (within a day without `window`), of a region, language or category; or those of the season",
             "recommendations",
             "read",
             _answers("ItemList", *_READ_ERRORS),
@@ -244,11 +244,11 @@ HOT_PATHS: Json = {
     },
     "/v1/popular": {
         "get": _route(
-            "Most popular items as of the champion's training",
+            "Most popular items as of the champion's training, or with `window` within it",
             "recommendations",
             "read",
             _answers("ItemList", *_READ_ERRORS),
-            _query(BROWSE_PARAMETERS),
+            _query({*BROWSE_PARAMETERS, "window"}),
         )
     },
     "/v1/events": {

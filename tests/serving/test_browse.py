@@ -82,6 +82,19 @@ def test_trending_goes_from_the_segment_over_everybody_to_popular_items(shop: Sh
     assert caught.value.field == "window"
 
 
+def test_popular_items_of_a_window_are_those_taken_in_it(shop: Shop) -> None:
+    shop.trends.board = board(**{"": ["i041", "i002"]})
+
+    def popular(query: bytes) -> list[str]:
+        return [item["item_id"] for item in shop.browser.popular(*parse_browse(query, with_window=True))["items"]]
+
+    assert popular(b"top_k=2&window=7d") == ["i041", "i002"]
+    assert "i041" not in popular(b"top_k=2")
+    with pytest.raises(RequestError) as caught:
+        popular(b"window=")
+    assert caught.value.field == "window"
+
+
 def test_a_season_is_a_window(shop: Shop) -> None:
     shop.trends.season = (np.array(["i007", "i003"], dtype=object), np.array([5.0, 2.0]))
     assert shop.trending(b"window=season&top_k=3")[:2] == [("i007", "seasonal"), ("i003", "seasonal")]

@@ -140,9 +140,9 @@ def test_every_route_below_the_gateway_is_there_with_its_parameters(document) ->
 def test_every_parameter_that_the_hot_routes_accept_is_described_and_no_other(document) -> None:
     paths = document["paths"]
     assert parameters(paths["/v1/recommendations/{user_id}"]["get"], "query") == QUERY_PARAMETERS
-    assert parameters(paths["/v1/trending"]["get"], "query") == BROWSE_PARAMETERS | {"window"}
-    for path in ("/v1/popular", "/v1/items/{item_id}/similar"):
-        assert parameters(paths[path]["get"], "query") == BROWSE_PARAMETERS
+    for path in ("/v1/trending", "/v1/popular"):
+        assert parameters(paths[path]["get"], "query") == BROWSE_PARAMETERS | {"window"}
+    assert parameters(paths["/v1/items/{item_id}/similar"]["get"], "query") == BROWSE_PARAMETERS
     body = paths["/v1/recommendations"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["properties"].keys() == BODY_PARAMETERS
     for path, methods in HOT_PATHS.items():
@@ -231,7 +231,7 @@ def test_the_client_offers_every_parameter(document: dict[str, Any], tmp_path: P
         return set(inspect.signature(build).parameters)
 
     assert taken(client_calls.recommend) == BODY_PARAMETERS
-    assert taken(client_calls.popular) == BROWSE_PARAMETERS
+    assert taken(client_calls.popular) == BROWSE_PARAMETERS | {"window"}
     assert taken(client_calls.trending) == BROWSE_PARAMETERS | {"window"}
     assert taken(client_calls.similar_items) == BROWSE_PARAMETERS | {"item_id"}
     event = document["paths"]["/v1/events"]["post"]["requestBody"]["content"]["application/json"]["schema"]["anyOf"][0]
