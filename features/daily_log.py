@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import StoreError
+from features.parquet_codec import PARQUET_CODEC
 from features.person import Person
 from features.store_files import writer_lock
 
@@ -128,7 +129,7 @@ class DailyLog:
     def _write(self, rows: pa.Table, folder: Path) -> None:
         final = folder / f"{uuid.uuid4().hex}.parquet"
         temporary = final.with_suffix(".tmp")
-        pq.write_table(rows.cast(self._schema), temporary, compression="zstd")
+        pq.write_table(rows.cast(self._schema), temporary, compression=PARQUET_CODEC)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, final)

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from features.activity_store import ActivityStore
 from features.catalogue import Catalogue
 from features.errors import DatasetNotFoundError, StoreError
+from features.parquet_codec import PARQUET_CODEC
 from features.paths import DatasetPaths
 from features.schema import Attribute
 
@@ -100,7 +101,7 @@ def _write_interactions(store: ActivityStore, path: Path, *, has_times: bool) ->
             f"{_ORDERED} SELECT {', '.join(columns)} FROM numbered ORDER BY who, numbered.timestamp, event_id"
         ).to_arrow_reader(1 << 18)
         temporary, rows = path.with_suffix(".tmp"), 0
-        with pq.ParquetWriter(temporary, reader.schema, compression="zstd") as writer:
+        with pq.ParquetWriter(temporary, reader.schema, compression=PARQUET_CODEC) as writer:
             for batch in reader:
                 writer.write_batch(batch)
                 rows += batch.num_rows
@@ -127,6 +128,6 @@ def _source_name(name: str, attributes: tuple[Attribute, ...]) -> str:
 
 def _write(table: pa.Table, path: Path) -> int:
     temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary, compression="zstd")
+    pq.write_table(table, temporary, compression=PARQUET_CODEC)
     os.replace(temporary, path)
     return int(table.num_rows)

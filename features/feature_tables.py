@@ -40,6 +40,7 @@ from features.attribute_tables import ALWAYS_US, attribute_table
 from features.columns import arrow_type
 from features.engagement import EngagementStates
 from features.errors import FeatureJoinError
+from features.parquet_codec import PARQUET_CODEC
 from features.schema import Attribute, DatasetSchema
 
 EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "value", "action", "flag", "recommendation_id")
@@ -166,7 +167,7 @@ def _write_states(folder: Path, view: str, states: States, as_of_us: int, progre
     temporary = path.with_suffix(".tmp")
     done = 0
     with pq.ParquetWriter(
-        temporary, timed(_SCHEMAS[view].empty_table(), np.empty(0, np.int64), 0).schema, compression="zstd"
+        temporary, timed(_SCHEMAS[view].empty_table(), np.empty(0, np.int64), 0).schema, compression=PARQUET_CODEC
     ) as out:
         for table in states.after(rows, stops):
             out.write_table(timed(table, event_us[done : done + len(table)], written_us))
@@ -207,7 +208,7 @@ def _write_attributes(
     ).sort_by([(key, "ascending"), (EVENT_TIMESTAMP, "ascending")])
     path = table_path(view, folder)
     temporary = path.with_suffix(".tmp")
-    pq.write_table(both, temporary, compression="zstd")
+    pq.write_table(both, temporary, compression=PARQUET_CODEC)
     os.replace(temporary, path)
     if progress is not None:
         progress(view, len(both), len(both))

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import StoreError
+from features.parquet_codec import PARQUET_CODEC
 from features.person import Person
 
 _WORD = re.compile(r"[^\s,;|\t\"'{}\[\]]+")
@@ -32,7 +33,7 @@ def erase_from_parquet(folder: Path, person: Person) -> int:
             rows = pq.read_table(path, partitioning=None)
             kept = rows.filter(pc.invert(person.rows(rows)))
             temporary = path.with_suffix(".tmp")
-            pq.write_table(kept, temporary, compression="zstd")
+            pq.write_table(kept, temporary, compression=PARQUET_CODEC)
             os.replace(temporary, path)
             deleted += rows.num_rows - kept.num_rows
         except OSError as error:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from features.errors import StoreError
 from features.events import EVENT_SCHEMA
+from features.parquet_codec import PARQUET_CODEC
 from features.row_order import THREADS, take_rows
 
 _DAY_US = 86_400_000_000
@@ -68,7 +69,7 @@ def write_part(rows: pa.Table, path: Path) -> None:
     pq.write_table(
         rows,
         path,
-        compression="zstd",
+        compression=PARQUET_CODEC,
         use_dictionary=_REPEATING if large else False,
         write_statistics=["timestamp"] if large else False,
         store_schema=False,

@@ -19,6 +19,7 @@ from features.control_store import ControlStore
 from features.errors import DatasetNotFoundError
 from features.events import parse_timestamp
 from features.feature_tables import Progress as ReportProgress
+from features.parquet_codec import PARQUET_CODEC
 from features.paths import DatasetPaths
 from shortlist.commands import console
 from shortlist.stack.state import running_stack
@@ -147,7 +148,7 @@ def logged_(
     paths, _ = _dataset(dataset)
     rows = logged_examples(paths, since=_moment(since))
     try:
-        pq.write_table(rows, out, compression="zstd")
+        pq.write_table(rows, out, compression=PARQUET_CODEC)
     except OSError as error:
         raise console.CommandError(f"{out} cannot be written: {error}") from None
     labels = sum(rows["label"].to_pylist())
