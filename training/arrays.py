@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +38,13 @@ def save_arrays(path: Path, arrays: Mapping[str, AnyArray]) -> None:
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, str(path))
 
 
-def map_arrays(path: Path) -> dict[str, AnyArray]:
-    """The arrays of a safetensors file as read-only memory maps; pages are read when touched.
+def map_arrays(path: Path, *, copy_on_write: bool = False) -> dict[str, AnyArray]:
+    """The arrays of a safetensors file as memory maps; pages are read when touched.
+
+    Args:
+        path: of the file.
+        copy_on_write: what is written goes to a page of this process's own, for torch, which takes no read-only memory; otherwise
+            the arrays are read-only.
 
     Raises:
         BundleError: the file is missing or is not a safetensors file of known types.
@@ -58,7 +64,8 @@ def map_arrays(path: Path) -> dict[str, AnyArray]:
                 arrays[name] = np.empty(shape, dtype=dtype)
             else:
                 offset = 8 + header_bytes + int(entry["data_offsets"][0])
-                arrays[name] = np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
+                mode: Literal["c", "r"] = "c" if copy_on_write else "r"
+                arrays[name] = np.memmap(path, dtype=dtype, mode=mode, offset=offset, shape=shape)
         return arrays
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path.name} cannot be read as a safetensors file ({error}); fetch the bundle again") from error

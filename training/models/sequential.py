@@ -116,8 +116,9 @@ class Sequential(VectorRetriever):
         return found
 
     def save(self, folder: Path) -> None:
-        """See `Retriever.save`: one safetensors file."""
-        arrays = {"popularity": self.popularity, "time_bias": np.array([self.networks[0].shape.time_bias])}
+        """See `Retriever.save`: one safetensors file. It also holds the vectors of search, which processes then share as a map."""
+        time_bias = np.array([self.networks[0].shape.time_bias])
+        arrays = {"popularity": self.popularity, "time_bias": time_bias, "vectors": self.vectors}
         for member, network in enumerate(self.networks):
             arrays |= {f"{member}.{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
         save_arrays(folder / MODEL_FILE, arrays)
@@ -130,20 +131,23 @@ class Sequential(VectorRetriever):
 
         from training.models.sequential_network import SequenceNetwork
 
-        model, arrays = cls(config), map_arrays(folder / MODEL_FILE)
-        networks = []
+        model, arrays = cls(config), map_arrays(folder / MODEL_FILE, copy_on_write=True)
+        model.networks = []
         try:
-            popularity = np.array(arrays["popularity"], dtype=np.float32)
-            shape = model.config.shape(len(popularity), bool(arrays["time_bias"][0]))
+            model.popularity = arrays["popularity"].astype(np.float32, copy=False)
+            model.vectors = arrays["vectors"].astype(np.float32, copy=False)
+            shape = model.config.shape(len(model.popularity), bool(arrays["time_bias"][0]))
             for member in range(model.config.members):
-                network, mark = SequenceNetwork(shape), f"{member}."
+                mark = f"{member}."
                 state = {name.removeprefix(mark): array for name, array in arrays.items() if name.startswith(mark)}
-                network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
-                networks.append(network.eval())
+                with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
+                    network = SequenceNetwork(shape)
+                network.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, assign=True)
+                model.networks.append(network.eval())
         except (KeyError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise BundleError(f"{MODEL_FILE} does not fit its configuration ({reason}); fetch or build the bundle again") from error
-        model.set_networks(networks, popularity)
+        model._known = model.popularity > 0
         model.load_index(folder)
         return model
 
