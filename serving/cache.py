@@ -70,6 +70,8 @@ class ListCache:
 
     def __init__(self, config: ServingConfig) -> None:
         self._config = config
+        self._activity_prefix = f"{config.key_prefix}:recent:"
+        self._list_prefixes: dict[str, str] = {}
         self._clustered = is_cluster(config.cache_url)
         wire = ClusterWire if self._clustered else RedisWire
         self._wire: RedisWire | ClusterWire = wire(config.cache_url, config.cache_timeout_ms / 1000)
@@ -129,8 +131,14 @@ class ListCache:
         return self._wire.call("EVAL", APPEND_SCRIPT, 1, activity_key(self._config, unit), now_us, entries, max_bytes, time_to_live)
 
     def _keys(self, version: str | None, unit: str) -> tuple[str, ...]:
-        activity = activity_key(self._config, unit)
-        return (activity,) if version is None else (activity, list_key(self._config, version, unit))
+        """`activity_key` and `list_key` of a unit, with what does not depend on it built once."""
+        activity = f"{self._activity_prefix}{{{unit}}}"
+        if version is None:
+            return (activity,)
+        prefix = self._list_prefixes.get(version)
+        if prefix is None:
+            prefix = self._list_prefixes[version] = list_key(self._config, version, "").removesuffix("{}")
+        return activity, f"{prefix}{{{unit}}}"
 
     def _flush(self) -> None:
         asked, self._asked = self._asked, []
