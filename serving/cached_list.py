@@ -1,10 +1,10 @@
 """The compact binary form of one ranked list: what retriever replicas answer, what the cache holds, what the gateway reads.
 
-28 bytes of header, then 7 bytes an entry: item row, score, source. Scores are kept as 16-bit steps between the list's least and
-greatest score, so that any model's scale fits; an answer shows the same scores whether it was computed or cached.
+24 bytes of header, then 9 bytes an entry: item row, score, source. Scores are kept as they are: steps of the list's own range would
+take 2 bytes less, but an item's score would then depend on how long the list is that holds it, and decoding takes twice as long.
 
-    header: magic "SL", format 1, flags, count uint16, 2 bytes 0, computed_at_us int64, activity_at_us int64, low, high float32
-    body: item_idx int32[count], score uint16[count], source uint8[count]; all little-endian
+    header: magic "SL", format 2, flags, count uint16, 2 bytes 0, computed_at_us int64, activity_at_us int64
+    body: item_idx int32[count], score float32[count], source uint8[count]; all little-endian
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import numpy.typing as npt
 
 from training.interactions import FloatArray, IntArray
 
-_HEADER = struct.Struct("<2sBBHxxqqff")
-_MAGIC, _FORMAT = b"SL", 1
+_HEADER = struct.Struct("<2sBBHxxqq")
+_MAGIC, _FORMAT = b"SL", 2
 _COMPLETE, _ANONYMOUS = 1, 2
-_STEPS = 65_535
-_ENTRY_BYTES = 4 + 2 + 1
+_ENTRY_BYTES = 4 + 4 + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +48,23 @@ class CachedList:
 
     def encode(self) -> bytes:
         """The list as bytes."""
-        low = float(self.score.min()) if len(self) else 0.0
-        high = float(self.score.max()) if len(self) else 0.0
         flags = _COMPLETE * self.complete | _ANONYMOUS * self.anonymous
-        header = _HEADER.pack(_MAGIC, _FORMAT, flags, len(self), self.computed_at_us, self.activity_at_us, low, high)
-        step = (high - low) / _STEPS
-        steps = np.zeros(len(self)) if step == 0 else np.round((self.score.astype(np.float64) - low) / step)
-        return b"".join(
-            (header, self.item_idx.astype("<i4").tobytes(), steps.astype("<u2").tobytes(), self.source.astype(np.uint8).tobytes())
-        )
+        header = _HEADER.pack(_MAGIC, _FORMAT, flags, len(self), self.computed_at_us, self.activity_at_us)
+        body = (self.item_idx.astype("<i4"), self.score.astype("<f4"), self.source.astype(np.uint8))
+        return b"".join((header, *(column.tobytes() for column in body)))
 
 
 def decode_list(blob: bytes) -> CachedList | None:
     """Read `encode`'s bytes; None where they are not a list of this format (an older release's, or damage)."""
     if len(blob) < _HEADER.size:
         return None
-    magic, version, flags, count, computed_at_us, activity_at_us, low, high = _HEADER.unpack_from(blob)
+    magic, version, flags, count, computed_at_us, activity_at_us = _HEADER.unpack_from(blob)
     if magic != _MAGIC or version != _FORMAT or len(blob) != _HEADER.size + count * _ENTRY_BYTES:
         return None
-    steps = np.frombuffer(blob, "<u2", count, _HEADER.size + 4 * count)
     return CachedList(
         item_idx=np.frombuffer(blob, "<i4", count, _HEADER.size),
-        score=(low + steps * ((high - low) / _STEPS)).astype(np.float32),
-        source=np.frombuffer(blob, np.uint8, count, _HEADER.size + 6 * count),
+        score=np.frombuffer(blob, "<f4", count, _HEADER.size + 4 * count),
+        source=np.frombuffer(blob, np.uint8, count, _HEADER.size + 8 * count),
         computed_at_us=computed_at_us,
         activity_at_us=activity_at_us,
         complete=bool(flags & _COMPLETE),

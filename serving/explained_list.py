@@ -1,13 +1,13 @@
 """A ranked list with where its scores come from, as a version's replica answers a request that asks for an explanation.
 
-length uint32 of the list, the list (`serving.cached_list`), then JSON: names, parts, scores, because
+length uint32 of the list, the list (`serving.cached_list`), then JSON: names, parts, because
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import orjson
@@ -34,12 +34,12 @@ class ExplainedList:
     def encode(self) -> bytes:
         """The list and its explanation as bytes."""
         blob = self.ranked.encode()
-        told = {"names": list(self.names), "parts": self.parts, "scores": self.ranked.score, "because": list(self.because)}
+        told = {"names": list(self.names), "parts": self.parts, "because": list(self.because)}
         return _LENGTH.pack(len(blob)) + blob + orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def decode_explained(blob: bytes) -> ExplainedList | None:
-    """Read `encode`'s bytes; None where they are something else. Scores are exact, which those of a plain list are not."""
+    """Read `encode`'s bytes; None where they are something else."""
     if len(blob) < _LENGTH.size:
         return None
     (length,) = _LENGTH.unpack_from(blob)
@@ -53,5 +53,4 @@ def decode_explained(blob: bytes) -> ExplainedList | None:
     parts = (
         np.array(told["parts"], dtype=np.float32).reshape(len(ranked), len(told["names"])) if told["parts"] is not None else None
     )
-    exact = replace(ranked, score=np.array(told["scores"], dtype=np.float32))
-    return ExplainedList(exact, told["names"], parts, told["because"])
+    return ExplainedList(ranked, told["names"], parts, told["because"])
