@@ -5,7 +5,8 @@
 
 A missing version is loaded beside the old ones, asked real questions, and only then routed to; one that nothing wants any more is
 drained and removed. What fails is refused, with the reason in the registry, and the old version stays. With MLflow gone, what runs
-goes on; after a restart without MLflow the last routing state is deployed again.
+goes on; after a restart without MLflow the last routing state is deployed again. Loading runs in the background
+(`serving.load_queue`): no version waits for another's.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-from tenacity import RetryError
 
 from features.control_store import ControlStore
 from serving.announce import WANTED, announce, listen
 from serving.canary import CanaryWatch
 from serving.config import ServingConfig
 from serving.control import ServingControl, ServingState, ShadowTarget
+from serving.load_queue import LoadQueue
 from serving.messages import ComputeRequest
 from serving.shadow_role import SHADOW, shadow_key, shadow_sample, version_of
-from serving.version_loader import Graph, Refusal, VersionLoader, first_line
+from serving.version_loader import Graph, VersionLoader
 from training.errors import RegistryError
 from training.registry import CHAMPION, Registry
 
@@ -63,6 +64,8 @@ class Reconciler:
         self._control = ServingControl(ControlStore(config.control_url).create(), config.dataset)
         self._clock = clock
         self._loader = VersionLoader(config, self._graph, self._registry, first_pause_s)
+        self._look_again = threading.Event()
+        self._loads = LoadQueue(self._look_again.set)
         self._canaries = CanaryWatch(config, self._control, clock=clock)
         self._seen_aliases: dict[str, str] = {}
         self._unwanted_since: dict[str, float] = {}
@@ -70,14 +73,17 @@ class Reconciler:
         self._registry_down = False
 
     def run(self, stop: threading.Event) -> None:
-        """Step whenever other versions may be wanted, and every `poll_s` seconds, until `stop` is set. No trouble ends it."""
-        look = threading.Event()
+        """Look whenever other versions may be wanted or one is loaded, and every `poll_s` seconds, until `stop` is set.
+
+        No trouble ends it.
+        """
+        look = self._look_again
         listening = threading.Thread(target=_listen, args=(self._config, look), name="reconciler-listen", daemon=True)
         listening.start()
         while not stop.is_set():
             look.clear()
             try:
-                self.step()
+                self.look()
             except Exception:
                 _log.exception("reconciliation failed, tried again in %.0f s", self._config.poll_s)
             until = time.monotonic() + self._config.poll_s
@@ -85,12 +91,25 @@ class Reconciler:
                 look.wait(min(STOP_WITHIN_S, max(0.0, until - time.monotonic())))
 
     def step(self) -> ServingState:
-        """Look once and do what is needed; returns the routing state.
+        """Look, and wait until what has to be loaded for it is loaded or refused; returns the routing state.
+
+        Raises:
+            FeaturesError: as `look`.
+        """
+        state = self.look()
+        while self._loads.keys:
+            self._loads.wait()
+            state = self.look()
+        return state
+
+    def look(self) -> ServingState:
+        """Look once and do what is needed, without waiting for what has to be loaded; returns the routing state.
 
         Raises:
             FeaturesError: the control store cannot be read or written.
         """
         before = self._control.state()
+        self._known_folders |= {key: str(folder) for key, folder in self._loads.take().items()}
         self._loader.look()
         aliases = self._aliases()
         if aliases is None:
@@ -103,7 +122,8 @@ class Reconciler:
         champion = before.champion
         state = before
         for version in wanted:
-            folder = self._loader.ensure(version, folders.get(version) or self._known_folders.get(version))
+            known = folders.get(version) or self._known_folders.get(version)
+            folder = self._running(version, known, key=version, urgent=version == aliases.get(CHAMPION))
             if folder is not None:
                 folders[version] = str(folder)
                 if version == aliases.get(CHAMPION):
@@ -121,17 +141,33 @@ class Reconciler:
             announce(self._config)
         return state
 
+    def _running(
+        self, version: str, known_folder: str | None, *, key: str, shown_as: str | None = "live", urgent: bool = False
+    ) -> Path | None:
+        """The folder of a version that runs; None where it is refused, or does not run yet: then it is being loaded."""
+        if key in self._loads.keys:
+            if urgent:
+                self._loads.hurry(key)
+            return None
+        folder = self._loader.ready(version, known_folder, key=key, shown_as=shown_as)
+        if folder is None and not self._is_refused(version):
+            self._loads.start(key, partial(self._loader.bring_up, version, key=key, shown_as=shown_as), urgent=urgent)
+        return folder
+
+    def _is_refused(self, version: str) -> bool:
+        try:
+            return self._loader.is_refused(version)
+        except RegistryError:
+            return True  # MLflow went away just now
+
     def _shadow(self, version: str | None, wanted: Sequence[str]) -> ShadowTarget | None:
         """The shadow once it runs, as an application of its own beside a version that is also shown."""
         if version is None:
             return None
         key = shadow_key(version)
-        folder = self._loader.ensure(
-            version, self._known_folders.get(key), key=key, shown_as=None if version in wanted else "shadow"
-        )
-        if folder is None:
+        shown_as = None if version in wanted else "shadow"
+        if self._running(version, self._known_folders.get(key), key=key, shown_as=shown_as) is None:
             return None
-        self._known_folders[key] = str(folder)
         try:
             return ShadowTarget(version, shadow_sample(self._registry.version(version)))
         except RegistryError:
@@ -173,10 +209,7 @@ class Reconciler:
         """Without MLflow: bring back what was routed to before a restart."""
         missing = state.versions.keys() - self._loader.running - self._loader.refused.keys()
         for version in sorted(missing, key=lambda one: one != state.champion):
-            try:
-                self._loader.load(version, Path(state.versions[version]))
-            except RetryError as error:
-                self._loader.refused[version] = Refusal(first_line(error.last_attempt.exception()))
+            self._loads.start(version, partial(self._loader.restore, version, Path(state.versions[version]), key=version))
 
     def _route(self, state: ServingState) -> ServingState:
         if self._control.set_state(state, actor=ACTOR, action="routing"):
@@ -187,7 +220,7 @@ class Reconciler:
     def _drop(self, state: ServingState) -> None:
         """Remove applications that nothing routes to, once every gateway must have noticed and finished its last calls."""
         now = self._clock()
-        idle = self._loader.running - state.versions.keys()
+        idle = self._loader.running - state.versions.keys() - self._loads.keys
         if state.shadow is not None:
             idle.discard(shadow_key(state.shadow.version))
         self._unwanted_since = {key: self._unwanted_since.get(key, now) for key in idle}

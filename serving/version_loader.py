@@ -1,6 +1,7 @@
 """Bringing a version up: loaded beside the others with retries, asked real questions, and refused with the reason where it fails.
 
 Owns what is refused and what the registry's tag `shortlist.serving` shows; which versions are wanted is `serving.reconciler`'s.
+Several versions may be brought up at once, each in a thread of its own (`serving.load_queue`).
 An application is named by a key: a version's number, or `serving.graph.shadow_key` of it.
 """
 
@@ -73,43 +74,64 @@ class VersionLoader:
         """Ask once which applications run: Serve's controller answers in milliseconds of its one core."""
         self.running = self._graph.running()
 
-    def ensure(
-        self, version: str, known_folder: str | None, *, key: str | None = None, shown_as: str | None = "live"
-    ) -> Path | None:
-        """The folder of a version that runs and has passed its check, None where it is refused.
+    def ready(self, version: str, known_folder: str | None, *, key: str, shown_as: str | None = "live") -> Path | None:
+        """The folder of a version that runs and was checked when it was loaded; None where it does not run.
 
         Args:
             version: its number.
             known_folder: its bundle, where it was loaded before.
-            key: of the application; the version's number when None.
+            key: of the application.
             shown_as: what the registry's tag says while it runs; None leaves the tag to another application of the version.
         """
-        key = key or version
+        if known_folder is None or key not in self.running or version in self.refused:
+            return None
+        self.tag(version, shown_as)
+        return Path(known_folder)
+
+    def is_refused(self, version: str) -> bool:
+        """Whether a version is not to be loaded. One that the gate failed may have been overridden since.
+
+        Raises:
+            RegistryError: the registry cannot be asked.
+        """
         refusal = self.refused.get(version)
+        if refusal is None:
+            return False
+        if not (refusal.overridable and self._registry.version(version).servable):
+            return True
+        del self.refused[version]
+        return False
+
+    def bring_up(self, version: str, *, key: str, shown_as: str | None = "live") -> Path | None:
+        """Load a version and check it; its folder, or None where it is refused. Takes as long as the version takes.
+
+        Args:
+            version, key, shown_as: as `ready` has them.
+        """
         try:
-            if refusal is not None:
-                if not (refusal.overridable and self._registry.version(version).servable):
-                    return None
-                del self.refused[version]
-            if known_folder is not None and key in self.running:
-                self.tag(version, shown_as)
-                return Path(known_folder)
             if not self._registry.version(version).servable:
                 self._refuse(version, Refusal("the gate failed it; set shortlist.gate_override=<reason> to serve it", True))
                 return None
             self.tag(version, "loading" if shown_as is not None else None)
             folder = self._registry.download(version)
             open_bundle(folder, expected_dataset=self._config.dataset)  # what is damaged is not worth three attempts
+        except TrainingError as error:
+            self._refuse(version, Refusal(first_line(error)))
+            return None
+        if self.restore(version, folder, key=key) is None:
+            return None
+        self.tag(version, shown_as)
+        return folder
+
+    def restore(self, version: str, folder: Path, *, key: str) -> Path | None:
+        """Load a version whose folder is known, without the registry; None where it is refused."""
+        try:
             self.load(key, folder)
         except RetryError as error:
             cause = error.last_attempt.exception()
             kind = "" if isinstance(cause, VersionRefusedError) else f"{type(cause).__name__}: "
             self._refuse(version, Refusal(f"{kind}{first_line(cause)}"))
             return None
-        except TrainingError as error:
-            self._refuse(version, Refusal(first_line(error)))
-            return None
-        self.tag(version, shown_as)
         return folder
 
     def load(self, key: str, folder: Path) -> None:

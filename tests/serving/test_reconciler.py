@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +18,9 @@ from serving.messages import ComputeRequest
 from serving.recent_activity import RecentActivity
 from serving.reconciler import Reconciler
 from serving.retriever import RetrieverStage, encode_answer
+from serving.shadow_role import shadow_key
 from shortlist.stack.mlflow_server import start_mlflow
-from shortlist.stack.ports import free_port
+from shortlist.stack.ports import free_port, wait_until
 from training.pipeline import Pipeline
 from training.registry import GATE_OVERRIDE_TAG, GATE_TAG, SERVING_TAG, Registry
 
@@ -33,9 +35,12 @@ class LocalGraph:
         self.deployments: list[str] = []
         self.failures: dict[str, int] = {}
         self.spoil: Callable[[bytes], bytes] | None = None
+        self.held_back: dict[str, threading.Event] = {}
 
     def deploy(self, version: str, folder: Path) -> None:
         self.deployments.append(version)
+        if version in self.held_back:
+            assert self.held_back[version].wait(60)
         if self.failures.get(version, 0) > 0:
             self.failures[version] -= 1
             raise RuntimeError("no memory\nin this machine")
@@ -151,6 +156,51 @@ def test_two_failures_are_survived_and_three_are_a_refusal(planted: World) -> No
     assert planted.graph.deployments == ["1"] * 3 + ["2"] * 3
     planted.step(champion="1")
     assert planted.step(champion="2") == ("2", {"2"})
+
+
+def test_slow_loads_hold_up_no_promotion(planted: World) -> None:
+    """A challenger and a shadow that do not get ready take all places of the queue; the champion comes up and is routed to."""
+    planted.step(champion="1")
+    goes_on = threading.Event()
+    slow = {"2", shadow_key("2")}
+    planted.graph.held_back = dict.fromkeys(slow, goes_on)
+    for alias in ("challenger", "shadow"):
+        planted.registry.set_alias(alias, "2")
+    planted.registry.set_tag("3", GATE_OVERRIDE_TAG, "for the test")
+
+    def promoted() -> bool:
+        return planted.reconciler.look().champion == "3"
+
+    planted.reconciler.look()
+    wait_until(lambda: slow <= set(planted.graph.deployments), seconds=30, what="the slow loads")
+    planted.registry.set_alias("champion", "3")
+    wait_until(promoted, seconds=30, what="the promotion")
+    assert set(planted.control.state().versions) == {"3"}
+    assert planted.control.state().shadow is None
+    assert planted.tag("2") == "loading"
+    goes_on.set()
+    planted.step()
+    assert set(planted.control.state().versions) == {"2", "3"}
+    assert planted.control.state().shadow is not None
+    assert sorted(planted.graph.deployments) == sorted(["1", "3", *slow])
+
+
+def test_a_queued_load_that_becomes_the_champion_waits_no_longer(planted: World) -> None:
+    planted.step(champion="1")
+    goes_on = threading.Event()
+    planted.graph.held_back = dict.fromkeys(["2", shadow_key("2")], goes_on)
+    for alias in ("challenger", "shadow"):
+        planted.registry.set_alias(alias, "2")
+    planted.registry.set_tag("3", GATE_OVERRIDE_TAG, "for the test")
+    planted.reconciler.look()
+    wait_until(lambda: len(planted.graph.deployments) == 3, seconds=30, what="the slow loads")
+    planted.registry.set_alias("other", "3")
+    assert planted.reconciler.look().champion == "1"
+    assert "3" not in planted.graph.deployments
+    planted.registry.set_alias("champion", "3")
+    wait_until(lambda: planted.reconciler.look().champion == "3", seconds=30, what="the promotion")
+    goes_on.set()
+    planted.step()
 
 
 def test_nonsense_is_refused_and_the_old_version_stays(planted: World) -> None:
