@@ -3,8 +3,8 @@
 The gateway holds one a live version, to turn cached row numbers into answers, to mask them, and to answer popular items from memory
 when all else fails. Where there is no version yet, it is built from the catalogue and the activity store.
 
-Availability changes in place and is no part of any cached mask, so that a delisted item costs nobody a mask. Everything else is
-fixed: `with_items` gives a new table, in which items that the version was not trained on have the rows after its own.
+Availability changes in place and is no part of the masks of selections, so that a delisted item costs nobody such a mask; what it
+and a selection leave together is kept until the next change. Everything else is fixed: `with_items` gives a new table, in which items that the version was not trained on have the rows after its own.
 
 Legend: `N` items, `n` rows of a list.
 """
@@ -32,7 +32,7 @@ from training.arrays import map_arrays
 from training.interactions import BoolArray, IntArray
 from training.pipeline import ITEMS_FILE, POPULARITY_FILE
 
-CACHED_SELECTIONS, CACHED_EXPRESSIONS = 64, 256
+CACHED_SELECTIONS, CACHED_EXPRESSIONS, CACHED_MASKS = 64, 256, 16
 """Masks kept, least recently used first out; rules hold some of those of expressions. A mask of 1M items is 1 MB."""
 
 
@@ -66,6 +66,9 @@ class ItemTable:
         )
         self.columns["available"] = BoolColumn(self.available, np.zeros(len(item_ids), dtype=bool))
         self.columns["item_id"] = IdColumn(item_ids, self._row_of)
+        self._changes = 0
+        """Of availability so far: what was computed while one was under way is found by nobody after it."""
+        self._masked = lru_cache(maxsize=CACHED_MASKS)(self._mask)
         self._selected = lru_cache(maxsize=CACHED_SELECTIONS)(self._select)
         self._expressed = lru_cache(maxsize=CACHED_EXPRESSIONS)(self._express)
 
@@ -168,12 +171,21 @@ class ItemTable:
             self._forget_availability()
 
     def mask(self, selection: Selection) -> BoolArray:
-        """(N,) bool of items that a request may see: available, and passing its filters. Not to be written to.
+        """(N,) bool of items that a request may see: available, and passing its filters. Read-only, and the same object while nothing
+        changes.
 
         Raises:
             FilterError: the filter does not fit the attributes' types.
         """
-        return self.available & self._selected(selection) if selection else self.available
+        return self._masked(selection, len(self), self._changes)
+
+    def trained_mask(self, selection: Selection) -> BoolArray:
+        """`mask` of the items that the version was trained on.
+
+        Raises:
+            FilterError: as `mask`.
+        """
+        return self._masked(selection, self.num_trained, self._changes)
 
     def passing(self, selection: Selection, rows: IntArray) -> BoolArray:
         """The mask of some rows, (n,) bool: does not touch the other items once a selection has been met.
@@ -237,7 +249,14 @@ class ItemTable:
         """Attributes of one item for an answer; None where it lacks one."""
         return {name: self.columns[name].value(row) if name in self.columns else None for name in names}
 
+    def _mask(self, selection: Selection, stop: int, _: int) -> BoolArray:
+        there = self.available[:stop]
+        mask = there & self._selected(selection)[:stop] if selection else there.copy()
+        mask.flags.writeable = False
+        return mask
+
     def _forget_availability(self) -> None:
+        self._changes += 1
         # Masks of filters that read `available` themselves cannot be told apart here; they are few, and all others are quick to
         # come back.
         if self._reads_available:

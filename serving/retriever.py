@@ -112,7 +112,7 @@ class RetrieverStage:
 
     def similar(self, request: ComputeRequest) -> RankedLists:
         """Items like `request.similar_to`; none where the version does not know it."""
-        allowed = self.items.mask(request.selection)[: self.items.num_trained]
+        allowed = self.items.trained_mask(request.selection)
         return similar_items(self.pipeline, self.items.row(request.similar_to or ""), request.k, allowed)
 
     def explained(self, request: ComputeRequest, query: QueryBatch, left_out: IntArray, lists: RankedLists, blob: bytes) -> bytes:
@@ -132,13 +132,16 @@ class RetrieverStage:
         return ExplainedList(kept, found.names, found.parts, because).encode()
 
     def _allowed(self, request: ComputeRequest, left_out: IntArray) -> BoolArray:
-        allowed = self.items.mask(request.selection)[: self.items.num_trained].copy()
+        """The mask of what may be retrieved: the selection's own, read-only and known to indexes, unless it has to be changed."""
+        allowed = self.items.trained_mask(request.selection)
         if request.candidates is not None:
             wanted = np.zeros(len(allowed), dtype=bool)
             wanted[self._trained(self.items.rows(request.candidates))] = True
-            allowed &= wanted
-        allowed[left_out] = False
-        allowed[self._trained(self.items.rows(request.exclude))] = False
+            allowed = allowed & wanted
+        left_out = np.concatenate([left_out, self._trained(self.items.rows(request.exclude))])
+        if len(left_out):
+            allowed = allowed.copy()
+            allowed[left_out] = False
         return allowed
 
     def _trained(self, rows: IntArray) -> IntArray:

@@ -65,7 +65,8 @@ def map_arrays(path: Path, *, copy_on_write: bool = False) -> dict[str, AnyArray
             else:
                 offset = 8 + header_bytes + int(entry["data_offsets"][0])
                 mode: Literal["c", "r"] = "c" if copy_on_write else "r"
-                arrays[name] = np.memmap(path, dtype=dtype, mode=mode, offset=offset, shape=shape)
+                # A plain view of the map: numpy's own class runs Python at every indexing.
+                arrays[name] = np.asarray(np.memmap(path, dtype=dtype, mode=mode, offset=offset, shape=shape))
         return arrays
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path.name} cannot be read as a safetensors file ({error}); fetch the bundle again") from error
