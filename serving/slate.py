@@ -105,12 +105,16 @@ def arranged(ranked: Ranked, items: ItemTable, wish: Wish, *, explain: bool = Fa
         return Slate(ranked.rows[shown], ranked.scores[shown], ranked.sources[shown], ranked.rows[rest], len(shown))
     rows, scores, sources = ranked.rows[kept], ranked.scores[kept], ranked.sources[kept]
     scores, changes = _rescored(rows, scores, sources != ranked.fill, items, wish)
+    told = _by_row(changes, rows) if explain else {}
     place = items.preference(wish.selection, rows)
-    order: LongArray = np.lexsort((-scores,) if place is None else (-scores, place))
+    order: LongArray = np.argsort(-scores, kind="stable") if place is None else np.lexsort((-scores, place))
     rows, scores, sources, place = rows[order], scores[order], sources[order], None if place is None else place[order]
     if wish.diversity > 0:
         order = _different(rows, scores, place, items, wish)
         rows, scores, sources, place = rows[order], scores[order], sources[order], None if place is None else place[order]
+    if place is None and not (wish.rules.pins or wish.rules.caps):
+        k = wish.top_k
+        return Slate(rows[:k], scores[:k], sources[:k], rows[k:], min(k, len(rows)), told)
     pins = _pins(items, wish, rows)
     rows, scores, sources, lifted = _with_pins(pins, rows, scores, sources, wish.top_k)
     keep = _keep_within_caps(rows, lifted, items, wish.rules)
@@ -125,7 +129,7 @@ def arranged(ranked: Ranked, items: ItemTable, wish: Wish, *, explain: bool = Fa
         sources=sources[shown],
         rest=np.concatenate([rows[after], dropped]).astype(np.int32),
         preferred=preferred,
-        changes=_by_row(changes, ranked.rows[kept]) if explain else {},
+        changes=told,
         pinned={row: name for name, _, row in pins},
     )
 
@@ -154,8 +158,8 @@ def _rescored(
     total = scores.astype(np.float64)
     for name, expression, weight in boosts:
         added = items.matching(expression)[rows] * (weight * spread)
-        changes[name] = changes.get(name, 0) + added
-        total = total + added
+        changes[name] = changes[name] + added if name in changes else added
+        total += added
     for name, expression in wish.rules.buries:
         buried = items.matching(expression)[rows]
         added = np.where(buried, -(float(total.max() - total.min()) + spread), 0.0)
