@@ -4,7 +4,8 @@ The gateway holds one a live version, to turn cached row numbers into answers, t
 when all else fails. Where there is no version yet, it is built from the catalogue and the activity store.
 
 Availability changes in place and is no part of the masks of selections, so that a delisted item costs nobody such a mask; what it
-and a selection leave together is kept until the next change. Everything else is fixed: `with_items` gives a new table, in which items that the version was not trained on have the rows after its own.
+and a selection leave together is kept until the next change. Everything else is fixed: `with_items` gives a new table, in which
+items that the version was not trained on have the rows after its own.
 
 Legend: `N` items, `n` rows of a list.
 """
@@ -171,8 +172,7 @@ class ItemTable:
             self._forget_availability()
 
     def mask(self, selection: Selection) -> BoolArray:
-        """(N,) bool of items that a request may see: available, and passing its filters. Read-only, and the same object while nothing
-        changes.
+        """(N,) bool of items that a request may see: available, and passing its filters. Read-only; the same until one changes.
 
         Raises:
             FilterError: the filter does not fit the attributes' types.
