@@ -196,19 +196,23 @@ class Pipeline:
         With a ranker, the `k_candidates` best by blend reach it and the others stay behind them. Items that only fill the list come
         after all others, by popularity.
         """
+        blended = self._blended(candidates)
         if self.stage is None:
-            return completed(self.blend.score(candidates), candidates, self.popularity_rank)
-        reaching, columns = self.reaching(candidates)
+            return blended
+        reaching, columns = self._reaching(candidates, blended)
         ranked = completed(self.stage.score(queries, reaching, self.blend, self.timeline), reaching, self.popularity_rank)
-        if columns is None:
-            return ranked
-        return ahead_of(columns, ranked, completed(self.blend.score(candidates), candidates, self.popularity_rank))
+        return ranked if columns is None else ahead_of(columns, ranked, blended)
 
     def reaching(self, candidates: CandidateSet) -> tuple[CandidateSet, LongArray | None]:
         """The candidates that a ranker sees, and (B, k_candidates) their columns; all of them and None where they are few."""
+        return self._reaching(candidates, self._blended(candidates))
+
+    def _blended(self, candidates: CandidateSet) -> FloatArray:
+        return completed(self.blend.score(candidates), candidates, self.popularity_rank)
+
+    def _reaching(self, candidates: CandidateSet, blended: FloatArray) -> tuple[CandidateSet, LongArray | None]:
         if candidates.item_idx.shape[1] <= self.config.k_candidates:
             return candidates, None
-        blended = completed(self.blend.score(candidates), candidates, self.popularity_rank)
         columns = np.sort(np.argsort(-blended, axis=1, kind="stable")[:, : self.config.k_candidates], axis=1)
         return candidates.columns(columns), columns
 

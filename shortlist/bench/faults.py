@@ -25,6 +25,7 @@ TIMEOUT_S = 2.0
 QUIET_S = 6.0
 """An outage is over when nothing has failed for so long."""
 PATIENCE_S = 60.0
+MUST_S, AIM_S = 5.0, 2.5
 TARGETS = {
     "haproxy": lambda line: line.split(" ")[0].rsplit("/", 1)[-1] == "haproxy",
     "proxy actor": lambda line: line.startswith("ray::HAProxyManager"),
@@ -92,7 +93,12 @@ def _victims(state: StackState, target: str) -> list[psutil.Process]:
 
 def faults_markdown(faults: list[Fault]) -> str:
     """A row a target: worst and all outages."""
-    lines = ["| kill -9 of | last non-2xx after, s (worst) | all, s | failed | of answers | as |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"Last non-2xx after: must {MUST_S:g} s, aim {AIM_S:g} s.",
+        "",
+        "| kill -9 of | last non-2xx after, s (worst) | reaches | all, s | failed | of answers | as |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for target in TARGETS:
         mine = [fault for fault in faults if fault.target == target]
         kinds: dict[str, int] = {}
@@ -102,5 +108,7 @@ def faults_markdown(faults: list[Fault]) -> str:
         told = ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "none"
         times = ", ".join(f"{fault.outage_s:.2f}" for fault in mine)
         failed, answered = sum(fault.failed for fault in mine), sum(fault.answered for fault in mine)
-        lines.append(f"| {target} | {max(fault.outage_s for fault in mine):.2f} | {times} | {failed} | {answered:,} | {told} |")
+        worst = max(fault.outage_s for fault in mine)
+        reaches = "aim" if worst <= AIM_S else "must" if worst <= MUST_S else "**missed**"
+        lines.append(f"| {target} | {worst:.2f} | {reaches} | {times} | {failed} | {answered:,} | {told} |")
     return "\n".join(lines)

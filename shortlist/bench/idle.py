@@ -10,6 +10,7 @@ import psutil
 from shortlist.bench.stack import family, title
 from shortlist.stack.state import StackState
 
+MUST_PERCENT, AIM_PERCENT = 30, 20
 SHOWN = 8
 """Processes in the table; the others are summed."""
 
@@ -42,8 +43,11 @@ def measure_idle(state: StackState, seconds: float) -> list[ProcessCost]:
 
 def idle_markdown(costs: list[ProcessCost]) -> str:
     """Total first, then the costliest processes."""
-    lines = ["| process | % of one core | MB (PSS) |", "|---|---|---|"]
-    lines.append(f"| **all {len(costs)}** | **{_percent(costs):.1f}** | **{sum(one.memory_mb for one in costs):,.0f}** |")
+    percent = _percent(costs)
+    reaches = "aim reached" if percent <= AIM_PERCENT else "must reached" if percent <= MUST_PERCENT else "**missed**"
+    lines = [f"All processes: must {MUST_PERCENT} %, aim {AIM_PERCENT} % of one core: {reaches}", ""]
+    lines += ["| process | % of one core | MB (PSS) |", "|---|---|---|"]
+    lines.append(f"| **all {len(costs)}** | **{percent:.1f}** | **{sum(one.memory_mb for one in costs):,.0f}** |")
     lines += [f"| `{one.title}` | {one.core_percent:.1f} | {one.memory_mb:,.0f} |" for one in costs[:SHOWN]]
     rest = costs[SHOWN:]
     lines.append(f"| {len(rest)} others | {_percent(rest):.1f} | {sum(one.memory_mb for one in rest):,.0f} |")

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from serving.batch_lists import BatchLists
 from serving.config import ServingConfig
 from serving.item_table import ItemTable
 from serving.messages import ComputeRequest
+from serving.online_users import OnlineUser, ReadUser, parse_user
 from serving.ranker import RankerStage
 from serving.recent_activity import RecentActivity
 from serving.retriever import RetrieverStage, encode_answer
 from serving.schemas import NO_SELECTION, Selection
-from shortlist.bench.serving import FILTER
 from shortlist.bench.world import DATASET, World
 from training.candidates import Retrieved
 from training.index import ExactIndex, ItemIndex, recall
@@ -34,12 +34,15 @@ from training.interactions import BoolArray, FloatArray
 from training.models.vector_retriever import VectorRetriever
 from training.pipeline import Pipeline, Source
 from training.queries import QueryBatch
+from training.ranked_lists import best_lists
 from training.union import unite
 
 QUERIES = 100
 SHARES = (1.0, 0.5, 0.1, 0.01, 0.0001)
 RECALL_AT = 20
 BATCH_USERS = 256
+
+FILTER = "price < 20.0 && year >= 2024"
 
 Notify = Callable[[str], None]
 
@@ -118,23 +121,43 @@ def _filter_figures(items: ItemTable, selection: Selection) -> dict[str, Any]:
     return {"passing": round(float(mask.mean()), 4), "first_ms": round(first_ms, 3), "again_ms": round(again_ms, 4)}
 
 
-def path_figures(pipeline: Pipeline, items: ItemTable, selection: Selection) -> dict[str, Any]:
-    """A computed answer in one replica, whole and in its parts, each run alone over the same users."""
+def path_figures(
+    pipeline: Pipeline,
+    items: ItemTable,
+    selection: Selection,
+    k: int = 40,
+    among: Sequence[str] | None = None,
+    read_user: ReadUser | None = None,
+) -> dict[str, Any]:
+    """A computed answer in one replica, whole and in its parts, each run alone over the same users.
+
+    Args:
+        pipeline: of the version.
+        items: of the version.
+        selection: which items may be shown.
+        k: length of the lists.
+        among: users to ask for; drawn from all where None.
+        read_user: reads one user's features online; from the history where None.
+    """
     stage, ranker = RetrieverStage(pipeline, items), RankerStage(pipeline)
-    users = [str(user) for user in pipeline.histories.user_ids[_users(pipeline)]]
-    requests = [ComputeRequest(user_id=user, k=40, selection=selection, seen=None) for user in users]
+    users = list(among[:QUERIES]) if among is not None else [str(user) for user in pipeline.histories.user_ids[_users(pipeline)]]
+    requests = [ComputeRequest(user_id=user, k=k, selection=selection, seen=None) for user in users]
     activity, now_us = RecentActivity(), time.time_ns() // 1000
 
+    def online(b: int) -> OnlineUser | None:
+        return parse_user(read_user(users[b])) if read_user is not None else None
+
     def whole(b: int) -> bytes:
-        query, rejected = stage.query(requests[b], activity, now_us)
-        return encode_answer(ranker.rank(query, stage.retrieve(requests[b], query, rejected), 40), activity, now_us, 40)
+        query, left_out = stage.query(requests[b], activity, now_us, online(b))
+        return encode_answer(ranker.rank(query, stage.retrieve(requests[b], query, left_out), k), activity, now_us, k)
 
     whole(0)
     whole(1)
     _, whole_ms = _each(len(users), whole)
-    asked, query_ms = _each(len(users), lambda b: stage.query(requests[b], activity, now_us)[0])
-    allowed, mask_ms = _each(len(users), lambda _: items.mask(selection))
-    parts = {"query": query_ms, "mask": mask_ms}
+    known, online_ms = _each(len(users), online)
+    asked, query_ms = _each(len(users), lambda b: stage.query(requests[b], activity, now_us, known[b])[0])
+    allowed, mask_ms = _each(len(users), lambda _: items.trained_mask(selection))
+    parts = {"online features": online_ms, "query": query_ms, "mask": mask_ms}
     lists: list[list[Retrieved]] = []
     for source in pipeline.sources:
 
@@ -147,11 +170,12 @@ def path_figures(pipeline: Pipeline, items: ItemTable, selection: Selection) -> 
     candidates, parts["union"] = _each(len(users), lambda b: unite(names, [found[b] for found in lists]))
     if pipeline.stage is not None:
         stage_of, blend = pipeline.stage, pipeline.blend
-        reaching = [one.columns(np.arange(min(one.item_idx.shape[1], pipeline.config.k_candidates))[None]) for one in candidates]
+        reaching, parts["blend"] = _each(len(users), lambda b: pipeline.reaching(candidates[b])[0])
         batches, parts["features"] = _each(
             len(users), lambda b: stage_of.features.batch(asked[b], reaching[b], blend, pipeline.timeline)
         )
-        _, parts["ranker"] = _each(len(users), lambda b: stage_of.ranker.score(batches[b]))
+        scored, parts["ranker"] = _each(len(users), lambda b: stage_of.ranker.score(batches[b]))
+        _, parts["order"] = _each(len(users), lambda b: best_lists(reaching[b], scored[b], k, pipeline.source_names))
     total = sum(parts.values())
     return {
         "whole_ms": round(whole_ms, 3),

@@ -1,68 +1,33 @@
 """`shortlist bench serving`: what an answer costs over HTTP, as ratios to a no-op of the same Ray Serve in the same run.
 
-A real stack of the smallest kind: two Redis, Ray Serve in HAProxy mode, the gateway, one version of the large bundle. What a
-request meets in production is on: a running experiment with all traffic, exposures onto the bus, the mask of availability, metrics.
+Closed loops to saturation, then open loops at half of it. What runs beside is `serving_stack`'s; the parts of a computed answer,
+each run alone, are `scale`'s.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import numpy as np
-from starlette.requests import Request
-from starlette.responses import Response
+from threadpoolctl import threadpool_limits
 
-from experiments.spec import parse_spec
-from features.control_store import ControlStore
-from serving.announce import announce
-from serving.config import ServingConfig
-from serving.control import ServingControl, ServingState
-from serving.environment import serve_env
+from serving.item_table import ItemTable
+from serving.online_users import feast_reader
+from serving.schemas import NO_SELECTION, Selection
 from shortlist.bench.saturation import LoadPlan, LoadResult, run_load
-from shortlist.bench.world import DATASET, World
-from shortlist.stack.ports import free_port, wait_until
-from shortlist.stack.ray_cluster import short_temporary_folder, start_ray, stop_ray
-from shortlist.stack.redis_server import start_redis
+from shortlist.bench.scale import FILTER, path_figures
+from shortlist.bench.serving_stack import BOOST, EXCLUDE, NO_OP_BYTES, BenchStack, Notify, serving_stack
+from shortlist.bench.world import World
 from training.arrays import map_arrays
 from training.histories import Histories
-from training.pipeline import POPULARITY_FILE
+from training.pipeline import POPULARITY_FILE, Pipeline
 
-VERSION = "1"
 USERS = 2_000
 """Users that are asked for, in turn."""
-NO_OP_BYTES = 320
-FILTER = "price < 20.0 && year >= 2024"
-EXPERIMENT = {
-    "name": "bench",
-    "salt": "bench-1",
-    "traffic": 1.0,
-    "variants": [
-        {"name": "control", "model": "champion", "weight": 0.5},
-        {"name": "treatment", "model": "champion", "weight": 0.5},
-    ],
-    "metrics": {"primary": "ctr"},
-}
-
-Notify = Callable[[str], None]
-
-
-class NoOp:
-    """The floor: a Starlette callable on Ray Serve that answers a constant."""
-
-    async def __call__(self, request: Request) -> Response:
-        """One constant answer."""
-        return Response(b'{"answer": "' + b"x" * (NO_OP_BYTES - 14) + b'"}', media_type="application/json")
 
 
 @dataclass(frozen=True)
@@ -85,7 +50,7 @@ class Saturation:
 
 
 def bench_serving(
-    world: World, *, seconds: float, connections: int, rounds: int, notify: Notify = lambda _: None
+    world: World, *, seconds: float, connections: int, rounds: int, replicas: int, notify: Notify = lambda _: None
 ) -> dict[str, Any]:
     """Measure on a stack that is started for it.
 
@@ -94,45 +59,67 @@ def bench_serving(
         seconds: of each measurement.
         connections: kept open; 8 is the floor's number.
         rounds: no-op and cached answers in turn; the median of each is taken.
+        replicas: of the version.
         notify: told what is being done.
     """
     users = _some_users(world)
     cached = [f"/v1/recommendations/{quote(user)}" for user in users]
     # Lists with seen items are computed for each request: the cache has none.
     computed = [f"{path}?exclude_seen=false&filter={quote(FILTER)}" for path in cached]
-    with _stack(world, notify) as (config, http):
-        port = config.port
-        notify("filling the cache by asking each user once")
-        first = run_load(LoadPlan(port, cached, connections, once=True))
-        before = _served(http)
+    with serving_stack(world, users, replicas, notify) as stack:
+        port = stack.config.port
 
         def closed(paths: list[str]) -> LoadResult:
             return run_load(LoadPlan(port, paths, connections, seconds))
 
+        def ratios(count: int) -> list[tuple[LoadResult, LoadResult]]:
+            return [(closed(["/no-op"]), closed(cached)) for _ in range(count)]
+
+        notify("filling the cache by asking each user once")
+        first = run_load(LoadPlan(port, cached, connections, once=True))
+        before = _served(stack.http)
         notify("no-op and cached answers in turn")
-        pairs = [(closed(["/no-op"]), closed(cached)) for _ in range(rounds)]
+        pairs = ratios(rounds)
         notify("cached answers at half of their saturation")
         hits = _half(port, cached, connections, seconds, _median([pair[1] for pair in pairs]))
-        by_source = {name: count - before.get(name, 0.0) for name, count in _served(http).items()}
+        by_source = {name: count - before.get(name, 0.0) for name, count in _served(stack.http).items()}
+        notify("the same with a rule that boosts")
+        stack.set_rules([EXCLUDE, BOOST])
+        boosted = ratios(1)
+        stack.set_rules([EXCLUDE])
         notify("computed answers")
         closed(computed)  # compiles the filter, and touches the pages
         computed_answers = _half(port, computed, connections, seconds, closed(computed))
-        sources = _served(http)
-        exposures = _counter(http, "shortlist_exposures_total", "published")
+        in_replica_ms = _in_replica_ms(stack, computed, connections, seconds)
+        own_mb, mapped_mb = stack.memory_mb()
+        sources = _served(stack.http)
+        exposures = _counter(stack.http, "shortlist_exposures_total", "published")
+        notify("the version once more, for its cold start")
+        cold_start_s = stack.cold_start_s()
+        notify("the parts of a computed answer, each alone")
+        parts = _parts(stack)
     floor, hit = _median([pair[0] for pair in pairs]), hits.saturated
     return {
         "no_op": {"per_s": round(floor.per_s, 1), "p50_ms": round(floor.p50_ms, 3), "p99_ms": round(floor.p99_ms, 3)},
         "cached": hits.to_json(),
-        "cached_ratio": round(statistics.median(pair[1].per_s / pair[0].per_s for pair in pairs), 3),
+        "cached_ratio": _ratio(pairs),
+        "boosted_ratio": _ratio(boosted),
         "cached_p50_ratio": round(hit.p50_ms / floor.p50_ms, 3),
         "computed": computed_answers.to_json(),
         "computed_p50_ratio": round(computed_answers.saturated.p50_ms / floor.p50_ms, 2),
+        "in_replica_ms": round(in_replica_ms, 2),
+        "parts": parts,
+        "filter_adds_ms": round(parts["filter"]["whole_ms"] - parts["none"]["whole_ms"], 3),
+        "own_mb": round(own_mb),
+        "mapped_mb": round(mapped_mb),
+        "cold_start_s": round(cold_start_s, 1),
         "first_answers_per_s": round(first.per_s, 1),
         "served_from_while_cached": by_source,
         "served_from": sources,
         "exposures_published": exposures,
         "connections": connections,
         "seconds": seconds,
+        "replicas": replicas,
         "items": _num_items(world),
     }
 
@@ -143,66 +130,30 @@ def _half(port: int, paths: list[str], connections: int, seconds: float, saturat
     return Saturation(saturated, run_load(plan))
 
 
+def _in_replica_ms(stack: BenchStack, paths: list[str], connections: int, seconds: float) -> float:
+    """Processor time of the version's replicas for one answer."""
+    before = stack.replica_cpu_s()
+    answered = run_load(LoadPlan(stack.config.port, paths, connections, seconds)).answered
+    return 1e3 * (stack.replica_cpu_s() - before) / max(answered, 1)
+
+
+def _parts(stack: BenchStack) -> dict[str, dict[str, Any]]:
+    """A computed answer in this process, whole and in parts, with and without the filter."""
+    read_user = feast_reader(stack.config, True)
+    with threadpool_limits(1):
+        pipeline, items = Pipeline.load(stack.world.bundle), ItemTable.from_bundle(stack.world.bundle)
+        selections = {"none": NO_SELECTION, "filter": Selection(filter=FILTER)}
+        k = stack.config.precompute_k
+        asked = _some_users(stack.world)
+        return {name: path_figures(pipeline, items, one, k, asked, read_user) for name, one in selections.items()}
+
+
+def _ratio(pairs: list[tuple[LoadResult, LoadResult]]) -> float:
+    return round(statistics.median(pair[1].per_s / pair[0].per_s for pair in pairs), 3)
+
+
 def _median(results: list[LoadResult]) -> LoadResult:
     return sorted(results, key=lambda result: result.per_s)[len(results) // 2]
-
-
-@contextmanager
-def _stack(world: World, notify: Notify) -> Iterator[tuple[ServingConfig, httpx.Client]]:
-    """A stack with one version, one running experiment and the no-op beside the gateway."""
-    home, temporary = Path(tempfile.mkdtemp(prefix="shortlist-bench-")), short_temporary_folder()
-    before = dict(os.environ)
-    bus, bus_url = start_redis("bus", "bench", home / "bus", durable=True)
-    cache, cache_url = start_redis("cache", "bench", home / "cache", durable=False)
-    config = ServingConfig(
-        dataset=DATASET,
-        home=world.home,
-        mlflow_uri="http://127.0.0.1:1",
-        control_url=world.control_url,
-        bus_url=bus_url,
-        features_url=bus_url,
-        cache_url=cache_url,
-        port=free_port(),
-        deadline_ms=10_000,
-        load_timeout_s=900,
-    )
-    try:
-        notify("starting Ray Serve, the gateway, the version and the no-op")
-        start_ray(home, temporary, serve_env(temporary, stats_port=free_port(), metrics_port=free_port()))
-        from serving.graph import deploy_beside, deploy_gateway, deploy_version, start_serve, stop_serve
-
-        _route(config, world)
-        start_serve(config)
-        deploy_gateway(config)
-        started = time.monotonic()
-        deploy_version(config, VERSION, world.bundle)
-        notify(f"the version was ready after {time.monotonic() - started:.1f} s")
-        deploy_beside("no-op", "/no-op", NoOp)
-        announce(config)
-        with httpx.Client(base_url=f"http://{config.host}:{config.port}", timeout=30) as http:
-            ready = {"model_version": VERSION}
-            wait_until(lambda: ready.items() <= http.get("/readyz").json().items(), seconds=60, what="the gateway")
-            yield config, http
-        stop_serve()
-    finally:
-        stop_ray(temporary)
-        bus.stop()
-        cache.stop()
-        for folder in (home, temporary):
-            shutil.rmtree(folder, ignore_errors=True)
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _route(config: ServingConfig, world: World) -> None:
-    store = ControlStore(config.control_url).create()
-    control = ServingControl(store, config.dataset)
-    control.set_state(ServingState(VERSION, {VERSION: str(world.bundle)}), actor="bench", action="bench")
-    if control.experiment("bench") is None:
-        control.put_experiment(parse_spec(EXPERIMENT), actor="bench")
-        control.start_experiment("bench", {"control": VERSION, "treatment": VERSION}, actor="bench")
-        control.run_experiment("bench", actor="bench")
-    store.close()
 
 
 def _some_users(world: World) -> list[str]:
@@ -231,14 +182,53 @@ def _counter(http: httpx.Client, name: str, label: str) -> float:
     return float(found[0].rsplit(" ", 1)[1]) if found else 0.0
 
 
+@dataclass(frozen=True)
+class Target:
+    """A figure with what it must and should be; `at_least` says in which direction."""
+
+    what: str
+    measured: float
+    must: float
+    aim: float
+    at_least: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Which of the two it reaches."""
+
+        def reached(limit: float) -> bool:
+            return self.measured >= limit if self.at_least else self.measured <= limit
+
+        return "aim" if reached(self.aim) else "must" if reached(self.must) else "**missed**"
+
+
+def targets(result: dict[str, Any]) -> list[Target]:
+    """The figures that are asked for."""
+    cached, computed, parts = result["cached"], result["computed"], result["parts"]["filter"]
+    return [
+        Target("cached answers, requests/s of the no-op's", result["cached_ratio"], 0.5, 0.7, at_least=True),
+        Target("cached answers, p99 ms at half of their saturation", cached["half_p99_ms"], 10, 10),
+        Target("cached answers, p50 of the no-op's", result["cached_p50_ratio"], 2.0, 1.5),
+        Target("computed answers, p99 ms at half of their saturation", computed["half_p99_ms"], 50, 20),
+        Target("computed answers a second", computed["per_s"], 200, 500, at_least=True),
+        Target(
+            "processor time in a replica, of the sum of its parts", result["in_replica_ms"] / parts["sum_of_parts_ms"], 1.5, 1.5
+        ),
+        Target("a compiled filter adds, ms", result["filter_adds_ms"], 2, 0.5),
+        Target("memory of a version's process with its share of maps, MB", result["mapped_mb"], 1500, 1500),
+        Target("cold start of the version to the gateway's readiness, s", result["cold_start_s"], 60, 15),
+    ]
+
+
 def serving_markdown(result: dict[str, Any], machine: str) -> str:
-    """The table of `docs/benchmarks.md`."""
+    """The tables of `docs/benchmarks.md`."""
     floor, cached, computed = result["no_op"], result["cached"], result["computed"]
     rows = [
         machine,
         "",
         f"{result['connections']} connections, {result['seconds']:g} s a measurement, {result['items']:,} items, "
-        "one running experiment, exposures, availability and metrics on",
+        f"{result['replicas']} replicas of the version; one running experiment, exposures, a rule, availability and metrics on, "
+        "users' features online",
         "",
         "| | requests/s | of the no-op | p50 ms | p99 ms | p50 / p99 ms at half saturation (open loop) | failed |",
         "|---|---|---|---|---|---|---|",
@@ -252,4 +242,13 @@ def serving_markdown(result: dict[str, Any], machine: str) -> str:
             f"| {name} | {part['per_s']:,.0f} | {ratio:.2f} | {part['p50_ms']:.2f} | {part['p99_ms']:.2f} | "
             f"{part['half_p50_ms']:.2f} / {part['half_p99_ms']:.2f} | {part['failed']} |"
         )
+    rows += ["", "| | measured | must | aim | reaches |", "|---|---|---|---|---|"]
+    rows += [f"| {one.what} | {one.measured:.2f} | {one.must:g} | {one.aim:g} | {one.verdict} |" for one in targets(result)]
+    alone = ", ".join(f"{name} {ms:.2f}" for name, ms in result["parts"]["filter"]["parts_ms"].items())
+    rows += [
+        "",
+        f"With a rule that boosts as well: cached answers {result['boosted_ratio']:.2f} of the no-op's. "
+        f"A computed answer: {result['in_replica_ms']:.1f} ms of processor time in its replica; parts alone, ms: {alone}; "
+        f"{result['parts']['filter']['candidates']} candidates. A version's process has {result['own_mb']:,} MB of its own.",
+    ]
     return "\n".join(rows)

@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from shortlist.bench.load import Outcome, run_load
+from shortlist.bench.stack import second_version
 from shortlist.client import Client
 from shortlist.commands.console import CommandError
 from shortlist.stack.ports import wait_until
 from shortlist.stack.state import StackState
-from training.registry import CHAMPION, Registry
 
 CONNECTIONS = 8
 SATURATE_S = 8.0
 ROUND_S = 15.0
 ROUNDS = 2
+MUST_P50_RATIO = 1.2
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def measure_shadow(state: StackState, token: str, users: list[str]) -> ShadowCos
     with Client(state.base_url, token=token, timeout=60) as client:
         saturated = asyncio.run(_load(state, users, SATURATE_S, None))
         rate = len(saturated.ended) / SATURATE_S
-        version = _second_version(state)
+        version = second_version(state)
         rounds: dict[bool, list[float]] = {False: [], True: []}
         for _ in range(ROUNDS):
             for shadowed in (False, True):
@@ -87,7 +87,9 @@ def shadow_markdown(cost: ShadowCost) -> str:
     lines += ["", "| | p50 ms | p99 ms |", "|---|---|---|"]
     for name, (p50, p99) in (("without a shadow", cost.without_ms), ("100 % shadowed", cost.with_ms)):
         lines.append(f"| {name} | {p50:.2f} | {p99:.2f} |")
-    lines += ["", f"p50 ratio {cost.p50_ratio:.2f}; shed {100 * cost.shed_share:.1f} % of {offered:,}, {cost.failed} failed."]
+    verdict = "met" if cost.p50_ratio <= MUST_P50_RATIO else "**missed**"
+    shed = f"shed {100 * cost.shed_share:.1f} % of {offered:,} (aim 0), {cost.failed} failed"
+    lines += ["", f"p50 ratio {cost.p50_ratio:.2f} (must {MUST_P50_RATIO:g}: {verdict}; aim 1); {shed}."]
     return "\n".join(lines)
 
 
@@ -115,15 +117,6 @@ async def _load(state: StackState, users: list[str], seconds: float, rate: float
     if outcome.failures():
         raise CommandError(f"{len(outcome.failures())} of {len(outcome.ended)} answers failed, first: {outcome.failures()[0][1:]}")
     return outcome
-
-
-def _second_version(state: StackState) -> str:
-    """The champion's bundle registered once more."""
-    registry = Registry(state.mlflow_uri, state.dataset, cache=Path(state.log_dir).parent / "bundles")
-    champion = registry.aliases().get(CHAMPION)
-    if champion is None:
-        raise CommandError("there is no champion to measure")
-    return registry.register(registry.download(champion))
 
 
 def _wait_shadow(client: Client, wanted: bool) -> None:

@@ -68,6 +68,21 @@ def known_users(state: StackState) -> list[str]:
     return sorted(user for user in users["user_id"].unique().to_pylist() if user)
 
 
+def second_version(state: StackState) -> str:
+    """The champion's bundle registered once more.
+
+    Raises:
+        CommandError: there is no champion.
+    """
+    from training.registry import CHAMPION, Registry
+
+    registry = Registry(state.mlflow_uri, state.dataset, cache=Path(state.log_dir).parent / "bundles")
+    champion = registry.aliases().get(CHAMPION)
+    if champion is None:
+        raise CommandError("there is no champion to measure")
+    return registry.register(registry.download(champion))
+
+
 def _wait_served(state: StackState, version: str) -> None:
     def served() -> bool:
         return bool(httpx.get(f"{state.base_url}/readyz").json()["model_version"] == version)

@@ -17,6 +17,7 @@ from shortlist.bench.faults import faults_markdown, measure_faults
 from shortlist.bench.idle import idle_markdown, measure_idle
 from shortlist.bench.ingest import STEADY_EVENTS_PER_S, measure_freshness, measure_intake, measure_sync_policies
 from shortlist.bench.ingest_report import ingest_markdown
+from shortlist.bench.promotion import measure_promotions, promotions_markdown
 from shortlist.bench.shadow import measure_shadow, shadow_markdown
 from shortlist.bench.stack import bench_stack, known_users
 from shortlist.client import Client
@@ -188,13 +189,16 @@ def serving(
     seconds: Annotated[float, typer.Option("--seconds", help="Length of each measurement.", min=0.5)] = 5.0,
     connections: Annotated[int, typer.Option("--connections", help="Connections kept open.", min=1, max=64)] = 8,
     rounds: Annotated[int, typer.Option("--rounds", help="No-op and cached answers in turn so many times.", min=1)] = 3,
+    replicas: Annotated[int, typer.Option("--replicas", help="Of the version, which computes; one a core.", min=1)] = 2,
 ) -> None:
-    """Cached and computed answers over HTTP against a no-op on Ray Serve in the same run."""
+    """Cached and computed answers over HTTP against a no-op on Ray Serve in the same run; memory and cold start."""
     from shortlist.bench.serving import bench_serving, serving_markdown
     from shortlist.bench.world import large_world
 
     world = large_world(folder.absolute() / f"items-{items}", items, console.log.print)
-    result = bench_serving(world, seconds=seconds, connections=connections, rounds=rounds, notify=console.log.print)
+    result = bench_serving(
+        world, seconds=seconds, connections=connections, rounds=rounds, replicas=replicas, notify=console.log.print
+    )
     console.finish({**result, "machine": machine()}, serving_markdown(result, machine()))
 
 
@@ -235,6 +239,16 @@ def shadow(here: HereOption = False) -> None:
         cost = measure_shadow(state, given or kept_secret(home, "admin-token"), known_users(state))
     result = {"machine": machine(), **vars(cost), "p50_ratio": cost.p50_ratio, "shed_share": cost.shed_share}
     console.finish(result, f"{machine()}\n\n{shadow_markdown(cost)}")
+
+
+@app.command()
+def promotion(here: HereOption = False, repeats: Annotated[int, typer.Option(help="Promotions.", min=1)] = 4) -> None:
+    """An alias is moved in MLflow under load: when does the first answer follow, when all, and does any request fail?"""
+    with bench_stack(console.settings(), here=here) as state:
+        found = measure_promotions(state, known_users(state), repeats)
+    console.finish(
+        {"machine": machine(), "promotions": [vars(one) for one in found]}, f"{machine()}\n\n{promotions_markdown(found)}"
+    )
 
 
 def demo_markdown(result: DemoResult, versions: dict[str, dict[str, float]]) -> str:
