@@ -13,7 +13,8 @@ from features.activity_store import ActivityStore
 from features.attributes import attribute_type, merge_attributes
 from features.catalogue import Catalogue
 from features.histories import ROW_SCHEMA, FileTraits, to_events
-from features.import_dataset import ImportReport, Progress
+from features.import_events import Progress
+from features.import_report import ImportReport
 from features.paths import DatasetPaths
 from features.schema import Attribute
 from features.simulated_world import SimulatedWorld, SimulationConfig

@@ -17,8 +17,9 @@ from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from features.describe import describe, plot
 from features.export_dataset import export_dataset
-from features.import_dataset import ImportReport, import_dataset
-from features.import_dataset import Progress as ReportProgress
+from features.import_dataset import import_dataset
+from features.import_events import Progress as ReportProgress
+from features.import_report import ImportReport
 from features.paths import DatasetPaths
 from features.simulate import simulate
 from features.simulated_world import SimulationConfig

@@ -14,7 +14,8 @@ from hypothesis import settings
 from features.activity_store import ActivityStore
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
-from features.import_dataset import ImportReport, import_dataset
+from features.import_dataset import import_dataset
+from features.import_report import ImportReport
 from features.paths import DatasetPaths
 
 # No deadline: a loaded machine is no failure.

@@ -1,0 +1,77 @@
+"""What an import did, as commands print it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from features.import_events import EventCounts
+from features.rejects import Rejects
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import did.
+
+    Args:
+        dataset: its name.
+        users, items, interactions: of the file's valid distinct interactions.
+        catalogue_items: distinct items that the file lists or that occur in its interactions.
+        duplicates: interactions repeated in the file or stored before.
+        rejected: rows left out because they are bad.
+        rejected_path: CSV of them with reasons; None where there are none.
+        notes: things worth knowing, one sentence each; not part of `to_dict`.
+    """
+
+    dataset: str
+    users: int
+    items: int
+    interactions: int
+    catalogue_items: int
+    duplicates: int
+    rejected: int
+    rejected_path: str | None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as commands print it."""
+        fields = asdict(self)
+        fields.pop("notes")
+        return fields
+
+
+def import_notes(counts: EventCounts, listed: Collection[str], rejects: Rejects, *, has_times: bool) -> Iterator[str]:
+    """Things worth knowing of an import, one sentence each.
+
+    Args:
+        counts: of its events.
+        listed: items that the items file lists.
+        rejects: rows left out.
+        has_times: whether any interaction has a time.
+    """
+    bare = counts.items.difference(listed)
+    if listed and bare:
+        yield (
+            f"{len(bare):,} items occur in the activity and are not listed with attributes (one is {min(bare)!r}): they are "
+            "recommended from activity alone; list them in the items file and import again to give them a title and categories"
+        )
+    if counts.single_event_users:
+        yield (
+            f"{counts.single_event_users:,} of {counts.users:,} users have one interaction: kept for training, "
+            "too short to be held out for testing"
+        )
+    if counts.erased:
+        yield (
+            f"{counts.erased:,} interactions were left out: their users were erased after they happened; what those do since then "
+            "is kept"
+        )
+    if rejects.count:
+        yield f"{rejects.count:,} rows were rejected ({most_common(rejects)}); see {rejects.path}"
+    if not has_times:
+        yield "no interaction has a time: file order is taken as history order; window features stay empty"
+
+
+def most_common(rejects: Rejects) -> str:
+    """The most frequent reasons for rejects, with their numbers."""
+    return ", ".join(f"{reason}: {count:,}" for reason, count in rejects.reasons.most_common(3))
