@@ -10,6 +10,7 @@ from feast import Entity, FeatureView
 
 from feature_repo.entities import OWNER
 from feature_repo.fields import feast_field
+from feature_repo.packed_store import PACKED_TAG
 from feature_repo.sources import STATE_TTL, batch_source, push_source
 from feature_repo.specs import (
     ITEM_ACTIVITY,
@@ -33,7 +34,7 @@ def item_views(schema: Mapping[str, Any], tables: Path, item: Entity) -> list[Fe
             online=True,
             description="State of an item after its last event: counts, tiles, values, first and last time.",
             owner=OWNER,
-            tags={"entity": "item", "source": "events"},
+            tags={"entity": "item", "source": "events", PACKED_TAG: "one field"},
         ),
         FeatureView(
             name=ITEM_ENGAGEMENT,
@@ -44,7 +45,7 @@ def item_views(schema: Mapping[str, Any], tables: Path, item: Entity) -> list[Fe
             online=True,
             description="Impressions and clicks of an item in answers: click-through rates are computed from it.",
             owner=OWNER,
-            tags={"entity": "item", "source": "events"},
+            tags={"entity": "item", "source": "events", PACKED_TAG: "one field"},
         ),
     ]
     metadata = item_metadata_specs(schema)

@@ -77,7 +77,7 @@ class ActivityStore(StoreReader):
         if local is None and state is None:
             raise StoreError(f"activity store {uri} is not on this machine: its writers need a state folder here")
         self._state = state or Path(local or "") / "_state"
-        super().__init__(str(uri), RemoteFolder(str(uri)) if local is None else LocalFolder(local), merge_log(self._state))
+        super().__init__(str(uri), RemoteFolder(str(uri)) if local is None else LocalFolder(local), merge_log(uri, self._state))
         self._index = EventIndex(self._state / "index")
         self._journal = Journal(self._state, self._folder, self._index)
         self._erased = ErasedPeople(self._folder, ERASED_NOTE)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from features.errors import StoreError
 from features.parquet_codec import PARQUET_CODEC
 from features.person import Person
-from features.store_files import writer_lock
+from features.store_files import LocalFolder, PartFolder, writer_lock
 
 MERGE_AT_FILES = 32
 """A date with so many small files is rewritten as one."""
@@ -37,14 +37,24 @@ class DailyLog:
     """One log in one folder; writers take turns by a file lock, any number of readers.
 
     Args:
-        root: its folder; created at the first append.
+        place: its folder, created at the first append; or where else its files lie.
         schema: columns of the rows, with `id_column` str and `time_column` timestamp[us, UTC], both required.
         id_column: tells rows apart; of rows with one id `read` returns one.
         time_column: decides the date.
+        state: folder on this machine for lock and unfinished files; the log's own by default.
     """
 
-    def __init__(self, root: Path, schema: pa.Schema, *, id_column: str, time_column: str) -> None:
-        self._root, self._schema, self._id, self._time = root, schema, id_column, time_column
+    def __init__(
+        self, place: Path | PartFolder, schema: pa.Schema, *, id_column: str, time_column: str, state: Path | None = None
+    ) -> None:
+        if isinstance(place, Path):
+            self._folder: PartFolder = LocalFolder(place)
+            self._state = state or place
+        elif state is None:
+            raise ValueError("a log that lies elsewhere needs a state folder on this machine")
+        else:
+            self._folder, self._state = place, state
+        self._schema, self._id, self._time = schema, id_column, time_column
 
     def append(self, rows: pa.Table) -> None:
         """Write rows; they are on disk when it returns.
@@ -54,14 +64,12 @@ class DailyLog:
         """
         days = pc.strftime(rows[self._time], format="%Y-%m-%d")
         try:
-            with writer_lock(self._root / "lock", LOCK_TIMEOUT_S):
+            with writer_lock(self._state / "lock", LOCK_TIMEOUT_S):
                 for day in sorted(days.unique().to_pylist()):
-                    folder = self._root / f"date={day}"
-                    folder.mkdir(parents=True, exist_ok=True)
-                    self._write(rows.filter(pc.equal(days, day)), folder)
-                    self._merge(folder)
+                    self._write(rows.filter(pc.equal(days, day)), day)
+                    self._merge(day)
         except OSError as error:
-            raise StoreError(f"log {self._root} cannot be written: {error}; free space or check permissions") from error
+            raise StoreError(f"log {self._name} cannot be written: {error}; free space or check permissions") from error
 
     def read(
         self, *, equal: dict[str, str] | None = None, since: datetime | None = None, until: datetime | None = None
@@ -76,14 +84,16 @@ class DailyLog:
         limits += [(f'"{self._time}" {sign} ?', _aware(moment)) for sign, moment in ((">=", since), ("<=", until)) if moment]
         where = " AND ".join(condition for condition, _ in limits) or "true"
         for attempt in range(3):
-            files = [str(file) for file in self._files(since, until)]
+            places = self._files(since, until)
+            files = [self._folder.url(where) for where in places]
             if not files:
                 return self._schema.empty_table()
             try:
-                kept = {name for file in files for name in pq.read_schema(file).names}
-                # Files of earlier releases lack columns that came later.
-                names = ", ".join(f'"{name}"' if name in kept else f'NULL AS "{name}"' for name in self._schema.names)
-                with duckdb.connect() as connection:
+                with self._folder.connect() as connection:
+                    # Files of earlier releases lack columns that came later.
+                    described = connection.sql("SELECT DISTINCT name FROM parquet_schema(?)", params=[files]).fetchall()
+                    kept = {name for (name,) in described}
+                    names = ", ".join(f'"{name}"' if name in kept else f'NULL AS "{name}"' for name in self._schema.names)
                     connection.execute("SET TimeZone = 'UTC'")
                     found = connection.sql(
                         f'SELECT DISTINCT ON ("{self._id}") {names} '
@@ -96,7 +106,7 @@ class DailyLog:
             except (duckdb.IOException, FileNotFoundError) as error:
                 # A file may have been merged away between listing and opening: list again.
                 if attempt == 2:
-                    raise StoreError(f"log {self._root} cannot be read: {error}") from error
+                    raise StoreError(f"log {self._name} cannot be read: {error}") from error
         raise AssertionError("unreachable")
 
     def erase(self, person: Person) -> int:
@@ -107,42 +117,48 @@ class DailyLog:
         """
         deleted = 0
         try:
-            with writer_lock(self._root / "lock", LOCK_TIMEOUT_S) if self._root.is_dir() else nullcontext():
-                for file in self._files(None, None):
-                    rows = pq.read_table(file, partitioning=None, schema=self._schema)
+            with writer_lock(self._state / "lock", LOCK_TIMEOUT_S) if self._state.is_dir() else nullcontext():
+                for where in self._files(None, None):
+                    rows = self._folder.read(where, schema=self._schema)
                     gone = person.rows(rows)
                     if number := pc.sum(gone).as_py():
                         deleted += number
                         kept = rows.filter(pc.invert(gone))
                         if kept.num_rows:
-                            self._write(kept, file.parent)
-                        file.unlink(missing_ok=True)
+                            self._write(kept, where.removeprefix("date=").partition("/")[0])
+                        self._folder.remove(where)
         except OSError as error:
-            raise StoreError(f"log {self._root} cannot be erased from: {error}; check permissions") from error
+            raise StoreError(f"log {self._name} cannot be erased from: {error}; check permissions") from error
         return deleted
 
-    def _files(self, since: datetime | None, until: datetime | None) -> list[Path]:
+    @property
+    def _name(self) -> str:
+        return self._folder.url("")
+
+    def _files(self, since: datetime | None, until: datetime | None) -> list[str]:
         first = _aware(since).date().isoformat() if since else ""
         last = _aware(until).date().isoformat() if until else "9999"
-        return [file for file in sorted(self._root.glob("date=*/*.parquet")) if first <= file.parent.name[5:] <= last]
+        dates = [date for date in self._folder.dates() if first <= date <= last]
+        return [where for date in dates for where, _ in sorted(self._folder.files(date)) if where.endswith(".parquet")]
 
-    def _write(self, rows: pa.Table, folder: Path) -> None:
-        final = folder / f"{uuid.uuid4().hex}.parquet"
-        temporary = final.with_suffix(".tmp")
+    def _write(self, rows: pa.Table, date: str) -> None:
+        name = uuid.uuid4().hex
+        temporary = self._state / f"{name}.tmp"
         pq.write_table(rows.cast(self._schema), temporary, compression=PARQUET_CODEC)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        os.replace(temporary, final)
+        self._folder.put(temporary, f"date={date}/{name}.parquet")
 
-    def _merge(self, folder: Path) -> None:
-        small = [file for file in sorted(folder.glob("*.parquet")) if file.stat().st_size < SMALL_FILE_BYTES]
+    def _merge(self, date: str) -> None:
+        files = sorted(self._folder.files(date))
+        small = [where for where, size in files if where.endswith(".parquet") and size < SMALL_FILE_BYTES]
         if len(small) < MERGE_AT_FILES:
             return
-        merged: Sequence[pa.Table] = [pq.read_table(file, partitioning=None, schema=self._schema) for file in small]
+        merged: Sequence[pa.Table] = [self._folder.read(where, schema=self._schema) for where in small]
         # A crash in between leaves rows twice, which `read` is made for; never none.
-        self._write(pa.concat_tables(merged), folder)
-        for file in small:
-            file.unlink(missing_ok=True)
+        self._write(pa.concat_tables(merged), date)
+        for where in small:
+            self._folder.remove(where)
 
 
 def _aware(moment: datetime) -> datetime:

@@ -4,7 +4,7 @@ Units (users or sessions) are sampled by a hash of their id, all of a unit's sla
 unit always finds its features; `sample_rate` is in each row. A slate names the list that it shows by unit, version and the list's
 time: several slates of a cached list share one row of features. Events join slates by `recommendation_id`.
 
-Lists that were precomputed have no row of features: nobody asked for them yet when they were ranked.
+Lists that were precomputed have their row from the moment of their ranking, with the values of that moment.
 """
 
 from __future__ import annotations

@@ -16,6 +16,10 @@ import pyarrow as pa
 
 from features.daily_log import DailyLog
 from features.errors import EventError
+from features.store_files import local_root
+from features.store_remote import RemoteFolder
+
+_PLACE = "_state/sessions"
 
 MERGE_SCHEMA = pa.schema(
     [
@@ -29,9 +33,13 @@ MERGE_SCHEMA = pa.schema(
 """One row of the log of merges. The same session and user may come again: what was received since joins too."""
 
 
-def merge_log(state: Path) -> DailyLog:
-    """The merges of the activity store that has its state in a folder."""
-    return DailyLog(state / "sessions", MERGE_SCHEMA, id_column="merge_id", time_column="merged_at")
+def merge_log(uri: str | Path, state: Path) -> DailyLog:
+    """The merges of an activity store, beside its parts wherever these lie; `state` is the writers' folder on this machine."""
+    local = local_root(str(uri))
+    if local is not None:
+        return DailyLog(local / _PLACE, MERGE_SCHEMA, id_column="merge_id", time_column="merged_at")
+    place = RemoteFolder(f"{uri}/{_PLACE}")
+    return DailyLog(place, MERGE_SCHEMA, id_column="merge_id", time_column="merged_at", state=state / "sessions")
 
 
 def encode_merge(merge_id: str, session_id: str, user_id: str, merged_at_us: int, site: str = "local") -> bytes:

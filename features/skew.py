@@ -124,10 +124,12 @@ def skew_report(
     """
     logged = feature_log(paths.root).read(since=since)
     usable = logged.filter(pc.and_(pc.is_valid(logged["user_id"]), pc.not_equal(logged["user_features"], "{}")))
+    # Precomputed lists, and those of a request without the online store, say what a history knew, not what had been received.
+    usable = usable.filter(usable["from_online_store"])
     if not usable.num_rows:
         raise FeatureJoinError(
-            f"{logged.num_rows} lists of {paths.dataset!r} are logged, none with features of a user: serve answers by a version "
-            "with a learned ranker, with serve.feature_log_rate above 0"
+            f"{logged.num_rows} lists of {paths.dataset!r} are logged, none with online features of a user: serve answers by a "
+            "version with a learned ranker, with serve.feature_log_rate above 0"
         )
     chosen = np.random.default_rng(seed).permutation(usable.num_rows)[:sample]
     lists = usable.take(pa.array(np.sort(chosen)))

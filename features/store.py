@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from feast import FeatureStore
-from feast.data_source import PushMode
-from feast.errors import FeastObjectNotFoundException, PushSourceNotFoundException
+from feast.errors import FeastObjectNotFoundException
 from redis.exceptions import RedisError
 
+from feature_repo.packed_store import PackedRedisOnlineStore
 from feature_repo.repository import build_repository
 from feature_repo.request_columns import REQUEST_FEATURES
 from feature_repo.request_views import REQUEST_TIME, REQUEST_VIEW
@@ -91,6 +91,7 @@ class Features:
             "item": view_specs(schema, "item"),
         }
         self._served = {service.name: _projected(service) for service in self._repository.services}
+        self._online = PackedRedisOnlineStore()
         self._last_push_us = 0
 
     def apply(self) -> dict[str, list[str]]:
@@ -151,7 +152,7 @@ class Features:
     def push_users(self, states: pa.Table) -> None:
         """Replace the `user_activity` of users online: `user_id` and the view's features, one row a user.
 
-        Rows are dated now, which is strictly later than any row pushed or materialized before: Feast drops what is not.
+        Rows are dated now, which is strictly later than any row pushed or materialized before: a later materialize leaves them.
         """
         self._push(USER_ACTIVITY, states)
 
@@ -237,14 +238,20 @@ class Features:
     def _push(self, view: str, states: pa.Table) -> None:
         for block in write_blocks(iter([states])):
             with self._reported():
-                self._writer(view).push(f"{view}_push", arrow_frame(self._dated(block)), to=PushMode.ONLINE)
+                declared = self._store.get_feature_view(view, allow_registry_cache=True)
+                at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=self._next_stamp_us())
+                self._online.write_table(self._writer(view).config, declared, block, at)
 
     def _writer(self, view: str) -> FeatureStore:
         return self._user_store if view in self._specs["user"] else self._store
 
     def _dated(self, rows: pa.Table) -> pa.Table:
+        stamp_us = self._next_stamp_us()
+        return timed(rows, np.full(len(rows), stamp_us, dtype=np.int64), stamp_us)
+
+    def _next_stamp_us(self) -> int:
         self._last_push_us = max(time.time_ns() // 1000, self._last_push_us + 1)
-        return timed(rows, np.full(len(rows), self._last_push_us, dtype=np.int64), self._last_push_us)
+        return self._last_push_us
 
     def _read(self, side: Side, ids: Sequence[str], service: str) -> FeatureColumns:
         specs = self.specs(side, service)
@@ -281,7 +288,7 @@ class Features:
             raise FeatureStoreError(
                 f"the online feature store cannot be reached: {error}; start the stack, or set redis.features_url"
             ) from error
-        except (FeastObjectNotFoundException, PushSourceNotFoundException) as error:
+        except FeastObjectNotFoundException as error:
             # The registry was read before an `apply` of another process: the next call sees what that one registered.
             for store in {id(one): one for one in (self._store, self._user_store)}.values():
                 store.refresh_registry()

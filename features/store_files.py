@@ -62,6 +62,9 @@ class PartFolder(Protocol):
     def parts(self, date: str) -> list[Part]:
         """Current parts of one date, oldest first: those that no other part covers."""
 
+    def files(self, date: str) -> list[tuple[str, int]]:
+        """Places below the root and sizes of all files of one date."""
+
     def put(self, aside: Path, where: str) -> None:
         """Move a local file to its place below the root."""
 
@@ -99,11 +102,16 @@ class LocalFolder:
 
     def parts(self, date: str) -> list[Part]:
         """See `PartFolder.parts`."""
+        return current_parts(date, ((os.path.basename(where), size) for where, size in self.files(date)))
+
+    def files(self, date: str) -> list[tuple[str, int]]:
+        """See `PartFolder.files`."""
+        folder = f"date={date}"
         try:
-            return current_parts(date, ((entry.name, entry.stat().st_size) for entry in os.scandir(self.root / f"date={date}")))
+            return [(f"{folder}/{entry.name}", entry.stat().st_size) for entry in os.scandir(self.root / folder)]
         except FileNotFoundError:
-            # The folder does not exist, or a part went away while it was listed: list again without it.
-            return self.parts(date) if (self.root / f"date={date}").is_dir() else []
+            # The folder does not exist, or a file went away while it was listed: list again without it.
+            return self.files(date) if (self.root / folder).is_dir() else []
 
     def put(self, aside: Path, where: str) -> None:
         """See `PartFolder.put`."""

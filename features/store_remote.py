@@ -48,6 +48,10 @@ class RemoteFolder:
         """See `PartFolder.parts`."""
         return current_parts(date, self._list(f"{self._root}/date={date}"))
 
+    def files(self, date: str) -> list[tuple[str, int]]:
+        """See `PartFolder.files`."""
+        return [(f"date={date}/{name}", size) for name, size in self._list(f"{self._root}/date={date}")]
+
     def put(self, aside: Path, where: str) -> None:
         """See `PartFolder.put`."""
         self._fs.makedirs(f"{self._root}/{where}".rpartition("/")[0], exist_ok=True)

@@ -5,20 +5,31 @@ Legend: `B` users of a block, `N` items, `k` list length.
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from features.bus import SERVED_FEATURES
 from features.control_store import ControlStore
+from features.errors import BusFullError, BusUnavailableError
+from features.redis_bus import RedisStreamBus
+from features.served import is_sampled
+from serving.cache import user_unit
 from serving.cached_list import CachedList
 from serving.config import ServingConfig
+from serving.feature_rows import feature_rows
 from serving.item_changes import as_of_now
 from serving.item_table import ItemTable
 from serving.retriever import MAX_HISTORY
+from training.candidates import CandidateSet, RankedLists
 from training.interactions import IntArray
 from training.pipeline import Pipeline
+from training.queries import QueryBatch
+
+_log = logging.getLogger("shortlist.serving")
 
 BLOCK_CELLS = 16_000_000
 """Scores of a block at once: 64 MB of float32."""
@@ -32,14 +43,19 @@ class BatchLists:
         config_json: ServingConfig as JSON.
         bundle_folder: the version's bundle.
         k: list length.
+        version: its number, under which the feature values of sampled users are logged; None logs nothing.
     """
 
-    def __init__(self, config_json: str, bundle_folder: str, k: int) -> None:
-        config = ServingConfig.model_validate_json(config_json)
+    def __init__(self, config_json: str, bundle_folder: str, k: int, version: str | None = None) -> None:
+        self._config = config = ServingConfig.model_validate_json(config_json)
         self.pipeline = Pipeline.load(Path(bundle_folder), expected_dataset=config.dataset)
         self._items = ItemTable.from_bundle(Path(bundle_folder))
         as_of_now(self._items, ControlStore(config.control_url).create(), config.dataset, None)
         self._k = min(k, len(self._items))
+        self._version = version
+        self._bus: RedisStreamBus | None = None
+        if version is not None and config.feature_log_rate > 0:
+            self._bus = RedisStreamBus(config.bus_url, config.dataset, site=config.site)
 
     @property
     def block_size(self) -> int:
@@ -66,7 +82,9 @@ class BatchLists:
         allowed = np.repeat(self._items.available[None, :], len(user_rows), axis=0)
         allowed[queries.row, queries.item_idx] = False
         short = queries.truncated(MAX_HISTORY)
-        ranked = self.pipeline.rank(short, self.pipeline.retrieve(short, allowed, self._k, exclude_history=False), self._k)
+        candidates = self.pipeline.retrieve(short, allowed, self._k, exclude_history=False)
+        ranked = self.pipeline.rank(short, candidates, self._k)
+        self._log(user_rows, short, candidates, ranked, now_us)
         lengths = (ranked.item_idx >= 0).sum(axis=1)
         return [
             CachedList(
@@ -79,3 +97,21 @@ class BatchLists:
             ).encode()
             for b, length in enumerate(lengths.tolist())
         ]
+
+    def _log(self, user_rows: IntArray, queries: QueryBatch, candidates: CandidateSet, ranked: RankedLists, now_us: int) -> None:
+        """Put the feature values of sampled users' lists on the bus; a bus that is away costs a warning, not the lists."""
+        if self._bus is None or self._version is None:
+            return
+        users = self.pipeline.histories.user_ids[user_rows].tolist()
+        rate = self._config.feature_log_rate
+        chosen = np.array([b for b, user in enumerate(users) if is_sampled(user_unit(user), rate)], dtype=np.int64)
+        if not len(chosen):
+            return
+        lists = RankedLists(ranked.sources, ranked.item_idx[chosen], ranked.score[chosen], ranked.source[chosen])
+        units = [(user_unit(users[b]), users[b]) for b in chosen.tolist()]
+        of_chosen = (queries.take(chosen), candidates.take(chosen), lists)
+        rows = feature_rows(self._config, self.pipeline, self._version, units, *of_chosen, now_us)
+        try:
+            self._bus.publish(SERVED_FEATURES, [row.encode() for row in rows], [row.key for row in rows])
+        except (BusUnavailableError, BusFullError) as error:
+            _log.warning("feature values of %d precomputed lists are not logged: %s", len(rows), error)

@@ -77,7 +77,7 @@ def precompute(config: ServingConfig, version: str, bundle_folder: Path, *, prog
     staging = target.with_name(f".{target.name}.{time.time_ns()}")
     staging.mkdir(parents=True)
     try:
-        _compute(config, bundle_folder, staging, progress)
+        _compute(config, version, bundle_folder, staging, progress)
         if target.exists():
             shutil.rmtree(target)
         staging.rename(target)
@@ -131,8 +131,8 @@ def load(config: ServingConfig, version: str, *, only_missing: bool = False, pro
     return done, size
 
 
-def _compute(config: ServingConfig, bundle_folder: Path, staging: Path, progress: Progress | None) -> None:
-    arguments = (config.model_dump_json(), str(bundle_folder), config.precompute_k)
+def _compute(config: ServingConfig, version: str, bundle_folder: Path, staging: Path, progress: Progress | None) -> None:
+    arguments = (config.model_dump_json(), str(bundle_folder), config.precompute_k, version)
     batch = BatchLists(*arguments)
     total = len(batch.pipeline.histories.user_ids)
     if total >= CLUSTER_FROM_USERS and _compute_on_cluster(arguments, total, batch.block_size, staging):
@@ -150,7 +150,7 @@ def _compute(config: ServingConfig, bundle_folder: Path, staging: Path, progress
                     progress("compute", int(rows[-1]) + 1, total)
 
 
-def _compute_on_cluster(arguments: tuple[str, str, int], total: int, block_size: int, staging: Path) -> bool:
+def _compute_on_cluster(arguments: tuple[str, str, int, str], total: int, block_size: int, staging: Path) -> bool:
     """By Ray Data, on every CPU of the connected Ray; False where none is connected."""
     import ray
 

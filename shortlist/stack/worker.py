@@ -41,6 +41,7 @@ from features.trending import TRENDING, TrendingCounts
 from features.user_dates import LockedDates, UserDates
 from shortlist.settings import Settings, load_settings
 from shortlist.stack.errors import StackError
+from shortlist.stack.sole_worker import sole_worker
 from shortlist.stack.worker_metrics import WorkerMetrics
 
 LOG = logging.getLogger(__name__)
@@ -169,7 +170,7 @@ def build_worker(settings: Settings) -> Worker:
         Consumer(
             bus,
             ConsumerConfig(SESSIONS, STORE_GROUP, name),
-            StoreRows(merge_log(paths.activity_state), decode_merges, EventError),
+            StoreRows(merge_log(paths.activity, paths.activity_state), decode_merges, EventError),
         ),
         Consumer(
             bus,
@@ -295,7 +296,9 @@ def main() -> None:
     settings = load_settings(tuple(sys.argv[1:]))
     worker = build_worker(settings)
     LOG.info("metrics at http://127.0.0.1:%d/metrics", worker.metrics.serve(settings.worker.metrics_port))
-    worker.run(stop)
+    with sole_worker(settings.paths(settings.serve.dataset or "").activity_state / "worker.lock", stop) as alone:
+        if alone:
+            worker.run(stop)
 
 
 if __name__ == "__main__":

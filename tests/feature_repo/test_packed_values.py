@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from feast.protos.feast.types.Value_pb2 import Value
 from hypothesis import given
@@ -46,7 +47,7 @@ DRAWN: dict[str, st.SearchStrategy[Any]] = {
     "flag": st.booleans(),
     "text": st.text(max_size=9),
     "texts": st.lists(st.text(max_size=9), max_size=60),
-    "integers": st.lists(LONGS, max_size=9),
+    "integers": st.lists(st.integers(-(2**61), 2**61), max_size=9),  # differences are whole numbers of 63 bits too
     "numbers": st.lists(st.floats(width=32), max_size=9),
     "tiles": st.lists(st.integers(0, 2**31 - 1) | st.just(0), max_size=30),
 }
@@ -94,3 +95,25 @@ def test_a_row_that_is_cut_short_is_an_error_and_not_a_value() -> None:
     packed = LAYOUT.pack({"ages": value("integers", [5, 4, 3])})
     with pytest.raises(IndexError):
         LAYOUT.unpack(packed[:-2], ["ages"])
+
+
+ARROW = {
+    "count": pa.int64(),
+    "time_us": pa.int64(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "flag": pa.bool_(),
+    "text": pa.string(),
+    "texts": pa.list_(pa.string()),
+    "integers": pa.list_(pa.int64()),
+    "numbers": pa.list_(pa.float32()),
+    "tiles": pa.list_(pa.int32()),
+}
+
+
+@given(st.lists(st.fixed_dictionaries({name: st.none() | DRAWN[kind] for name, kind in KINDS.items()}), max_size=5), st.data())
+def test_tables_are_packed_as_values_are(rows: list[dict[str, Any]], data: st.DataObject) -> None:
+    table = pa.table({name: pa.array([row[name] for row in rows], ARROW[kind]) for name, kind in KINDS.items()})
+    start = data.draw(st.integers(0, len(rows)))
+    expected = [LAYOUT.pack({name: value(KINDS[name], row[name]) for name in KINDS}) for row in rows[start:]]
+    assert LAYOUT.pack_table(table.slice(start)) == expected

@@ -55,6 +55,22 @@ def test_clicks_per_answer_by_group(clicks_first: bool) -> None:
     assert found[ALL, "5m"] == (2, 1)
 
 
+def test_variants_and_placements_are_counted_together_in_both_windows() -> None:
+    clock = Clock()
+    rates = ClickRates(clock)
+    groups = [Group("demo", variant, placement) for variant in ("control", "treatment") for placement in ("home", "basket")]
+    for number, group in enumerate(groups):
+        answers = [f"{number}-{n}" for n in range(4)]
+        rates.exposures(exposures(*((answer, group) for answer in answers)))
+        rates.add(clicks(*answers[:number]))
+    for number, group in enumerate(groups):
+        assert [rates.rates()[group, window] for window in ("5m", "1h")] == [(4, number), (4, number)]
+    clock.now += timedelta(minutes=10)
+    late = rates.rates()
+    assert {group: late[group, "1h"] for group in groups} == {group: (4, number) for number, group in enumerate(groups)}
+    assert not any(late.get((group, "5m"), (0, 0))[0] for group in groups)
+
+
 def test_windows_slide() -> None:
     clock = Clock()
     rates = ClickRates(clock)

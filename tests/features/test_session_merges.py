@@ -41,7 +41,7 @@ def filled(root: Path, events: list[bytes], merges: list[bytes]) -> ActivityStor
     store = ActivityStore(root)
     store.append(event_table([decode_event(one) for one in events]))
     if merges:
-        merge_log(root / "_state").append(decode_merges(merges))
+        merge_log(root, root / "_state").append(decode_merges(merges))
     return store
 
 
@@ -103,7 +103,7 @@ def test_live_features_have_the_sessions_activity(redis_server: str, tmp_path: P
 
     store_events = reader(EVENTS, STORE_GROUP, StoreEvents(store, None, follower))
     features = reader(EVENTS, FEATURES_GROUP, update)
-    store_merges = reader(SESSIONS, STORE_GROUP, StoreRows(merge_log(tmp_path / "_state"), decode_merges, EventError))
+    store_merges = reader(SESSIONS, STORE_GROUP, StoreRows(merge_log(tmp_path, tmp_path / "_state"), decode_merges, EventError))
     refresh = RefreshMergedUsers(
         update,
         lambda entry: bus.has_finished(SESSIONS, STORE_GROUP, entry),

@@ -82,9 +82,14 @@ def test_a_store_anywhere_keeps_each_event_once(opened: Callable[[], ActivitySto
     assert len(opened().files()) == 2
     with opened().connect() as connection:
         assert connection.from_parquet(opened().files(), hive_partitioning=False).count("*").fetchall() == [(len(everything),)]
+    visitor = events(["v"], user=None, session="s")
+    opened().append(visitor)
+    login = encode_merge("m", "s", "account", int((START + timedelta(days=1)).timestamp() * 1e6))
+    merge_log(opened().uri, tmp_path / "state").append(decode_merges([login]))
     shutil.rmtree(tmp_path / "state")  # the machine is lost: another one takes over from the files
     assert opened().append(events(["a", "new"], days=[5, 5])).added == 1
-    assert stored_ids(opened()) == sorted([*everything, "new"])
+    assert stored_ids(opened()) == sorted([*everything, "new", "v"])
+    assert opened().read(["event_id"], user_ids=["account"])["event_id"].to_pylist() == ["v"]
 
 
 def test_the_settings_place_the_store(tmp_path: Path) -> None:
@@ -177,7 +182,7 @@ def test_an_erased_person_is_gone_and_stays_away(opened: Callable[[], ActivitySt
     of_other_account = events(["m2"], days=[2], user=None, session="merged")
     for table in (theirs, others, before_login, after_login, elsewhere, merged, of_other_account):
         opened().append(table)
-    log = merge_log(tmp_path / "state")
+    log = merge_log(opened().uri, tmp_path / "state")
     at = [int((START + timedelta(days=day, hours=12)).timestamp() * 1e6) for day in (1, 2)]
     log.append(decode_merges([encode_merge("1", "merged", "erika", at[0]), encode_merge("2", "merged", "other", at[1])]))
     assert opened().sessions("erika") == ["merged", "sess"]

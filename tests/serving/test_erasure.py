@@ -21,7 +21,7 @@ import redis
 
 from experiments.exposure import EXPOSURE_SCHEMA, Exposure, decode_exposures
 from features.activity_store import ActivityStore
-from features.bus import EVENTS, EXPOSURES, FEATURES_GROUP, SESSIONS, STORE_GROUP, BusEntry
+from features.bus import EVENTS, EXPOSURES, FEATURES_GROUP, SERVED_FEATURES, SESSIONS, SLATES, STORE_GROUP, BusEntry
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from features.daily_log import DailyLog
@@ -32,6 +32,7 @@ from features.online_keys import online_user_key
 from features.person import Person
 from features.redis_bus import RedisStreamBus
 from features.schema import Attribute, DatasetSchema
+from features.served import ServedRow, decode_feature_rows, decode_slates, feature_log, list_id, slate_log
 from features.session_merges import encode_merge
 from serving.cache import activity_key, list_key, session_unit, user_unit
 from serving.config import ServingConfig
@@ -129,6 +130,13 @@ def plant(kept: Kept, user: str, session: str) -> None:
     DailyLog(paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at").append(
         decode_exposures([exposure.encode()])
     )
+    slates, lists = served_rows(user, session)
+    for stream, rows in ((SLATES, slates), (SERVED_FEATURES, lists)):
+        kept.bus.ensure_groups(stream)
+        kept.bus.publish(stream, rows)
+        kept.bus.dead_letter(stream, STORE_GROUP, BusEntry("1-1", rows[0]), "planted")
+    slate_log(paths.root).append(decode_slates(slates))
+    feature_log(paths.root).append(decode_feature_rows(lists))
     users = pa.table({"user_id": [user, "u8"], "list": pa.array([b"x", b"y"])})
     for folder in (kept.config.precomputed / "v1", paths.feature_tables):
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,12 +155,31 @@ def plant(kept: Kept, user: str, session: str) -> None:
             client.set(activity_key(kept.config, unit), "recent")
 
 
+def served_rows(user: str, session: str) -> tuple[list[bytes], list[bytes]]:
+    """Slates and feature rows of a user, and of the user's session before the login."""
+    at_us = int(NOW.timestamp() * 1e6)
+    slates, lists = [], []
+    for number, (unit, who) in enumerate({f"u:{user}": {"user_id": user}, f"s:{session}": {"session_id": session}}.items()):
+        row = {"site": "local", "at": at_us, "list_id": list_id(unit, "1", at_us), "model_version": "1", "item_ids": ["i1"]}
+        row |= {"sample_rate": 1.0}
+        slate = who | {"recommendation_id": f"r{number}{user}", "served_from": "online", "degraded": False, "assignments": []}
+        slates.append(ServedRow(f"r{number}{user}", row | slate).encode())
+        values = {"request_time_us": at_us, "from_online_store": True, "user_features": "{}", "feature_names": ["f"], "dropped": 0}
+        ranked = row | values | {"user_id": who.get("user_id"), "values": np.ones(1, np.float32)}
+        lists.append(ServedRow(row["list_id"], ranked).encode())
+    return slates, lists
+
+
 @pytest.mark.integration
 def test_an_erased_person_is_found_nowhere(kept: Kept, own_bundle: Path, tmp_path: Path) -> None:
     before = kept.found(USER)
     places = {place.split(" ")[0] for place in before}
     assert places == {"sql", "redis", "file"}
-    assert len(before) >= 15, before
+    assert len(before) >= 21, before
+    for part in ("slates", "feature_log", "exposures", "precomputed", "feature_tables", "rejects", "activity", "bundle"):
+        assert any(part in place for place in before if place.startswith("file")), (part, before)
+    for stream in ("events", "slates", "served"):
+        assert any(stream in place and "dead" in place for place in before if place.startswith("redis")), (stream, before)
     others = {place for place in kept.found(OTHER) if "appendonly" not in place}
 
     report = kept.eraser().erase(USER)

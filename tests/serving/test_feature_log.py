@@ -21,11 +21,14 @@ from features.errors import EventError, FeatureJoinError
 from features.events import EVENT_SCHEMA, Event
 from features.logged_examples import attributed_events, logged_examples
 from features.redis_bus import RedisStreamBus
-from features.served import ServedRow, decode_feature_rows, decode_slates, feature_log, is_sampled, slate_log
+from features.served import ServedRow, decode_feature_rows, decode_slates, feature_log, is_sampled, list_id, slate_log
 from features.skew import describe, skew_report
 from features.store import Features
+from serving.batch_lists import BatchLists
+from serving.cached_list import decode_list
 from serving.config import ServingConfig
 from serving.feature_log import FeatureLog
+from serving.feature_rows import feature_rows
 from serving.item_table import ItemTable
 from serving.messages import ComputeRequest
 from serving.online_users import OnlineUsers
@@ -199,6 +202,38 @@ def test_events_find_slate_position_assignment_and_the_values_served(
     out = config.home / "rows.parquet"
     assert run(["features", "logged", "--dataset", "planted", "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["rows"] == 9
+
+
+def test_precomputed_lists_are_logged_with_the_values_that_ranked_them(config: ServingConfig, bundle: Path) -> None:
+    batch = BatchLists(config.model_dump_json(), str(bundle), 20, "7")
+    bus = RedisStreamBus(config.bus_url, config.dataset)
+    bus.ensure_groups(SERVED_FEATURES)
+    made = batch({"id": np.arange(12)})
+    rows = decode_feature_rows([entry.payload for entry in bus.tail(SERVED_FEATURES, 100)]).to_pylist()
+    assert len(rows) == len(made["list"]) == 12
+    pipeline, ids = batch.pipeline, np.array(batch.pipeline.items["item_id"].to_pylist())
+    for row, user, blob in zip(rows, made["user_id"].tolist(), made["list"].tolist(), strict=True):
+        shown = decode_list(blob)
+        assert shown is not None
+        # A slate of this cached list finds the row by the list's own unit, version and time.
+        assert row["list_id"] == list_id(f"u:{user}", "7", shown.computed_at_us)
+        assert row["item_ids"] == ids[shown.item_idx].tolist()
+        assert (row["user_id"], row["model_version"], row["from_online_store"]) == (user, "7", False)
+        # Alone as in a block.
+        number = pipeline.histories.user_ids.tolist().index(user)
+        query = pipeline.histories.queries(np.array([number], np.int32), np.array([row["request_time_us"]]))
+        allowed = np.ones((1, len(ids)), dtype=bool)
+        allowed[0, query.item_idx] = False
+        candidates = pipeline.retrieve(query, allowed, 20, exclude_history=False)
+        ranked = pipeline.rank(query, candidates, 20)
+        (alone,) = feature_rows(config, pipeline, "7", [("u", user)], query, candidates, ranked, 0)
+        np.testing.assert_allclose(np.array(row["values"], np.float32), alone.values["values"], rtol=1e-4, atol=1e-5)
+    bus.close()
+
+
+def test_lists_are_precomputed_while_the_bus_is_away(config: ServingConfig, bundle: Path) -> None:
+    away = config.model_copy(update={"bus_url": "redis://127.0.0.1:1/0"})
+    assert len(BatchLists(away.model_dump_json(), str(bundle), 20, "7")({"id": np.arange(3)})["list"]) == 3
 
 
 def test_nothing_logged_is_said(config: ServingConfig, item_attributes) -> None:
