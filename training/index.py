@@ -10,6 +10,9 @@ Dot products favour long vectors, which an inverted file, made for distances, fi
 query's best items are among the longest hundredth. So the longest ones, the head, are scored one by one, and the file holds the
 rest: at a million items 8 lists do then what took 512 before.
 
+No item outside the head can score more than the lengths of the query and of the head's shortest vector allow (Cauchy-Schwarz).
+Where a look at few lists finds enough items above that bound, it has found the best ones for certain, whatever a filter left out.
+
 Legend: `B` queries, `N` items, `M` items in the index, `D` width.
 """
 
@@ -44,6 +47,7 @@ BLOCK_CELLS = 16_000_000
 """Scores of exact search at once: 64 MB of float32."""
 SHARES = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.01)
 """Shares of items passing a filter for which the number of lists is found."""
+FEWEST_LISTS = 8
 WANTED_RECALL, RECALL_AT = 0.985, 20
 """What the plan must reach on the sampled queries; served ones may be a little harder."""
 
@@ -133,6 +137,7 @@ class IvfIndex(ItemIndex):
         self.exact, self.inverted, self.plan = exact, inverted, plan
         self.head = longest(exact.vectors, exact.rows)
         self._head_vectors = np.ascontiguousarray(exact.vectors[self.head])
+        self._tail_length = float(np.sqrt(np.square(self._head_vectors).sum(axis=1).min()))
         self._in_index = np.zeros(len(exact.vectors), dtype=bool)
         self._in_index[exact.rows] = True
         self._remembered: deque[tuple[BoolArray, _Passing]] = deque(maxlen=REMEMBERED_MASKS)
@@ -144,7 +149,15 @@ class IvfIndex(ItemIndex):
         passing = self._passing(allowed)
         if passing.count <= max(EXACT_UP_TO_ITEMS, k) or not self.plan:
             return self.exact.among(queries, k, passing.rows)
-        return self._search(queries, k, allowed, passing.count)
+        lists = self.lists_for(passing.count)
+        if lists <= FEWEST_LISTS or k < RECALL_AT:
+            return self._search(queries, k, allowed, passing.count)
+        found = self._search(queries, k, allowed, passing.count, FEWEST_LISTS)
+        unsure = np.flatnonzero(found.score[:, RECALL_AT - 1] < np.linalg.norm(queries, axis=1) * self._tail_length)
+        if len(unsure):
+            again = self._search(queries[unsure], k, allowed, passing.count, lists)
+            found.item_idx[unsure], found.score[unsure] = again.item_idx, again.score
+        return found
 
     def _passing(self, allowed: BoolArray) -> _Passing:
         """What a mask leaves of the index; of the last read-only masks, which nobody changes, it is remembered."""
@@ -161,8 +174,9 @@ class IvfIndex(ItemIndex):
         share = passing / max(len(self.exact.rows), 1)
         return min((lists for planned, lists in self.plan.items() if planned <= share), default=max(self.plan.values()))
 
-    def _search(self, queries: FloatArray, k: int, allowed: BoolArray | None, passing: int) -> Retrieved:
-        wanted, lists = min(k, passing), self.lists_for(passing)
+    def _search(self, queries: FloatArray, k: int, allowed: BoolArray | None, passing: int, lists: int | None = None) -> Retrieved:
+        """A search through so many lists, those of the plan where None; through more where they hold fewer than `k` items."""
+        wanted, lists = min(k, passing), lists or self.lists_for(passing)
         found = self.probe(queries, k, allowed, lists)
         while lists < self.inverted.nlist:
             short = np.flatnonzero((found.item_idx[:, :wanted] < 0).any(axis=1))
@@ -223,7 +237,7 @@ def plan_lists(index: IvfIndex, sample: FloatArray) -> dict[float, int]:
     that its user does not care for.
     """
     plan: dict[float, int] = {}
-    most, lists, rows = int(index.inverted.nlist), 8, index.exact.rows
+    most, lists, rows = int(index.inverted.nlist), FEWEST_LISTS, index.exact.rows
     rng = np.random.default_rng(0)
     along = index.exact.vectors[rows] @ sample.mean(axis=0)
     for share in SHARES:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from training import index as index_module
+from training.candidates import Retrieved
 from training.errors import BundleError
 from training.index import ExactIndex, IvfIndex, build_index, load_index, save_index
 from training.interactions import BoolArray, FloatArray
@@ -81,6 +82,34 @@ def test_as_many_as_pass(found_index: IvfIndex, queries: FloatArray, monkeypatch
             assert allowed[there].all()
             assert (there < KNOWN).all()
             assert (np.diff(scores[: len(there)]) <= 0).all()
+
+
+def test_what_the_head_makes_sure_of_needs_few_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long vectors answer wherever a filter leaves them; without them the plan's lists are looked at."""
+    rng = np.random.default_rng(8)
+    long = index_module.HEAD_ITEMS // 2
+    vectors = (0.1 * rng.normal(size=(ITEMS, WIDTH))).astype(np.float32)
+    vectors[:long] *= 30
+    queries = rng.normal(size=(20, WIDTH)).astype(np.float32)
+    index = build_index(vectors, np.arange(ITEMS), lambda: queries)
+    assert isinstance(index, IvfIndex)
+    most = int(index.inverted.nlist)
+    index.plan = dict.fromkeys(index.plan, most)
+    looked: list[int] = []
+    probe = index.probe
+
+    def noted(asked: FloatArray, k: int, allowed: BoolArray | None, lists: int) -> Retrieved:
+        looked.append(lists)
+        return probe(asked, k, allowed, lists)
+
+    monkeypatch.setattr(index, "probe", noted)
+    allowed = rng.random(ITEMS) < 0.5
+    for wanted in ([index_module.FEWEST_LISTS], [index_module.FEWEST_LISTS, most]):
+        looked.clear()
+        found = index.search(queries, 50, allowed)
+        assert looked == wanted
+        np.testing.assert_array_equal(found.item_idx[:, :20], index.exact.search(queries, 20, allowed).item_idx)
+        allowed[:long] = False
 
 
 def test_scores_are_exact(found_index: IvfIndex, vectors: FloatArray, queries: FloatArray) -> None:
