@@ -170,6 +170,17 @@ def test_time_between_entries_decides_where_it_is_the_answer() -> None:
         assert least <= right <= most
 
 
+@pytest.mark.parametrize("attribute", [None, "texts", "numbers"])
+def test_attributes_that_say_nothing_change_nothing(attribute: str | None) -> None:
+    interactions = by_lengths([5] * 40)
+    count = interactions.num_items
+    attributes = {"texts": np.full(count, None, dtype=object), "numbers": np.full(count, np.nan, dtype=np.float32)}
+    data = TrainingData(interactions, {} if attribute is None else {attribute: attributes[attribute]})
+    plain = Sequential(SequentialConfig(epochs=1, **SMALL)).fit(data)
+    asked = Sequential(SequentialConfig(epochs=1, content_width=8, **SMALL)).fit(data)
+    np.testing.assert_array_equal(asked.vectors, plain.vectors)
+
+
 @pytest.mark.parametrize("sampled", [False, True])
 def test_an_item_that_nobody_had_says_by_its_content_what_follows(sampled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if sampled:
