@@ -107,7 +107,7 @@ class Reference(nn.Module):
         every = self.config.every_position
         stretches = windows(self.data, self.config.max_len, rng) if every else prefixes(self.data, self.config.max_len)
         self.train()
-        for chosen in shuffled(stretches, self.config.batch_size, rng):
+        for chosen in shuffled(stretches, self.config.step_samples(len(stretches)), rng):
             loss = self._loss(stretches, chosen)
             self.optimizer.zero_grad()
             torch.autograd.backward(loss)

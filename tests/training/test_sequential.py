@@ -258,6 +258,12 @@ def test_a_file_of_another_configuration_is_refused(tmp_path: Path) -> None:
         Sequential.load(tmp_path, model.config)
 
 
+def test_small_data_is_learnt_in_small_steps() -> None:
+    config = SequentialConfig(batch_size=128)
+    assert [config.step_samples(stretches) for stretches in (100_000, 12_800, 1_090, 50)] == [128, 128, 10, 8]
+    assert SequentialConfig(batch_size=4).step_samples(1_090) == 4
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="multiple of heads"):
         SequentialConfig(width=10, heads=4)

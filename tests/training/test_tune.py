@@ -53,7 +53,7 @@ def test_failures_stay_single_slow_learners_are_stopped_and_the_best_gets_member
         "grace_epochs": 2,
         "sources": [
             *fragile,
-            {"model": "learner", "fixed": {"seconds": 0.2}, "space": {"height": {"type": "float", "low": 0.05, "high": 1.0}}},
+            {"model": "learner", "fixed": {"seconds": 0.2}, "space": {"height": {"type": "float", "low": 0.05, "high": 0.7}}},
         ],
     }
     folder = tmp_path / "planted"
@@ -74,7 +74,8 @@ def test_failures_stay_single_slow_learners_are_stopped_and_the_best_gets_member
     assert stopped
     assert finished
     assert max(r.params["height"] for r in stopped) < max(r.params["height"] for r in finished)
-    assert all(r.metrics["epoch"] < 10 for r in stopped)
+    # On a busy machine the last epoch may be the first that is measured after the grace: then a trial is stopped there.
+    assert all("epochs_run" not in r.metrics for r in stopped)
     assert all(r.metrics["epoch"] == 10 for r in finished)
 
     # A search with a limit ends with more members of the best trial.

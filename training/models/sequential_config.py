@@ -16,6 +16,11 @@ FULL_SOFTMAX_ITEMS = 50_000
 """Larger catalogues are learnt by sampled softmax: a full one costs time and memory with every item of every batch."""
 
 
+EPOCH_STEPS = 100
+"""Steps of an epoch at least: small data, in batches made for large data, would be learnt in hundreds of epochs of ten steps."""
+LEAST_BATCH = 8
+
+
 class SequentialConfig(ModelConfig):
     """Parameters of the sequential transformer.
 
@@ -30,7 +35,8 @@ class SequentialConfig(ModelConfig):
         attention_dropout: of attention weights.
         learning_rate: constant after a short rise.
         weight_decay: of AdamW.
-        batch_size: samples (`last`) or stretches of histories (`every`) a step.
+        batch_size: samples (`last`) or stretches of histories (`every`) a step, fewer where an epoch would have under
+            `EPOCH_STEPS` steps.
         epochs: over all targets.
         label_smoothing: share of each target spread over all items.
         temperature: above 0, vectors are compared by cosine / temperature; 0 compares by dot product.
@@ -78,6 +84,10 @@ class SequentialConfig(ModelConfig):
     def every_position(self) -> bool:
         """Whether every entry of a history is learnt from at once."""
         return self.targets == "every"
+
+    def step_samples(self, stretches: int) -> int:
+        """Samples or stretches a step, of so many an epoch."""
+        return min(self.batch_size, max(LEAST_BATCH, stretches // EPOCH_STEPS))
 
     def samples(self, num_items: int) -> bool:
         """Whether the loss looks at a sample of the catalogue."""

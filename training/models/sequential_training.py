@@ -62,10 +62,11 @@ class Trainer:
         stretches = self._prefixes or windows(self._data, self._config.max_len, rng)
         self._network.train()
         total = 0.0
-        tokens = float((stretches.stop - stretches.start).mean()) * self._config.batch_size
+        batch_size = self._config.step_samples(len(stretches))
+        tokens = float((stretches.stop - stretches.start).mean()) * batch_size
         small = tokens * self._config.width < PARALLEL_CELLS
         with seeded(self._seed + number), torch_threads(1 if small else torch.get_num_threads()):
-            for chosen in shuffled(stretches, self._config.batch_size, rng):
+            for chosen in shuffled(stretches, batch_size, rng):
                 total += self._step(stretches, chosen) * len(chosen)
             self._update_average()
         self._averaging.eval()
