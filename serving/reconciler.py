@@ -30,7 +30,8 @@ from serving.messages import ComputeRequest
 from serving.shadow_role import SHADOW, shadow_key, shadow_sample, version_of
 from serving.version_loader import Graph, VersionLoader
 from training.errors import RegistryError
-from training.registry import CHAMPION, Registry
+from training.model_version import CHAMPION
+from training.registry import Registry
 
 _log = logging.getLogger("shortlist.serving")
 

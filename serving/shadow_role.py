@@ -7,7 +7,7 @@ priority of answers that somebody waits for. Here is how it is named and how muc
 
 from __future__ import annotations
 
-from training.registry import ModelVersion
+from training.model_version import ModelVersion
 
 SHADOW = "shadow"
 """The alias."""

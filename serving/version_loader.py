@@ -21,7 +21,8 @@ from serving.messages import ComputeRequest
 from serving.version_check import check_version
 from training.bundle import open_bundle
 from training.errors import RegistryError, TrainingError
-from training.registry import SERVING_TAG, Registry
+from training.model_version import SERVING_TAG
+from training.registry import Registry
 
 _log = logging.getLogger("shortlist.serving")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from training.errors import RegistryError
 from training.gate import GateDecision, GateRule, Validated, decide
-from training.registry import CHAMPION, GATE_REASON_TAG, GATE_TAG, ModelVersion, Registry
+from training.model_version import CHAMPION, GATE_REASON_TAG, GATE_TAG, ModelVersion
+from training.registry import Registry
 from training.study_run import PER_USER_FILE, PROTOCOL_TAG
 from training.tracking import Run, connect
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,47 +17,7 @@ from training.alias_history import HISTORY_TAG_PREFIX, AliasMove, history_value,
 from training.bundle_download import local_bundle
 from training.errors import RegistryError
 from training.mlflow_rest import MlflowRest, NotFoundError
-
-CHAMPION = "champion"
-"""Alias that takes default traffic."""
-
-GATE_TAG = "shortlist.gate"
-"""Verdict of the gate: `pass`, `fail` or `first` (nothing to compare with)."""
-GATE_REASON_TAG = "shortlist.gate_reason"
-GATE_OVERRIDE_TAG = "shortlist.gate_override"
-"""Set to a reason, it lets a version with verdict `fail` be promoted and served."""
-DATASET_TAG = "shortlist.dataset"
-METRICS_TAG = "shortlist.metrics"
-"""Validation metrics before the refit, as JSON, so that a list of versions needs no look at runs."""
-SERVING_TAG = "shortlist.serving"
-"""Written by serving: `live`, `loading` or `refused:<why>`."""
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """One registered version. `version` is a decimal string, compared as text; `created_at` is UTC."""
-
-    version: str
-    created_at: datetime
-    run_id: str | None
-    tags: Mapping[str, str]
-    aliases: tuple[str, ...]
-
-    @property
-    def gate(self) -> str | None:
-        """The gate's verdict at registration, None for a version that somebody else registered."""
-        return self.tags.get(GATE_TAG)
-
-    @property
-    def servable(self) -> bool:
-        """False when the gate failed it and nobody overrode that."""
-        return self.gate != "fail" or bool(self.tags.get(GATE_OVERRIDE_TAG))
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Validation metrics taken before the refit; empty where none were stored."""
-        raw = self.tags.get(METRICS_TAG)
-        return {str(name): float(value) for name, value in json.loads(raw).items()} if raw else {}
+from training.model_version import CHAMPION, DATASET_TAG, METRICS_TAG, ModelVersion
 
 
 class Registry:
@@ -103,7 +62,7 @@ class Registry:
         while True:
             query = {"filter": f"name='{self.model}'", "max_results": "200"} | ({"page_token": page} if page else {})
             answer = self._rest.call("GET", "model-versions/search", params=query)
-            found += [_version(raw, aliases) for raw in answer.get("model_versions", [])]
+            found += [ModelVersion.of(raw, aliases) for raw in answer.get("model_versions", [])]
             page = answer.get("next_page_token")
             if not page:
                 return sorted(found, key=lambda v: int(v.version), reverse=True)
@@ -128,7 +87,7 @@ class Registry:
                 ) from None
             known = ", ".join(f"{alias}={v}" for alias, v in sorted(aliases.items())) or "no aliases"
             raise RegistryError(f"{self.model} has no version or alias {name!r} (aliases: {known})") from None
-        return _version(raw, aliases)
+        return ModelVersion.of(raw, aliases)
 
     def history(self, alias: str) -> list[AliasMove]:
         """Moves of an alias, oldest first, as far as they are kept."""
@@ -324,17 +283,6 @@ class Registry:
 
 def _aliases(model: Mapping[str, Any]) -> dict[str, str]:
     return {str(entry["alias"]): str(entry["version"]) for entry in model.get("aliases", [])}
-
-
-def _version(raw: Mapping[str, Any], aliases: Mapping[str, str]) -> ModelVersion:
-    number = str(raw["version"])
-    return ModelVersion(
-        version=number,
-        created_at=datetime.fromtimestamp(int(raw["creation_timestamp"]) / 1000, UTC),
-        run_id=raw.get("run_id") or None,
-        tags={tag["key"]: tag.get("value", "") for tag in raw.get("tags", [])},
-        aliases=tuple(sorted(alias for alias, v in aliases.items() if v == number)),
-    )
 
 
 def _now() -> str:

@@ -21,8 +21,9 @@ from training.funnel import FittedFunnel, fit_funnel, refit
 from training.funnel_config import RankerConfig
 from training.gate import GateDecision, Validated
 from training.judge import judge
+from training.model_version import GATE_REASON_TAG, GATE_TAG
 from training.pipeline import Pipeline
-from training.registry import GATE_REASON_TAG, GATE_TAG, Registry
+from training.registry import Registry
 from training.search_watch import best_trials
 from training.study import Study
 from training.study_data import Place, StudyData, load_study_data

@@ -22,7 +22,8 @@ from serving.http import authorize
 from serving.rule_store import RuleStore
 from serving.webhooks import Deliveries
 from training.errors import RegistryError
-from training.registry import GATE_REASON_TAG, Registry
+from training.model_version import GATE_REASON_TAG
+from training.registry import Registry
 
 
 @dataclass(frozen=True)

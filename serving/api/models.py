@@ -19,7 +19,7 @@ from serving.errors import RequestError
 from serving.shadow_role import SAMPLE_TAG, SHADOW
 from serving.shadow_tally import ShadowTallies
 from training.errors import RegistryError
-from training.registry import CHAMPION, SERVING_TAG, ModelVersion
+from training.model_version import CHAMPION, SERVING_TAG, ModelVersion
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 _CHANGES: dict[str, Any] = {

@@ -15,7 +15,7 @@ from rich.table import Table
 from shortlist.commands import console
 from shortlist.commands.connection import UrlOption, connected
 from shortlist.stack.attach import mlflow_for_call
-from training.registry import CHAMPION, GATE_OVERRIDE_TAG, GATE_REASON_TAG, SERVING_TAG, ModelVersion
+from training.model_version import CHAMPION, GATE_OVERRIDE_TAG, GATE_REASON_TAG, SERVING_TAG, ModelVersion
 
 if TYPE_CHECKING:
     from training.study_data import Place

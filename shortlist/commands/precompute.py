@@ -13,7 +13,8 @@ from shortlist.stack.ray_cluster import attach_ray
 from shortlist.stack.serving_config import serving_config
 from shortlist.stack.state import running_stack
 from training.histories import Histories
-from training.registry import CHAMPION, Registry
+from training.model_version import CHAMPION
+from training.registry import Registry
 
 
 def register(app: typer.Typer) -> None:

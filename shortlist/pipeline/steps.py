@@ -22,7 +22,8 @@ from shortlist.commands.console import CommandError
 from shortlist.pipeline.record import PipelineRecord
 from shortlist.runner import Runner
 from shortlist.stack.state import StackState
-from training.registry import GATE_REASON_TAG, SERVING_TAG, ModelVersion, Registry
+from training.model_version import GATE_REASON_TAG, SERVING_TAG, ModelVersion
+from training.registry import Registry
 from training.study import load_study
 from training.study_run import OUTCOME_FILE, STUDY_TAG
 from training.trial_log import TrialLog

@@ -11,7 +11,8 @@ from shortlist.pipeline.record import records
 from shortlist.runner import Runner
 from shortlist.settings import Settings
 from tests.integration.conftest import OVERRIDES
-from training.registry import SERVING_TAG, Registry
+from training.model_version import SERVING_TAG
+from training.registry import Registry
 from training.tracking import connect
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(2400)]

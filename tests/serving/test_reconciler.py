@@ -21,8 +21,9 @@ from serving.retriever import RetrieverStage, encode_answer
 from serving.shadow_role import shadow_key
 from shortlist.stack.mlflow_server import start_mlflow
 from shortlist.stack.ports import free_port, wait_until
+from training.model_version import GATE_OVERRIDE_TAG, GATE_TAG, SERVING_TAG
 from training.pipeline import Pipeline
-from training.registry import GATE_OVERRIDE_TAG, GATE_TAG, SERVING_TAG, Registry
+from training.registry import Registry
 
 pytestmark = pytest.mark.integration
 

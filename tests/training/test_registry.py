@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from training.errors import RegistryError
-from training.registry import GATE_OVERRIDE_TAG, GATE_TAG, Registry
+from training.model_version import GATE_OVERRIDE_TAG, GATE_TAG
+from training.registry import Registry
 
 pytestmark = pytest.mark.integration
 

@@ -23,7 +23,8 @@ from shortlist.client import Client
 from shortlist.settings import Settings, load_settings
 from shortlist.stack.control import start_stack, stop_stack
 from shortlist.stack.state import StackState
-from training.registry import GATE_TAG, SERVING_TAG, Registry
+from training.model_version import GATE_TAG, SERVING_TAG
+from training.registry import Registry
 
 DATASET, MODEL = "planted", "shortlist-planted"
 FOLLOWS_WITHIN_S = 10.0

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from training.registry import GATE_TAG
+from training.model_version import GATE_TAG
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
