@@ -15,8 +15,8 @@ import psutil
 
 from shortlist.settings import Settings
 from shortlist.stack.errors import StackError
+from shortlist.stack.ports import wait_until
 from shortlist.stack.state import StackState, load_state, running_stack
-from shortlist.stack.supervisor import wait_ready
 
 
 def choose_dataset(settings: Settings, dataset: str | None = None) -> str:
@@ -74,7 +74,7 @@ def start_stack(settings: Settings, dataset: str, overrides: tuple[str, ...], on
             start_new_session=True,
         )
     try:
-        return wait_ready(home, lambda: process.poll() is None, on_phase)
+        return _wait_ready(home, lambda: process.poll() is None, on_phase)
     except StackError as error:
         stop_stack(home)
         if str(error).endswith("ended while starting"):
@@ -111,3 +111,30 @@ def stop_stack(home: Path, seconds: float = 60) -> bool:
     if stubborn:
         raise StackError(f"still running after {seconds:.0f} s: processes {', '.join(str(p.pid) for p in stubborn)}")
     return True
+
+
+def _wait_ready(home: Path, pid_alive: Callable[[], bool], on_phase: Callable[[str], None], seconds: float = 300) -> StackState:
+    """Follow a starting supervisor's phases until it is ready.
+
+    Raises:
+        StackError: it failed, died, or took too long.
+    """
+    began = time.time()
+    seen = ""
+
+    def ready() -> bool:
+        nonlocal seen
+        state = load_state(home)
+        if state is None or state.supervisor_started_at < began - 60:
+            return False
+        if state.phase != seen:
+            seen = state.phase
+            on_phase(seen)
+        if seen.startswith("failed: "):
+            raise StackError(seen.removeprefix("failed: "))
+        return state.ready and state.alive()
+
+    wait_until(ready, seconds=seconds, what="the stack", alive=pid_alive)
+    state = load_state(home)
+    assert state is not None
+    return state

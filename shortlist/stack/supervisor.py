@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -273,35 +272,6 @@ def main() -> None:
     except StackError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
-
-
-def wait_ready(home: Path, pid_alive: Callable[[], bool], on_phase: Callable[[str], None], seconds: float = 300) -> StackState:
-    """Follow a starting supervisor's phases until it is ready.
-
-    Raises:
-        StackError: it failed, died, or took too long.
-    """
-    from shortlist.stack.state import load_state
-
-    began = time.time()
-    seen = ""
-
-    def ready() -> bool:
-        nonlocal seen
-        state = load_state(home)
-        if state is None or state.supervisor_started_at < began - 60:
-            return False
-        if state.phase != seen:
-            seen = state.phase
-            on_phase(seen)
-        if seen.startswith("failed: "):
-            raise StackError(seen.removeprefix("failed: "))
-        return state.ready and state.alive()
-
-    wait_until(ready, seconds=seconds, what="the stack", alive=pid_alive)
-    state = load_state(home)
-    assert state is not None
-    return state
 
 
 if __name__ == "__main__":
