@@ -12,8 +12,6 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from features.errors import FeaturesError
@@ -32,17 +30,15 @@ from serving.http import AsgiScope, Message, Receive, Send, authorize, bounded, 
 from serving.intake import EventIntake
 from serving.live_state import Snapshot, SnapshotLoader
 from serving.logs import log_to_file
-from serving.messages import ComputeRequest, ShadowAsk
 from serving.metrics import GatewayMetrics
-from serving.request_id import RequestId, begin, current
+from serving.request_id import RequestId, begin
 from serving.request_parsing import parse_body, parse_browse, parse_get
 from serving.request_values import checked_id
 from serving.schemas import RecommendationRequest
 from serving.sessions import SessionMerger
 from serving.shadow import ShadowSender
-from serving.shadow_role import shadow_key
-from serving.shadow_tally import ShadowTally
 from serving.trend_lists import TrendLists
+from serving.version_handles import VersionHandles
 
 _log = logging.getLogger("shortlist.serving")
 
@@ -51,39 +47,6 @@ _PER_USER = _RECOMMENDATIONS + "/"
 _BROWSED = frozenset({"/v1/popular", "/v1/trending"})
 _ITEMS, _SIMILAR = "/v1/items/", "/similar"
 _SESSIONS, _MERGE = "/v1/sessions/", "/merge"
-
-
-class VersionHandles:
-    """Handles of version applications, found by name when first needed."""
-
-    def __init__(self, config: ServingConfig) -> None:
-        self._prefix = f"{config.paths.registered_model}-v"
-        self._handles: dict[str, Any] = {}
-
-    async def compute(self, version: str, request: ComputeRequest) -> bytes:
-        """One hop to the version's replicas, for the request at hand."""
-        return bytes(await self._call(version, "compute", replace(request, request_id=current())))
-
-    async def score(self, version: str, asks: Sequence[ShadowAsk]) -> ShadowTally:
-        """One hop to the version's shadow."""
-        tally: ShadowTally = await self._call(shadow_key(version), "score", list(asks))
-        return tally
-
-    async def _call(self, key: str, method: str, argument: object) -> Any:
-        handle = self._handles.get(key)
-        if handle is None:
-            # Ray reads where its token is when it is imported: not before whoever connects to it has said so.
-            from ray import serve
-
-            handle = self._handles[key] = serve.get_app_handle(self._prefix + key)
-        try:
-            return await getattr(handle, method).remote(argument)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            # The application may have been deleted and deployed again: look it up anew next time.
-            self._handles.pop(key, None)
-            raise
 
 
 class GatewayApp:
