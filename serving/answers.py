@@ -14,8 +14,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,31 +34,16 @@ from serving.live_state import LiveVersion, Snapshot
 from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
 from serving.placements import Exploration
-from serving.popular_lists import NEW_SOURCE, POPULAR_SOURCE, popular_list, with_new_items
-from serving.recent_activity import RecentEvent, decode_activity
+from serving.recent_activity import decode_activity
 from serving.rules import RuleBook
-from serving.schemas import RecommendationRequest, ServedFrom
-from serving.slate import Ranked, Slate, arranged
-from training.interactions import IntArray
+from serving.rungs import Rung, is_enough, of_list, of_popular_items
+from serving.schemas import RecommendationRequest
 
 Compute = Callable[[str, ComputeRequest], Awaitable[bytes]]
 """Version and request to an encoded list; the hop to the version's replicas."""
 LONGEST_LIST = 1000
 Computed = Callable[[LiveVersion, ComputeRequest, CachedList, float], None]
 """Told of every computed list: whose, what was asked, the list, the seconds of the hop."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Rung:
-    """How far down the ladder an answer had to go, and what is shown."""
-
-    served_from: ServedFrom
-    slate: Slate
-    sources: Sequence[str]
-    computed_at_us: int
-    version: str | None
-    degraded: bool = False
-    explained: ExplainedList | None = None
 
 
 class Answerer:
@@ -144,8 +128,8 @@ class Answerer:
         )
 
     def _explored(
-        self, found: _Rung, items: ItemTable, asked: Asked, settings: Exploration, now: float
-    ) -> tuple[_Rung, tuple[float, ...]]:
+        self, found: Rung, items: ItemTable, asked: Asked, settings: Exploration, now: float
+    ) -> tuple[Rung, tuple[float, ...]]:
         """The slate with its last places drawn by chance."""
         new = self._new_items.due(items, settings, round(now * 1e6))
         new = new[items.passing(asked.selection, new)]
@@ -157,15 +141,15 @@ class Answerer:
             self._new_items.note(items.item_ids[slate.rows[np.isin(slate.rows, new)]].tolist())
         return replace(found, slate=slate), propensities
 
-    async def _from_version(self, live: LiveVersion, asked: Asked) -> _Rung | None:
+    async def _from_version(self, live: LiveVersion, asked: Asked) -> Rung | None:
         """From the cache or the version; None where nothing is known of the user and popular items are the answer."""
         request = asked.request
         read = await self._read(live, request)
         if read.cached is not None and read.fresh and request.cacheable:
             if read.cached.anonymous:
                 return None
-            hit = _shown(live, read.cached, asked, "cache")
-            if _enough(hit, asked, read.cached):
+            hit = of_list(live, read.cached, asked, "cache")
+            if is_enough(hit, asked, read.cached):
                 self._metrics.cache_read("hit")
                 return hit
         outcome = "down" if not read.reachable else "miss" if read.cached is None else "stale"
@@ -180,15 +164,15 @@ class Answerer:
             return self._fall_back(live, asked, read, "unreadable")
         if explained.ranked.anonymous:
             return None
-        found = _shown(live, explained.ranked, asked, "online")
-        if plain and asked.selection and not _enough(found, asked, explained.ranked):
+        found = of_list(live, explained.ranked, asked, "online")
+        if plain and asked.selection and not is_enough(found, asked, explained.ranked):
             # The list that is kept for the user holds too little of what placement and rules let through here.
             try:
                 explained, _ = await self._computed(live, asked, read, narrow=True)
             except Exception as error:
                 self._metrics.fallback(type(error).__name__)
                 return found
-            found = _shown(live, explained.ranked, asked, "online") if explained is not None else found
+            found = of_list(live, explained.ranked, asked, "online") if explained is not None else found
         return replace(found, explained=explained) if asked.request.explain else found
 
     async def _computed(
@@ -237,47 +221,21 @@ class Answerer:
         unit = _unit(request)
         return (unit, live.version) if unit is not None and is_sampled(unit, self._config.feature_log_rate) else None
 
-    def _fall_back(self, live: LiveVersion, asked: Asked, read: CacheRead, reason: str) -> _Rung:
+    def _fall_back(self, live: LiveVersion, asked: Asked, read: CacheRead, reason: str) -> Rung:
         """The rungs below a computed answer."""
         self._metrics.fallback(reason)
         if read.cached is not None and len(read.cached) and asked.request.cacheable:
             # What the user did since is known, although the list does not reflect it: leave those items out.
             since = {event.item_id for event in decode_activity(read.activity).events}
-            stale = _shown(live, read.cached, asked, "stale", exclude=live.items.rows(sorted(since)))
+            stale = of_list(live, read.cached, asked, "stale", exclude=live.items.rows(sorted(since)))
             if len(stale.slate):
                 return stale
-        return self._popular_of(live.items, live.version, asked, _us(live.trained_at), degraded=True, activity=read.activity)
+        return of_popular_items(live.items, live.version, asked, live.trained_at, degraded=True, activity=read.activity)
 
-    def _popular(self, snapshot: Snapshot, live: LiveVersion | None, asked: Asked) -> _Rung:
+    def _popular(self, snapshot: Snapshot, live: LiveVersion | None, asked: Asked) -> Rung:
         if live is not None:
-            return self._popular_of(live.items, live.version, asked, _us(live.trained_at))
-        return self._popular_of(snapshot.items, None, asked, _us(snapshot.items_at))
-
-    def _popular_of(
-        self,
-        items: ItemTable,
-        version: str | None,
-        asked: Asked,
-        computed_at_us: int,
-        *,
-        degraded: bool = False,
-        activity: bytes = b"",
-    ) -> _Rung:
-        request = asked.request
-        wish = asked.wish(items, None)
-        left_out = items.rows(_left_out(request, decode_activity(activity).events))
-        if wish.exclude is not None:
-            left_out = np.concatenate([left_out, wish.exclude])
-        ranked = popular_list(items, asked.selection, asked.top_k, left_out, request.candidates)
-        segment = bool(asked.selection.region or asked.selection.language)
-        return _Rung(
-            served_from="segment" if degraded and segment else "popular",
-            slate=arranged(ranked, items, wish, explain=request.explain),
-            sources=(POPULAR_SOURCE,),
-            computed_at_us=computed_at_us,
-            version=version,
-            degraded=degraded,
-        )
+            return of_popular_items(live.items, live.version, asked, live.trained_at)
+        return of_popular_items(snapshot.items, None, asked, snapshot.items_at)
 
 
 def _previewed(snapshot: Snapshot, version: str) -> LiveVersion:
@@ -303,34 +261,3 @@ def _unit(request: RecommendationRequest) -> str | None:
     if request.user_id is not None:
         return user_unit(request.user_id)
     return None if request.session_id is None else session_unit(request.session_id)
-
-
-def _shown(live: LiveVersion, cached: CachedList, asked: Asked, served_from: ServedFrom, exclude: IntArray | None = None) -> _Rung:
-    """What a version's list shows. Where it runs short although it holds all that the version knows, new items follow."""
-    wish = asked.wish(live.items, live.vectors)
-    if exclude is not None and len(exclude):
-        wish = replace(wish, exclude=exclude if wish.exclude is None else np.concatenate([wish.exclude, exclude]))
-    ranked = Ranked(cached.item_idx, cached.score, cached.source, fill=len(live.sources) - 1)
-    slate = arranged(ranked, live.items, wish, explain=asked.request.explain)
-    untrained = len(live.items) > live.items.num_trained
-    if untrained and len(slate) < asked.top_k and asked.request.candidates is None:
-        slate = arranged(with_new_items(ranked, live.items, asked.selection, len(live.sources)), live.items, wish)
-    return _Rung(served_from, slate, (*live.sources, NEW_SOURCE), cached.computed_at_us, live.version, served_from == "stale")
-
-
-def _enough(found: _Rung, asked: Asked, cached: CachedList) -> bool:
-    """Whether nothing more is to be had from the version: the answer is full, of the most wanted region and language."""
-    return cached.complete or min(len(found.slate), found.slate.preferred) >= asked.top_k
-
-
-def _left_out(request: RecommendationRequest, events: Sequence[RecentEvent]) -> list[str]:
-    """Items that the user has rejected, and those met so that the request leaves them out, as far as the last events tell."""
-    seen, now_us = request.seen, time.time_ns() // 1000
-    if seen is None:
-        return [event.item_id for event in events if not event.positive]
-    met = [one.item_id for one in events if not one.positive or seen.counts(one.action, one.time_us, now_us)]
-    return [*request.recent_items, *met]
-
-
-def _us(moment: datetime) -> int:
-    return round(moment.timestamp() * 1e6)

@@ -1,0 +1,100 @@
+"""The rungs of the fallback ladder as values: what a version's list shows, and what popular items show in its place.
+
+Which rung answers is `answers`'.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import numpy as np
+
+from serving.asked import Asked
+from serving.cached_list import CachedList
+from serving.explained_list import ExplainedList
+from serving.item_table import ItemTable
+from serving.live_state import LiveVersion
+from serving.popular_lists import NEW_SOURCE, POPULAR_SOURCE, popular_list, with_new_items
+from serving.recent_activity import RecentEvent, decode_activity
+from serving.schemas import RecommendationRequest, ServedFrom
+from serving.slate import Ranked, Slate, arranged
+from training.interactions import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """How far down the ladder an answer had to go, and what is shown."""
+
+    served_from: ServedFrom
+    slate: Slate
+    sources: Sequence[str]
+    computed_at_us: int
+    version: str | None
+    degraded: bool = False
+    explained: ExplainedList | None = None
+
+
+def of_list(live: LiveVersion, cached: CachedList, asked: Asked, served_from: ServedFrom, exclude: IntArray | None = None) -> Rung:
+    """What a version's list shows. Where it runs short although it holds all that the version knows, new items follow."""
+    wish = asked.wish(live.items, live.vectors)
+    if exclude is not None and len(exclude):
+        wish = replace(wish, exclude=exclude if wish.exclude is None else np.concatenate([wish.exclude, exclude]))
+    ranked = Ranked(cached.item_idx, cached.score, cached.source, fill=len(live.sources) - 1)
+    slate = arranged(ranked, live.items, wish, explain=asked.request.explain)
+    untrained = len(live.items) > live.items.num_trained
+    if untrained and len(slate) < asked.top_k and asked.request.candidates is None:
+        slate = arranged(with_new_items(ranked, live.items, asked.selection, len(live.sources)), live.items, wish)
+    return Rung(served_from, slate, (*live.sources, NEW_SOURCE), cached.computed_at_us, live.version, served_from == "stale")
+
+
+def is_enough(found: Rung, asked: Asked, cached: CachedList) -> bool:
+    """Whether nothing more is to be had from the version: the answer is full, of the most wanted region and language."""
+    return cached.complete or min(len(found.slate), found.slate.preferred) >= asked.top_k
+
+
+def of_popular_items(
+    items: ItemTable,
+    version: str | None,
+    asked: Asked,
+    computed_at: datetime,
+    *,
+    degraded: bool = False,
+    activity: bytes = b"",
+) -> Rung:
+    """What popular items show.
+
+    Args:
+        items: whose they are.
+        version: they are of, None before there is any.
+        asked: the request.
+        computed_at: when they became popular: the training's time.
+        degraded: whether trouble has led here.
+        activity: of the user, whose items are left out.
+    """
+    request = asked.request
+    wish = asked.wish(items, None)
+    left_out = items.rows(_left_out(request, decode_activity(activity).events))
+    if wish.exclude is not None:
+        left_out = np.concatenate([left_out, wish.exclude])
+    ranked = popular_list(items, asked.selection, asked.top_k, left_out, request.candidates)
+    segment = bool(asked.selection.region or asked.selection.language)
+    return Rung(
+        served_from="segment" if degraded and segment else "popular",
+        slate=arranged(ranked, items, wish, explain=request.explain),
+        sources=(POPULAR_SOURCE,),
+        computed_at_us=round(computed_at.timestamp() * 1e6),
+        version=version,
+        degraded=degraded,
+    )
+
+
+def _left_out(request: RecommendationRequest, events: Sequence[RecentEvent]) -> list[str]:
+    """Items that the user has rejected, and those met so that the request leaves them out, as far as the last events tell."""
+    seen, now_us = request.seen, time.time_ns() // 1000
+    if seen is None:
+        return [event.item_id for event in events if not event.positive]
+    met = [one.item_id for one in events if not one.positive or seen.counts(one.action, one.time_us, now_us)]
+    return [*request.recent_items, *met]
