@@ -71,7 +71,7 @@ class GatewayApp:
         self._intake = EventIntake(config, self._bus, self.cache, self.metrics)
         self._sessions = SessionMerger(config, self._bus, self.cache, self.metrics)
         self._exposures = ExposureLog(config, self._bus, self.metrics)
-        self._changed = asyncio.Event()
+        self._changed, self._item_changed = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._api = build_api(ApiContext(config, self._refresh, self.answerer))
         self._tasks: list[asyncio.Task[None]] = []
@@ -80,7 +80,12 @@ class GatewayApp:
     def _refresh(self) -> None:
         """Look at the control store now; called from threads of the API."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._changed.set)
+            self._loop.call_soon_threadsafe(self._notice)
+
+    def _notice(self) -> None:
+        """The control store has changed."""
+        self._changed.set()
+        self._item_changed.set()
 
     def snapshot(self) -> Snapshot:
         """The present routing state."""
@@ -219,7 +224,8 @@ class GatewayApp:
         self._tasks = [
             asyncio.create_task(self._follow(), name="follow"),
             asyncio.create_task(self._trends.follow(), name="trends"),
-            asyncio.create_task(listen(self.config, self._changed.set), name="listen"),
+            asyncio.create_task(self._follow_availability(), name="availability"),
+            asyncio.create_task(listen(self.config, self._notice), name="listen"),
         ]
 
     async def _stop(self) -> None:
@@ -244,6 +250,17 @@ class GatewayApp:
                 self.metrics.model_trained_at.set(champion.trained_at.timestamp() if champion is not None else 0)
             except FeaturesError as error:
                 _log.error("routing state not refreshed, the last one stays: %s", error)
+
+    async def _follow_availability(self) -> None:
+        """Take delisted items out of what answers now, also while a new version is being read."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._item_changed.wait(), self.config.reread_s)
+            self._item_changed.clear()
+            try:
+                await asyncio.to_thread(self._loader.availability.apply, self._snapshot.tables())
+            except FeaturesError as error:
+                _log.error("availability not refreshed, the last one stays: %s", error)
 
 
 class Gateway:

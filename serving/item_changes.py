@@ -22,6 +22,8 @@ ITEM_SUBJECT = "item:"
 """Prefix of audit subjects that are catalogue items."""
 OVERLAP = 50
 """Audit entries read again at each look: concurrent writers of a SQL server may commit out of the order of their numbers."""
+REMEMBERED = 10_000
+"""Items whose last change of availability is known, those changed last."""
 
 
 class ItemChanges:
@@ -42,7 +44,7 @@ class ItemChanges:
         Raises:
             StoreError: the control store cannot be read.
         """
-        entries = self._new_entries()
+        entries = self.new_entries()
         changed: dict[str, Mapping[str, Any]] = {}
         for entry in entries:
             item_id = entry.subject.removeprefix(ITEM_SUBJECT)
@@ -57,7 +59,8 @@ class ItemChanges:
                 table.set_available(entry.subject.removeprefix(ITEM_SUBJECT), available)
         return current
 
-    def _new_entries(self) -> list[AuditEntry]:
+    def new_entries(self) -> list[AuditEntry]:
+        """Changes of items since the last call, oldest first."""
         found: list[AuditEntry] = []
         after_id = max(0, self._seen - OVERLAP)
         while entries := self._audit.entries(after_id=after_id):
@@ -66,6 +69,40 @@ class ItemChanges:
         self._seen = max(self._seen, after_id)
         self._done = {one for one in (*self._done, *(entry.id for entry in found)) if one > self._seen - 2 * OVERLAP}
         return [entry for entry in found if entry.subject.startswith(ITEM_SUBJECT)]
+
+
+class AvailabilityFollower:
+    """Availability alone, in tables that answer already: reading a new version takes seconds, and delisting must not wait for it.
+
+    Args:
+        audit: of the dataset.
+    """
+
+    def __init__(self, audit: AuditLog) -> None:
+        self._changes = ItemChanges(audit)
+        self._latest: dict[str, bool] = {}
+
+    def apply(self, tables: Sequence[ItemTable]) -> None:
+        """Bring tables up to date, in place.
+
+        Raises:
+            StoreError: the control store cannot be read.
+        """
+        for entry in self._changes.new_entries():
+            item_id = entry.subject.removeprefix(ITEM_SUBJECT)
+            available = entry.after is not None and entry.after.get("available") is not False
+            self._latest.pop(item_id, None)
+            self._latest[item_id] = available
+            for table in tables:
+                table.set_available(item_id, available)
+        while len(self._latest) > REMEMBERED:
+            del self._latest[next(iter(self._latest))]
+
+    def again(self, tables: Sequence[ItemTable]) -> None:
+        """The same for tables on which somebody else's older reading was applied since."""
+        for item_id, available in list(self._latest.items()):
+            for table in tables:
+                table.set_available(item_id, available)
 
 
 def as_of_now(items: ItemTable, store: ControlStore, dataset: str, since: datetime | None) -> ItemTable:

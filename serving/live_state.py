@@ -23,7 +23,7 @@ from serving.config import ServingConfig
 from serving.context_conditions import compile_condition
 from serving.control import ExperimentRecord, ServingControl, ShadowTarget
 from serving.errors import FilterError, RequestError
-from serving.item_changes import ItemChanges, as_of_now
+from serving.item_changes import AvailabilityFollower, ItemChanges, as_of_now
 from serving.item_table import ItemTable
 from serving.request_values import body_seen, item_filter
 from serving.rule_store import RuleStore
@@ -89,7 +89,7 @@ class Snapshot:
 
 
 class SnapshotLoader:
-    """Builds snapshots of one dataset. Used by one thread at a time.
+    """Builds snapshots of one dataset. Used by one thread at a time; `availability` may be followed in another meanwhile.
 
     Args:
         config: of the stack.
@@ -100,6 +100,7 @@ class SnapshotLoader:
         self._store = ControlStore(config.control_url).create()
         self._control = ServingControl(self._store, config.dataset)
         self._changes = ItemChanges(self._control.audit)
+        self.availability = AvailabilityFollower(self._control.audit)
         self._rules = RuleStore(self._store, config.dataset)
 
     def load(self, before: Snapshot | None = None) -> Snapshot:
@@ -131,6 +132,7 @@ class SnapshotLoader:
         items, items_at = (champion.items, champion.trained_at) if champion is not None else (tables[-1], items_at)
         plan, pins = self._experiments()
         rules = self._rules.book().fitting(tables)
+        self.availability.again(tables)
         return Snapshot(champion, versions, plan, pins, items, items_at, rules, state.shadow)
 
     def _open(self, version: str, folder: Path) -> LiveVersion | None:

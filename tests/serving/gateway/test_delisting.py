@@ -10,10 +10,15 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+
+from features.control_store import ControlStore
+from serving.announce import announce
+from serving.control import ServingControl, ServingState
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -107,3 +112,37 @@ def test_an_item_is_gone_while_redis_is_down_and_stays_so_when_it_is_back(gatewa
         running.wait(lambda: all(one.http.get("/readyz").json()["cache"] == "up" for one in running.servers), "the cache again")
         wait_for_a_round(running, load, max(back, time.monotonic()))
     assert load.shows(item, limit) == set()
+
+
+def test_a_version_that_is_being_read_holds_up_no_delisting(gateways, monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+    running = gateways(reread_s=60.0)
+    loader = running.first.app._loader
+    reading, go_on, read = threading.Event(), threading.Event(), loader._open
+
+    def slowly(version: str, folder: Path) -> Any:
+        reading.set()
+        assert go_on.wait(120)
+        return read(version, folder)
+
+    monkeypatch.setattr(loader, "_open", slowly)
+
+    def shown() -> set[str]:
+        return {item["item_id"] for item in running.first.http.get("/v1/popular", params={"top_k": 60}).json()["items"]}
+
+    control = ServingControl(ControlStore(running.config.control_url), running.config.dataset)
+    control.set_state(ServingState("1", {"1": str(bundle), "2": str(bundle)}), actor="test", action="test")
+    announce(running.config)
+    assert reading.wait(60)
+    try:
+        assert {"i025", "i026"} <= shown()
+        for item in ("i025", "i026"):
+            assert running.first.admin.patch(f"/v1/items/{item}", json={"available": False}).status_code == 200
+        running.wait(lambda: shown().isdisjoint({"i025", "i026"}), "both to be gone")
+        assert running.first.admin.patch("/v1/items/i026", json={"available": True}).status_code == 200
+        running.wait(lambda: "i026" in shown(), "one to be back")
+        assert running.first.http.get("/readyz").json()["versions"] == ["1"]
+    finally:
+        go_on.set()
+    running.wait(lambda: running.first.http.get("/readyz").json()["versions"] == ["1", "2"], "the version")
+    for table in running.first.app.snapshot().tables():
+        assert [bool(table.available[table.row(item)]) for item in ("i025", "i026")] == [False, True]
