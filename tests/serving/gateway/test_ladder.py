@@ -75,15 +75,14 @@ def test_as_long_as_one_item_passes_the_filter_it_is_shown(gateways, version: st
     assert ids(running.answer("u3", filter="year > 9999")) == []
 
 
-def test_a_version_that_does_not_answer_costs_the_deadline_and_no_more(gateways) -> None:
-    """Every request waits for its own deadline: ten at once are answered, none by the version, and all counted as such."""
+def test_a_version_that_does_not_answer_costs_the_deadline(gateways) -> None:
+    """Each request waits for its own deadline, is answered by the next rung, and counted as such."""
     running = gateways(deadline_ms=50)
     running.version = "hangs"
     answers = [running.answer(f"u{number}") for number in range(10)]
     assert {rung(answer) for answer in answers} == {("popular", True)}
     assert {len(ids(answer)) for answer in answers} == {10}
     assert running.counted("shortlist_fallbacks_total", reason="deadline") == 10
-    assert all(answer["took_ms"] >= 50 for answer in answers)
     similar = running.first.http.get("/v1/items/i020/similar").json()["items"]
     assert {item["source"] for item in similar} == {"content"}
 
