@@ -15,7 +15,8 @@ import httpx
 from shortlist.bench.stack import second_version
 from shortlist.commands.console import CommandError
 from shortlist.stack.state import StackState
-from training.registry import CHAMPION, Registry
+from training.model_version import CHAMPION
+from training.registry import Registry
 
 CONNECTIONS, PAUSE_S = 4, 0.02
 PATIENCE_S = 120.0

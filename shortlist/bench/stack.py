@@ -74,7 +74,8 @@ def second_version(state: StackState) -> str:
     Raises:
         CommandError: there is no champion.
     """
-    from training.registry import CHAMPION, Registry
+    from training.model_version import CHAMPION
+    from training.registry import Registry
 
     registry = Registry(state.mlflow_uri, state.dataset, cache=Path(state.log_dir).parent / "bundles")
     champion = registry.aliases().get(CHAMPION)
