@@ -124,7 +124,7 @@ def _wait_shadow(client: Client, wanted: bool) -> None:
         shadow = client.models()["shadow"]
         return bool(shadow is not None and shadow["live"]) if wanted else shadow is None
 
-    wait_until(there, seconds=120, what="the shadow" if wanted else "the shadow's end")
+    wait_until(there, seconds=300, what="the shadow" if wanted else "the shadow's end")
     asyncio.run(asyncio.sleep(6))  # until every gateway replica has looked at the routing state
 
 
