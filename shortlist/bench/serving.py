@@ -184,11 +184,11 @@ def _counter(http: httpx.Client, name: str, label: str) -> float:
 
 @dataclass(frozen=True)
 class Target:
-    """A figure with what it must and should be; `at_least` says in which direction."""
+    """A figure with what it must (None: nothing is asked) and should be; `at_least` says in which direction."""
 
     what: str
     measured: float
-    must: float
+    must: float | None
     aim: float
     at_least: bool = False
 
@@ -199,7 +199,9 @@ class Target:
         def reached(limit: float) -> bool:
             return self.measured >= limit if self.at_least else self.measured <= limit
 
-        return "aim" if reached(self.aim) else "must" if reached(self.must) else "**missed**"
+        if reached(self.aim):
+            return "aim"
+        return "" if self.must is None else "must" if reached(self.must) else "**missed**"
 
 
 def targets(result: dict[str, Any]) -> list[Target]:
@@ -208,7 +210,7 @@ def targets(result: dict[str, Any]) -> list[Target]:
     return [
         Target("cached answers, requests/s of the no-op's", result["cached_ratio"], 0.5, 0.7, at_least=True),
         Target("cached answers, p99 ms at half of their saturation", cached["half_p99_ms"], 10, 10),
-        Target("cached answers, p50 of the no-op's", result["cached_p50_ratio"], 2.0, 1.5),
+        Target("cached answers, p50 of the no-op's", result["cached_p50_ratio"], None, 1.5),
         Target("computed answers, p99 ms at half of their saturation", computed["half_p99_ms"], 50, 20),
         Target("computed answers a second", computed["per_s"], 200, 500, at_least=True),
         Target(
@@ -243,7 +245,9 @@ def serving_markdown(result: dict[str, Any], machine: str) -> str:
             f"{part['half_p50_ms']:.2f} / {part['half_p99_ms']:.2f} | {part['failed']} |"
         )
     rows += ["", "| | measured | must | aim | reaches |", "|---|---|---|---|---|"]
-    rows += [f"| {one.what} | {one.measured:.2f} | {one.must:g} | {one.aim:g} | {one.verdict} |" for one in targets(result)]
+    for one in targets(result):
+        must = "" if one.must is None else f"{one.must:g}"
+        rows.append(f"| {one.what} | {one.measured:.2f} | {must} | {one.aim:g} | {one.verdict} |")
     alone = ", ".join(f"{name} {ms:.2f}" for name, ms in result["parts"]["filter"]["parts_ms"].items())
     rows += [
         "",
