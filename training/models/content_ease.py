@@ -14,12 +14,12 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import Field
 
-from training.content_columns import content_columns
 from training.interactions import FloatArray, Interactions
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
 from training.models.ease_local import local_bytes, local_weights
 from training.models.item_item import ItemItemConfig, ItemItemRetriever, keep_strongest, popularity_share
-from training.text_vectors import token_weights, unit_rows
+from training.text_vectors import unit_rows
+from training.token_metric import item_tokens
 
 ROWS_AT_ONCE = 500
 
@@ -34,6 +34,7 @@ class ContentEaseConfig(ItemItemConfig):
         sharpness: a lender counts by its cosine to this power.
         shrinkage: an item with so many interactions stands half on its own.
         text_weight: share of the words in a cosine, the rest being the tags'.
+        code_weight, freedom: as of `text_knn`.
         content_weight: of the cosines beside the weights, both being brought to one size first.
     """
 
@@ -44,6 +45,8 @@ class ContentEaseConfig(ItemItemConfig):
     sharpness: float = Field(default=3.0, ge=0, le=20)
     shrinkage: float = Field(default=2.0, ge=0)
     text_weight: float = Field(default=0.9, ge=0, le=1)
+    code_weight: float = Field(default=0.3, ge=0, le=0.9)
+    freedom: float = Field(default=0.3, ge=0, le=100)
     content_weight: float = Field(default=0.5, ge=0, le=100)
 
 
@@ -62,10 +65,11 @@ class ContentEase(ItemItemRetriever):
         return super().training_bytes(config, interactions) + local + interactions.num_items * (4_000 + 40 * config.neighbours)
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
-        """See `Retriever.fit`. No randomness, no epochs."""
+        """See `Retriever.fit`. No epochs."""
         config, interactions = self.config, data.interactions
-        columns = content_columns(data.item_attributes, interactions.num_items)
-        tokens = token_weights(columns.documents, columns.tags, config.text_weight)
+        tokens = item_tokens(
+            data, text_weight=config.text_weight, code_weight=config.code_weight, freedom=config.freedom, seed=seed
+        )
         counts = np.bincount(interactions.item_idx, minlength=interactions.num_items)
         near = nearest_by_content(tokens, config.neighbours)
         lending = _lending(near, counts, config)

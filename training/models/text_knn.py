@@ -1,10 +1,10 @@
-"""Text-kNN, exact: items whose words are like those of the history's items. Nothing is reduced, only words are weighed.
+"""Text-kNN, exact: items whose words are like those of the history's items. No vector is reduced, only words are weighed.
 
 score(b, j) = sum over the history of decay^age * cosine(item, j)^sharpness + PRIOR * popularity share of j,
 over all entries of the history or those most like j
 
 Rare words tell brands and lines of products apart, which reduced vectors (`content`) lose; the price is a product with the words
-of all items at each call. Turning attributes into words is `training.content_columns`'.
+of all items at each call. What words weigh is `training.token_metric`'s.
 
 Shapes: `B` queries, `N` items, `V` words and tags, `L` history entries, `C` columns asked for.
 """
@@ -20,12 +20,11 @@ from pydantic import Field
 
 from training.arrays import map_arrays, save_arrays
 from training.candidates import Retrieved
-from training.content_columns import content_columns
 from training.interactions import BoolArray, FloatArray, Interactions, LongArray
 from training.models.base import ModelConfig, ReportEpoch, Retriever, TrainingData, top_k
 from training.models.item_item import NEGLIGIBLE, PRIOR, as_index, popularity_share
 from training.queries import QueryBatch
-from training.text_vectors import token_weights, unit_rows
+from training.token_metric import item_tokens
 
 STATE_FILE = "text_knn.safetensors"
 CELLS_AT_ONCE = 20_000_000
@@ -37,12 +36,16 @@ class TextKnnConfig(ModelConfig):
 
     Args:
         text_weight: share of the words in a cosine, the rest being the tags'.
+        code_weight: share of the beginnings of codes (words with letters and digits) beside words and tags.
+        freedom: how far pairs of items that users took may move the weight of a word (`training.token_metric`); 0 keeps TF-IDF.
         sharpness: a cosine counts to this power.
         strongest: for each item, so many entries of the history count, those most like it; 0 counts all.
         history_decay: an entry counts `history_decay ** age`, age 0 being the newest.
     """
 
     text_weight: float = Field(default=1.0, ge=0, le=1)
+    code_weight: float = Field(default=0.3, ge=0, le=0.9)
+    freedom: float = Field(default=0.3, ge=0, le=100)
     sharpness: float = Field(default=1.5, gt=0, le=10)
     strongest: int = Field(default=0, ge=0, le=200)
     history_decay: float = Field(default=1.0, gt=0, le=1)
@@ -65,11 +68,12 @@ class TextKnn(Retriever):
         return super().training_bytes(config, interactions) + interactions.num_items * 6_000 + CELLS_AT_ONCE * 24
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
-        """See `Retriever.fit`. No randomness, no epochs."""
-        columns = content_columns(data.item_attributes, data.interactions.num_items)
-        tags = columns.tags if self.config.text_weight < 1 else columns.tags[:, :0]
-        tokens = token_weights(columns.documents, tags, self.config.text_weight)
-        self._set(unit_rows(tokens), popularity_share(data.interactions))
+        """See `Retriever.fit`. No epochs."""
+        config = self.config
+        tokens = item_tokens(
+            data, text_weight=config.text_weight, code_weight=config.code_weight, freedom=config.freedom, seed=seed
+        )
+        self._set(tokens, popularity_share(data.interactions))
         return self
 
     def score(self, queries: QueryBatch) -> FloatArray:
