@@ -225,6 +225,7 @@ class _AskTell(_NotKept, Searcher):
             "cores": self._cores,
             "end_at": end_at,
             "refit_share": self._budget.refit_share,
+            "may_stop": proposal.source not in self._grown,
         }
 
     def _more_members(self, best: Mapping[str, TrialRecord], now: float) -> Proposal | None:
@@ -253,7 +254,7 @@ class _AskTell(_NotKept, Searcher):
 class _PerSourceAsha(FIFOScheduler):
     """ASHA among the trials of each source by itself: learning curves of different models are not comparable.
 
-    Trials that report no `epoch` run to their end.
+    Trials that report no `epoch` run to their end, and so does the one that has more members of the best.
     """
 
     def __init__(self, mode: str, grace_epochs: int) -> None:
@@ -279,7 +280,7 @@ class _PerSourceAsha(FIFOScheduler):
         self._asha(trial).on_trial_add(tune_controller, trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if "final" in result:
+        if "final" in result or not trial.config["may_stop"]:
             return str(TrialScheduler.CONTINUE)
         return str(self._asha(trial).on_trial_result(tune_controller, trial, result))
 
