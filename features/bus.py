@@ -117,7 +117,11 @@ class EventBus(Protocol):
         """
 
     def claim_abandoned(self, stream: str, group: str, consumer: str, idle_ms: int, max_entries: int) -> list[BusEntry]:
-        """Take over entries that other consumers of the group received `idle_ms` ago or earlier and did not acknowledge."""
+        """Entries that others of the group received `idle_ms` ago or earlier and did not acknowledge: `consumer` takes them over.
+
+        For a consumer that has nothing in hand: what it was given itself and has not acknowledged, because the answer got lost on
+        the way, comes first, however new.
+        """
 
     def ack(self, stream: str, group: str, ids: Sequence[str]) -> None:
         """The group has finished these entries."""

@@ -126,14 +126,17 @@ class RedisStreamBus:
 
     def claim_abandoned(self, stream: str, group: str, consumer: str, idle_ms: int, max_entries: int) -> list[BusEntry]:
         """See `EventBus.claim_abandoned`."""
+        key, held = self._key(stream), list[Any]()
         with self._translated():
-            found = self._redis.xpending_range(self._key(stream), group, "-", "+", max_entries, idle=idle_ms)
-            foreign = [one["message_id"] for one in found if one["consumer"] != consumer.encode()]
-            if not foreign:
-                return []
-            rows = self._redis.xclaim(self._key(stream), group, consumer, idle_ms, foreign)
-        deliveries = {one["message_id"]: int(one["times_delivered"]) + 1 for one in found}
-        entries = [_entry(row, deliveries[row[0]]) for row in rows if row[1]]
+            # Own ones too: the library repeats a read whose answer was lost, and what that answer held would wait for ever.
+            own = self._redis.xpending_range(key, group, "-", "+", max_entries, consumername=consumer)
+            idle = self._redis.xpending_range(key, group, "-", "+", max_entries, idle=idle_ms)
+            foreign = [one for one in idle if one["consumer"] != consumer.encode()]
+            for found, least_ms in ((own, 0), (foreign, idle_ms)):
+                if found:
+                    held += self._redis.xclaim(key, group, consumer, least_ms, [one["message_id"] for one in found])
+        deliveries = {one["message_id"]: int(one["times_delivered"]) + 1 for one in (*own, *foreign)}
+        entries = [_entry(row, deliveries[row[0]]) for row in held if row[1]]
         return self._for_group(stream, group, entries)
 
     def ack(self, stream: str, group: str, ids: Sequence[str]) -> None:

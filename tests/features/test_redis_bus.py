@@ -94,7 +94,20 @@ def test_abandoned_entries_are_taken_over_once(bus: RedisStreamBus) -> None:
     time.sleep(0.05)
     taken = bus.claim_abandoned(EVENTS, STORE_GROUP, "alive", 20, 10)
     assert [(entry.payload, entry.deliveries) for entry in taken] == [(b"a", 2), (b"b", 2)]
+    bus.ack(EVENTS, STORE_GROUP, [entry.id for entry in taken])
     assert bus.claim_abandoned(EVENTS, STORE_GROUP, "alive", 0, 10) == []
+
+
+def test_what_an_answer_that_got_lost_held_is_given_again(bus: RedisStreamBus, redis_server: str, dataset: str) -> None:
+    assert read(bus, STORE_GROUP, "one") == []
+    bus.publish(EVENTS, [b"a", b"b"])
+    # The same consumer asked over another connection: its answer never arrived here, as when Redis dies after it has written it.
+    assert read(RedisStreamBus(redis_server, dataset), STORE_GROUP, "one") == [b"a", b"b"]
+    assert read(bus, STORE_GROUP, "one") == []
+    again = bus.claim_abandoned(EVENTS, STORE_GROUP, "one", 60_000, 10)
+    assert [(entry.payload, entry.deliveries) for entry in again] == [(b"a", 2), (b"b", 2)]
+    bus.ack(EVENTS, STORE_GROUP, [entry.id for entry in again])
+    assert bus.claim_abandoned(EVENTS, STORE_GROUP, "one", 0, 10) == []
 
 
 def test_trim_keeps_what_any_group_still_needs(bus: RedisStreamBus) -> None:

@@ -106,7 +106,7 @@ def test_slots_are_redis_own(cluster: Cluster) -> None:
 
 
 def test_reads_writes_and_marks(cluster: Cluster, make_config: Callable[..., ServingConfig]) -> None:
-    config = make_config(cache_url=cluster.url)
+    config = make_config(cache_url=cluster.url, cache_timeout_ms=5_000)
 
     async def run() -> None:
         cache = ListCache(config)
@@ -158,7 +158,7 @@ def test_a_node_that_is_gone_takes_its_units_alone(cluster: Cluster, make_config
 
 def test_slots_that_move_are_found_again(cluster: Cluster, make_config: Callable[..., ServingConfig]) -> None:
     """A slot without keys is given to another node: after one failed read the map is asked for anew."""
-    config = make_config(cache_url=cluster.url)
+    config = make_config(cache_url=cluster.url, cache_timeout_ms=5_000)
     unit = user_unit(USERS[0])
     slot = slot_of(list_key(config, "1", unit))
     source = next(number for number, (low, high) in enumerate([(0, 5460), (5461, 10922), (10923, 16383)]) if low <= slot <= high)
@@ -185,7 +185,7 @@ def test_slots_that_move_are_found_again(cluster: Cluster, make_config: Callable
 
 def test_pipelines_of_precompute(cluster: Cluster, make_config: Callable[..., ServingConfig]) -> None:
     """What `precompute` writes, the gateway reads."""
-    config = make_config(cache_url=cluster.url)
+    config = make_config(cache_url=cluster.url, cache_timeout_ms=5_000)
     with blocking_client(config.cache_url) as client:
         assert isinstance(client, RedisCluster)
         with client.pipeline(transaction=False) as steps:

@@ -62,7 +62,7 @@ def test_lines_of_requests_at_the_same_time_have_their_own_ids(
 ) -> None:
     config, lines = logged
     store = fill_catalogue(config.control_url, item_attributes)
-    ServingControl(store, config.dataset).set_state(ServingState("1", {"1": str(bundle)}), actor="test", action="test")
+    ServingControl(store, config.dataset).set_state(ServingState("9", {"9": str(bundle)}), actor="test", action="test")
     app = GatewayApp(config)
     # Redis is nowhere: each of these cannot announce what it has changed, and says so.
     ids = [f"call-{n}" for n in range(8)]
