@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.errors import EventError
 from features.events import parse_timestamp
@@ -54,8 +55,8 @@ def _edited(column: Column, rows: IntArray, values: Values, num_items: int) -> C
             _grown(column.missing, num_items, True, rows, [not one for one in there]),
         )
     if isinstance(column, TextColumn):
-        codes, vocabulary = _coded(column.vocabulary, [value if isinstance(value, str) else None for value in values])
-        return TextColumn(_grown(column.codes, num_items, -1, rows, codes), vocabulary)
+        codes, words = _coded(column.words, [value if isinstance(value, str) else None for value in values])
+        return TextColumn(_grown(column.codes, num_items, -1, rows, codes), words)
     if isinstance(column, ListColumn):
         return _edited_lists(column, rows, values, num_items)
     raise AssertionError(f"{type(column).__name__} is not an attribute")
@@ -73,17 +74,17 @@ def _edited_numbers(column: NumberColumn, rows: IntArray, values: Values, num_it
 
 def _edited_lists(column: ListColumn, rows: IntArray, values: Values, num_items: int) -> ListColumn:
     lists = [[str(word) for word in value] if isinstance(value, list) else [] for value in values]
-    flat, vocabulary = _coded(column.vocabulary, [word for words in lists for word in words])
+    flat, words = _coded(column.words, [word for one in lists for word in one])
     old = len(column.indptr) - 1
     owner = np.repeat(np.arange(old, dtype=np.int64), np.diff(column.indptr))
     changed = np.zeros(num_items, dtype=bool)
     changed[rows] = True
     kept = ~changed[owner]
-    owners = np.concatenate([owner[kept], np.repeat(rows.astype(np.int64), [len(words) for words in lists])])
+    owners = np.concatenate([owner[kept], np.repeat(rows.astype(np.int64), [len(one) for one in lists])])
     codes = np.concatenate([column.codes[kept], np.array(flat, dtype=np.int32)])
     order = np.argsort(owners, kind="stable")
     indptr = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=num_items))]).astype(np.int64)
-    return ListColumn(indptr, codes[order].astype(np.int32), vocabulary)
+    return ListColumn(indptr, codes[order].astype(np.int32), words)
 
 
 def _number(value: Any, column: NumberColumn) -> float | int | None:
@@ -96,15 +97,15 @@ def _number(value: Any, column: NumberColumn) -> float | int | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _coded(vocabulary: npt.NDArray[np.object_], words: Sequence[str | None]) -> tuple[list[int], npt.NDArray[np.object_]]:
-    """Codes of words, -1 for None, and the vocabulary with those that it lacked."""
-    wanted = {word for word in words if word is not None}
-    known = {word: int(code) for code, word in enumerate(vocabulary.tolist()) if word in wanted}
-    new = [word for word in dict.fromkeys(words) if word is not None and word not in known]
-    known |= {word: len(vocabulary) + place for place, word in enumerate(new)}
-    grown = np.empty(len(vocabulary) + len(new), dtype=object)
-    grown[: len(vocabulary)], grown[len(vocabulary) :] = vocabulary, new
-    return [-1 if word is None else known[word] for word in words], grown
+def _coded(words: pa.Array, wanted: Sequence[str | None]) -> tuple[list[int], pa.Array]:
+    """Codes of what is wanted, -1 for None, and the words with those that they lacked."""
+    distinct = list(dict.fromkeys(word for word in wanted if word is not None))
+    found = pc.index_in(pa.array(distinct, type=pa.string()), value_set=words).to_pylist()
+    known = {word: code for word, code in zip(distinct, found, strict=True) if code is not None}
+    new = [word for word in distinct if word not in known]
+    known |= {word: len(words) + place for place, word in enumerate(new)}
+    grown = pa.concat_arrays([words, pa.array(new, type=pa.string())]) if new else words
+    return [-1 if word is None else known[word] for word in wanted], grown
 
 
 def _missing_column(values: Values, num_items: int) -> Column | None:

@@ -41,7 +41,7 @@ def _words(items: ItemTable) -> sp.csr_matrix:
     parts = [
         sp.csr_matrix(
             (np.ones(len(column.codes), dtype=np.float32), np.maximum(column.codes, 0), column.indptr),
-            shape=(len(items), max(len(column.vocabulary), 1)),
+            shape=(len(items), max(len(column.words), 1)),
         )
         for name, column in items.columns.items()
         if isinstance(column, ListColumn) and name not in EVERYWHERE

@@ -127,10 +127,10 @@ def has_word(node: Attribute, word: str) -> Mask:
         if column is None:
             return np.full(n, node.name in EVERYWHERE, dtype=bool)
         if isinstance(column, TextColumn):
-            return column.where(words_equal(column.vocabulary, word))
+            return column.where(words_equal(column.words, word))
         if not isinstance(column, ListColumn):
             raise node.mismatch("is not a list")
-        found = column.where_any(words_equal(column.vocabulary, word, paths=node.name in PATHS))
+        found = column.where_any(words_equal(column.words, word, paths=node.name in PATHS))
         return found | (column.sizes == 0) if node.name in EVERYWHERE else found
 
     return mask

@@ -31,6 +31,7 @@ from serving.intake import EventIntake
 from serving.live_state import Snapshot, SnapshotLoader
 from serving.logs import log_to_file
 from serving.metrics import GatewayMetrics
+from serving.process import shorten_pauses
 from serving.request_id import RequestId, begin
 from serving.request_parsing import parse_body, parse_browse, parse_get
 from serving.request_values import checked_id
@@ -273,6 +274,7 @@ class Gateway:
     def __init__(self, config_json: str) -> None:
         config = ServingConfig.model_validate_json(config_json)
         log_to_file(config, f"gateway-{os.getpid()}")
+        shorten_pauses()
         self._app = GatewayApp(config)
 
     def __serve_build_asgi_app__(self) -> GatewayApp:

@@ -22,6 +22,7 @@ ITEM_SUBJECT = "item:"
 """Prefix of audit subjects that are catalogue items."""
 OVERLAP = 50
 """Audit entries read again at each look: concurrent writers of a SQL server may commit out of the order of their numbers."""
+ROWS_AT_ONCE = 10_000
 REMEMBERED = 10_000
 """Items whose last change of availability is known, those changed last."""
 
@@ -118,16 +119,21 @@ def as_of_now(items: ItemTable, store: ControlStore, dataset: str, since: dateti
     """
     here = ITEMS.c.dataset == dataset
     with store.begin() as connection:
-        rows = connection.execute(select(ITEMS.c.item_id, ITEMS.c.available).where(here)).all()
         changed: dict[str, Mapping[str, Any]] = {}
         if since is not None:
             query = select(ITEMS.c.item_id, ITEMS.c.attributes).where(here, ITEMS.c.updated_at_us > round(since.timestamp() * 1e6))
             changed = {item_id: json.loads(text) for item_id, text in connection.execute(query)}
     if changed:
         items = items.with_items(changed)
-    if rows:
-        available = {row[0] for row in rows if row[1] is not False}
-        items.set_all_available(np.fromiter((item in available for item in items.item_ids), dtype=bool, count=len(items)))
+    available, there = np.zeros(len(items), dtype=bool), False
+    with store.begin() as connection:
+        query = select(ITEMS.c.item_id, ITEMS.c.available).where(here)
+        # In portions: a million rows at once leave a process 150 MB larger for good.
+        for rows in connection.execution_options(yield_per=ROWS_AT_ONCE).execute(query).partitions():
+            there = True
+            available[items.rows(row[0] for row in rows if row[1] is not False)] = True
+    if there:
+        items.set_all_available(available)
     return items
 
 

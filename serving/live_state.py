@@ -25,6 +25,7 @@ from serving.control import ExperimentRecord, ServingControl, ShadowTarget
 from serving.errors import FilterError, RequestError
 from serving.item_changes import AvailabilityFollower, ItemChanges, as_of_now
 from serving.item_table import ItemTable
+from serving.process import give_back_memory
 from serving.request_values import body_seen, item_filter
 from serving.rule_store import RuleStore
 from serving.rules import RuleBook
@@ -143,6 +144,7 @@ class SnapshotLoader:
             _log.error("version %s cannot be read from %s: %s", version, folder, error)
             return None
         items = as_of_now(items, self._store, self._config.dataset, manifest.fingerprint.as_of or manifest.created_at)
+        give_back_memory()
         sources = (*manifest.sources, POPULARITY_FILL)
         return LiveVersion(version, items, sources, manifest.created_at, stored_vectors(folder / FEATURES_FOLDER))
 

@@ -34,6 +34,7 @@ from serving.known_histories import KnownHistories
 from serving.logs import log_to_file
 from serving.messages import ComputeRequest
 from serving.online_users import OnlineUser, OnlineUsers
+from serving.process import give_back_memory, shorten_pauses
 from serving.ranker import RankerStage
 from serving.recent_activity import RecentActivity, RecentEvent, decode_activity
 from serving.request_id import begin
@@ -247,10 +248,12 @@ class Retriever:
 
     def __init__(self, config_json: str, bundle_folder: str, ranker: Any = None) -> None:
         config = ServingConfig.model_validate_json(config_json)
+        shorten_pauses()
         log_to_file(config, f"retriever-{os.getpid()}")
         folder = Path(bundle_folder)
         pipeline = Pipeline.load(folder, expected_dataset=config.dataset)
-        items = ItemTable.from_bundle(folder)
+        items = ItemTable.from_arrow(pipeline.items, np.array(pipeline.by_popularity))
+        pipeline = pipeline.without_attributes()
         store = ControlStore(config.control_url).create()
         changes = ItemChanges(AuditLog(store, config.dataset))
         manifest = pipeline.manifest
@@ -263,6 +266,7 @@ class Retriever:
         self._feature_log = FeatureLog(config, pipeline)
         self._remote_ranker = ranker
         self._local_ranker = RankerStage(pipeline) if ranker is None else None
+        give_back_memory()
 
     @property
     def items(self) -> ItemTable:

@@ -42,7 +42,6 @@ def fit_ranking_features(
         item_columns=item_scalars(known, item_columns),
         vectors=item_vectors(interactions, seed=seed),
         request=ItemFeatureColumns.prepare(known),
-        item_ids=interactions.item_ids,
         items=category_columns(items),
         has_times=interactions.has_times,
     )

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +81,10 @@ class Pipeline:
     by_popularity: IntArray
     stage: RankingStage | None = None
     manifest: BundleManifest | None = field(default=None, compare=False)
+
+    def without_attributes(self) -> Self:
+        """The same with no more of the items than their ids, for an owner that holds the attributes in another form."""
+        return replace(self, items=self.items.select(["item_id"]))
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

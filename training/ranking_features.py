@@ -70,7 +70,6 @@ class RankingFeatures:
         item_columns: feature name -> (N,) float32.
         vectors: (N, D) float32 item vectors.
         request: the item side of the request features.
-        item_ids: (N,) str.
         items: (N,) `item_id` and the categories, for users' tastes.
         has_times: False where times are only an order.
     """
@@ -79,7 +78,6 @@ class RankingFeatures:
     item_columns: Mapping[str, FloatArray]
     vectors: FloatArray
     request: ItemFeatureColumns
-    item_ids: npt.NDArray[np.object_]
     items: pa.Table
     has_times: bool
 
@@ -185,7 +183,7 @@ class RankingFeatures:
         events = pa.table(
             {
                 "user_id": pa.array(ids[queries.row], type=pa.string()),
-                "item_id": pa.array(self.item_ids[queries.item_idx], type=pa.string()),
+                "item_id": self.items["item_id"].take(pa.array(queries.item_idx)),
                 "timestamp": pa.array(queries.time_us, pa.int64()).cast(pa.timestamp("us", tz="UTC")),
                 "value": pa.nulls(len(queries.item_idx), pa.float64()),
             }
@@ -226,7 +224,6 @@ class RankingFeatures:
                 item_columns={name: arrays[f"item.{name}"].astype(np.float32, copy=False) for name in state["item_columns"]},
                 vectors=arrays["vectors"].astype(np.float32, copy=False),
                 request=ItemFeatureColumns(ItemColumns(**parts), vocabulary),
-                item_ids=items.column("item_id").to_numpy(zero_copy_only=False),
                 items=category_columns(items),
                 has_times=bool(state["has_times"]),
             )
