@@ -83,7 +83,7 @@ def _edited_lists(column: ListColumn, rows: IntArray, values: Values, num_items:
     owners = np.concatenate([owner[kept], np.repeat(rows.astype(np.int64), [len(one) for one in lists])])
     codes = np.concatenate([column.codes[kept], np.array(flat, dtype=np.int32)])
     order = np.argsort(owners, kind="stable")
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=num_items))]).astype(np.int64)
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=num_items))]).astype(np.int32)
     return ListColumn(indptr, codes[order].astype(np.int32), words)
 
 

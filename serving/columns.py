@@ -81,10 +81,10 @@ class TextColumn:
 class ListColumn:
     """Lists of words.
 
-    Shapes: indptr (N + 1,) int64, codes (L,) int32 into words (V,) string.
+    Shapes: indptr (N + 1,) int32, codes (L,) int32 into words (V,) string.
     """
 
-    indptr: LongArray
+    indptr: IntArray
     codes: IntArray
     words: pa.Array
 
@@ -105,8 +105,8 @@ class ListColumn:
         return found
 
     @cached_property
-    def sizes(self) -> LongArray:
-        """(N,) int64: words of each item."""
+    def sizes(self) -> IntArray:
+        """(N,) int32: words of each item."""
         return np.diff(self.indptr)
 
     def value(self, item_idx: int) -> object:
@@ -174,7 +174,7 @@ def column_from_arrow(array: pa.ChunkedArray | pa.Array) -> Column | None:
         array = pc.fill_null(array, pa.scalar([], type=kind)) if array.null_count else array
         words = array.flatten().cast(pa.string())
         lengths = np.asarray(pc.list_value_length(array)).astype(np.int64)
-        return ListColumn(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), *_encode(words))
+        return ListColumn(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), *_encode(words))
     return None
 
 

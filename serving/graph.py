@@ -123,12 +123,21 @@ def _reason(application: Any) -> str:
 
 def ask_version(config: ServingConfig, version: str, request: ComputeRequest, timeout_s: float = 30.0) -> bytes:
     """One encoded list from a version's replicas, outside the gateway."""
+    return bytes(_called(config, version, "compute", timeout_s, request))
 
-    async def ask() -> bytes:
-        handle = serve.get_app_handle(version_app(config, version))
-        return bytes(await asyncio.wait_for(handle.compute.remote(request), timeout_s))
 
-    return asyncio.run_coroutine_threadsafe(ask(), _handle_loop()).result(timeout_s + 1)
+def replica_timing(config: ServingConfig, version: str, timeout_s: float = 30.0) -> tuple[int, float]:
+    """Lists and seconds so far (`Retriever.timing`) of one of a version's replicas, whichever answers."""
+    answers, seconds = _called(config, version, "timing", timeout_s)
+    return int(answers), float(seconds)
+
+
+def _called(config: ServingConfig, version: str, method: str, timeout_s: float, *arguments: object) -> Any:
+    async def call() -> Any:
+        handle = getattr(serve.get_app_handle(version_app(config, version)), method)
+        return await asyncio.wait_for(handle.remote(*arguments), timeout_s)
+
+    return asyncio.run_coroutine_threadsafe(call(), _handle_loop()).result(timeout_s + 1)
 
 
 @cache

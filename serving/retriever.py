@@ -24,7 +24,7 @@ from features.control_store import ControlStore
 from features.errors import FeaturesError
 from features.events import OTHER_ACTION_CODE
 from serving.audit import AuditLog
-from serving.cached_list import CachedList, decode_list
+from serving.cached_list import decode_list
 from serving.config import ServingConfig
 from serving.explained_list import ExplainedList
 from serving.feature_log import FeatureLog
@@ -39,6 +39,7 @@ from serving.ranker import RankerStage
 from serving.recent_activity import RecentActivity, RecentEvent, decode_activity
 from serving.request_id import begin
 from serving.schemas import Seen
+from serving.version_lists import anonymous_answer, encode_answer, joined
 from training.candidates import CandidateSet, RankedLists
 from training.explain import explained
 from training.interactions import BoolArray, IntArray, LongArray
@@ -183,48 +184,10 @@ def _met(query: QueryBatch, seen: Seen) -> IntArray:
     return query.item_idx[query.time_us >= seen.since_us(int(query.request_time_us[0]))]
 
 
-def joined(first: RankedLists, second: RankedLists) -> RankedLists:
-    """One list of one query: the first, then what the second has beside it."""
-    new = ~np.isin(second.item_idx[0], first.item_idx[0]) & (second.item_idx[0] >= 0)
-    old = first.item_idx[0] >= 0
-    return RankedLists(
-        first.sources,
-        np.concatenate([first.item_idx[0][old], second.item_idx[0][new]])[None, :],
-        np.concatenate([first.score[0][old], second.score[0][new]])[None, :],
-        np.concatenate([first.source[0][old], second.source[0][new]])[None, :],
-    )
-
-
 def _is_current(online: OnlineUser, activity: RecentActivity, num_history: int) -> bool:
     """Whether online features say no less than the history: else the ranker takes them from the history."""
     newest_us = max((event.time_us for event in activity.events if event.positive), default=0)
     return online.num_events >= num_history and online.last_event_us >= newest_us
-
-
-def encode_answer(lists: RankedLists, activity: RecentActivity, now_us: int, k: int) -> bytes:
-    """The one list of a query as bytes (`serving.cached_list`); complete where it is shorter than the `k` that were asked for."""
-    keep = lists.item_idx[0] >= 0
-    return CachedList(
-        item_idx=lists.item_idx[0][keep],
-        score=lists.score[0][keep],
-        source=lists.source[0][keep].astype(np.uint8),
-        computed_at_us=now_us,
-        activity_at_us=activity.mark_us,
-        complete=int(keep.sum()) < k,
-    ).encode()
-
-
-def anonymous_answer(activity: RecentActivity, now_us: int) -> bytes:
-    """The answer for a user of whom nothing is known: the gateway gives popular items."""
-    empty = CachedList(
-        item_idx=np.empty(0, np.int32),
-        score=np.empty(0, np.float32),
-        source=np.empty(0, np.uint8),
-        computed_at_us=now_us,
-        activity_at_us=activity.mark_us,
-        anonymous=True,
-    )
-    return empty.encode()
 
 
 def _follow_items(changes: ItemChanges, stage: RetrieverStage, every_s: float) -> None:
@@ -266,6 +229,7 @@ class Retriever:
         self._feature_log = FeatureLog(config, pipeline)
         self._remote_ranker = ranker
         self._local_ranker = RankerStage(pipeline) if ranker is None else None
+        self._answers, self._seconds = 0, 0.0
         give_back_memory()
 
     @property
@@ -275,7 +239,17 @@ class Retriever:
 
     async def compute(self, request: ComputeRequest) -> bytes:
         """One list as bytes (`serving.cached_list`)."""
+        started = time.perf_counter()
         begin(None if request.request_id is None else request.request_id.encode())
+        blob = await self._compute(request)
+        self._answers, self._seconds = self._answers + 1, self._seconds + time.perf_counter() - started
+        return blob
+
+    async def timing(self) -> tuple[int, float]:
+        """Lists computed by this replica so far, and the seconds between their requests' coming and the lists' being there."""
+        return self._answers, self._seconds
+
+    async def _compute(self, request: ComputeRequest) -> bytes:
         now_us = time.time_ns() // 1000
         activity = decode_activity(request.activity)
         if request.similar_to is not None:

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,19 @@ from serving.batch_lists import BatchLists
 from serving.config import ServingConfig
 from serving.item_table import ItemTable
 from serving.messages import ComputeRequest
-from serving.online_users import OnlineUser, ReadUser, parse_user
 from serving.ranker import RankerStage
 from serving.recent_activity import RecentActivity
-from serving.retriever import RetrieverStage, encode_answer
+from serving.retriever import RetrieverStage
 from serving.schemas import NO_SELECTION, Selection
+from shortlist.bench.answer_parts import QUERIES, in_a_loop, path_figures, some_users
 from shortlist.bench.world import DATASET, World
 from training.candidates import Retrieved
 from training.index import ExactIndex, ItemIndex, recall
 from training.interactions import BoolArray, FloatArray
 from training.models.vector_retriever import VectorRetriever
-from training.pipeline import Pipeline, Source
+from training.pipeline import Pipeline
 from training.queries import QueryBatch
-from training.ranked_lists import best_lists
-from training.union import unite
 
-QUERIES = 100
 SHARES = (1.0, 0.5, 0.1, 0.01, 0.0001)
 RECALL_AT = 20
 BATCH_USERS = 256
@@ -55,7 +52,7 @@ def bench_scale(world: World, notify: Notify = lambda _: None) -> dict[str, Any]
     with threadpool_limits(1):
         notify("loading the version")
         pipeline, items = Pipeline.load(world.bundle), ItemTable.from_bundle(world.bundle)
-        queries = pipeline.histories.queries(_users(pipeline))
+        queries = pipeline.histories.queries(some_users(pipeline))
         notify("index against brute force")
         index = {
             source.name: index_figures(source.retriever, queries, source.quota)
@@ -99,8 +96,8 @@ def index_figures(model: VectorRetriever, queries: QueryBatch, k: int) -> list[d
 
 def _searched(index: ItemIndex, exact: ExactIndex, asked: FloatArray, k: int, name: str, mask: BoolArray | None) -> dict[str, Any]:
     truth = exact.search(asked, RECALL_AT, mask)
-    found, search_ms = _each(len(asked), lambda b: index.search(asked[b : b + 1], k, mask))
-    _, exact_ms = _each(10, lambda b: exact.search(asked[b : b + 1], k, mask))
+    found, search_ms = in_a_loop(len(asked), lambda b: index.search(asked[b : b + 1], k, mask))
+    _, exact_ms = in_a_loop(10, lambda b: exact.search(asked[b : b + 1], k, mask))
     lists = Retrieved(np.concatenate([one.item_idx for one in found]), np.concatenate([one.score for one in found]))
     passing = len(exact.rows) if mask is None else int(mask[exact.rows].sum())
     return {
@@ -117,73 +114,8 @@ def _filter_figures(items: ItemTable, selection: Selection) -> dict[str, Any]:
     started = time.process_time()
     mask = items.mask(selection)
     first_ms = (time.process_time() - started) * 1e3
-    _, again_ms = _each(QUERIES, lambda _: items.mask(selection))
+    _, again_ms = in_a_loop(QUERIES, lambda _: items.mask(selection))
     return {"passing": round(float(mask.mean()), 4), "first_ms": round(first_ms, 3), "again_ms": round(again_ms, 4)}
-
-
-def path_figures(
-    pipeline: Pipeline,
-    items: ItemTable,
-    selection: Selection,
-    k: int = 40,
-    among: Sequence[str] | None = None,
-    read_user: ReadUser | None = None,
-) -> dict[str, Any]:
-    """A computed answer in one replica, whole and in its parts, each run alone over the same users.
-
-    Args:
-        pipeline: of the version.
-        items: of the version.
-        selection: which items may be shown.
-        k: length of the lists.
-        among: users to ask for; drawn from all where None.
-        read_user: reads one user's features online; from the history where None.
-    """
-    stage, ranker = RetrieverStage(pipeline, items), RankerStage(pipeline)
-    users = list(among[:QUERIES]) if among is not None else [str(user) for user in pipeline.histories.user_ids[_users(pipeline)]]
-    requests = [ComputeRequest(user_id=user, k=k, selection=selection, seen=None) for user in users]
-    activity, now_us = RecentActivity(), time.time_ns() // 1000
-
-    def online(b: int) -> OnlineUser | None:
-        return parse_user(read_user(users[b])) if read_user is not None else None
-
-    def whole(b: int) -> bytes:
-        query, left_out = stage.query(requests[b], activity, now_us, online(b))
-        return encode_answer(ranker.rank(query, stage.retrieve(requests[b], query, left_out), k), activity, now_us, k)
-
-    whole(0)
-    whole(1)
-    _, whole_ms = _each(len(users), whole)
-    known, online_ms = _each(len(users), online)
-    asked, query_ms = _each(len(users), lambda b: stage.query(requests[b], activity, now_us, known[b])[0])
-    allowed, mask_ms = _each(len(users), lambda _: items.trained_mask(selection))
-    parts = {"online features": online_ms, "query": query_ms, "mask": mask_ms}
-    lists: list[list[Retrieved]] = []
-    for source in pipeline.sources:
-
-        def retrieved(b: int, source: Source = source) -> Retrieved:
-            return source.retriever.retrieve(asked[b], source.quota, allowed[b], exclude_history=False)
-
-        found, parts[source.name] = _each(len(users), retrieved)
-        lists.append(found)
-    names = [source.name for source in pipeline.sources]
-    candidates, parts["union"] = _each(len(users), lambda b: unite(names, [found[b] for found in lists]))
-    if pipeline.stage is not None:
-        stage_of, blend = pipeline.stage, pipeline.blend
-        reaching, parts["blend"] = _each(len(users), lambda b: pipeline.reaching(candidates[b])[0])
-        batches, parts["features"] = _each(
-            len(users), lambda b: stage_of.features.batch(asked[b], reaching[b], blend, pipeline.timeline)
-        )
-        scored, parts["ranker"] = _each(len(users), lambda b: stage_of.ranker.score(batches[b]))
-        _, parts["order"] = _each(len(users), lambda b: best_lists(reaching[b], scored[b], k, pipeline.source_names))
-    total = sum(parts.values())
-    return {
-        "whole_ms": round(whole_ms, 3),
-        "parts_ms": {name: round(ms, 3) for name, ms in parts.items()},
-        "sum_of_parts_ms": round(total, 3),
-        "ratio": round(whole_ms / total, 3),
-        "candidates": round(float(np.mean([one.valid.sum() for one in candidates]))),
-    }
 
 
 def _batch_figures(world: World) -> dict[str, Any]:
@@ -209,21 +141,6 @@ def _batch_figures(world: World) -> dict[str, Any]:
     }
 
 
-def _each(count: int, run: Callable[[int], Any]) -> tuple[list[Any], float]:
-    """What `run` gives for 0 to count - 1, and the median of its CPU times in ms."""
-    results, times = [], []
-    for number in range(count):
-        started = time.process_time()
-        results.append(run(number))
-        times.append(time.process_time() - started)
-    return results, float(np.median(times)) * 1e3
-
-
-def _users(pipeline: Pipeline) -> Any:
-    active = np.flatnonzero(np.diff(pipeline.histories.indptr))
-    return np.sort(np.random.default_rng(2).permutation(active)[:QUERIES]).astype(np.int32)
-
-
 def _fresh_process(world: World) -> dict[str, Any]:
     """Seconds until a new process has answered, and its memory: its own, and with the files that it maps."""
     command = [sys.executable, "-m", "shortlist.bench.scale", str(world.bundle)]
@@ -236,7 +153,7 @@ def _answer_once(bundle: Path) -> dict[str, Any]:
     """What a replica does until it is ready: load, and answer one user."""
     pipeline, items = Pipeline.load(bundle), ItemTable.from_bundle(bundle)
     stage, ranker = RetrieverStage(pipeline, items), RankerStage(pipeline)
-    user = str(pipeline.histories.user_ids[int(_users(pipeline)[0])])
+    user = str(pipeline.histories.user_ids[int(some_users(pipeline)[0])])
     request = ComputeRequest(user_id=user, k=40)
     query, rejected = stage.query(request, RecentActivity(), time.time_ns() // 1000)
     ranker.rank(query, stage.retrieve(request, query, rejected), 40)

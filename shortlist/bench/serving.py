@@ -18,8 +18,9 @@ from threadpoolctl import threadpool_limits
 from serving.item_table import ItemTable
 from serving.online_users import feast_reader
 from serving.schemas import NO_SELECTION, Selection
+from shortlist.bench.answer_parts import QUERIES, paced, path_figures
 from shortlist.bench.saturation import LoadPlan, LoadResult, run_load
-from shortlist.bench.scale import FILTER, path_figures
+from shortlist.bench.scale import FILTER
 from shortlist.bench.serving_stack import BOOST, EXCLUDE, NO_OP_BYTES, BenchStack, Notify, serving_stack
 from shortlist.bench.world import World
 from training.arrays import map_arrays
@@ -58,7 +59,7 @@ def bench_serving(
         world: the large world.
         seconds: of each measurement.
         connections: kept open; 8 is the floor's number.
-        rounds: no-op and cached answers in turn; the median of each is taken.
+        rounds: how often each is measured, no-op and cached answers in turn; the median of each is taken.
         replicas: of the version.
         notify: told what is being done.
     """
@@ -81,7 +82,7 @@ def bench_serving(
         notify("no-op and cached answers in turn")
         pairs = ratios(rounds)
         notify("cached answers at half of their saturation")
-        hits = _half(port, cached, connections, seconds, _median([pair[1] for pair in pairs]))
+        hits = _half(port, cached, connections, seconds, _median([pair[1] for pair in pairs]), rounds)
         by_source = {name: count - before.get(name, 0.0) for name, count in _served(stack.http).items()}
         notify("the same with a rule that boosts")
         stack.set_rules([EXCLUDE, BOOST])
@@ -89,8 +90,11 @@ def bench_serving(
         stack.set_rules([EXCLUDE])
         notify("computed answers")
         closed(computed)  # compiles the filter, and touches the pages
-        computed_answers = _half(port, computed, connections, seconds, closed(computed))
-        in_replica_ms = _in_replica_ms(stack, computed, connections, seconds)
+        saturated = _median([closed(computed) for _ in range(rounds)])
+        computed_answers = _half(port, computed, connections, seconds, saturated, rounds)
+        saturated_ms = _processor_ms(stack, computed, connections, seconds)
+        # The parts are run alone: so is one answer at a time. Two cores that are both full share caches and memory.
+        in_replica_ms = _in_replica_ms(stack, computed, seconds)
         own_mb, mapped_mb = stack.memory_mb()
         sources = _served(stack.http)
         exposures = _counter(stack.http, "shortlist_exposures_total", "published")
@@ -108,6 +112,7 @@ def bench_serving(
         "computed": computed_answers.to_json(),
         "computed_p50_ratio": round(computed_answers.saturated.p50_ms / floor.p50_ms, 2),
         "in_replica_ms": round(in_replica_ms, 2),
+        "replica_processor_ms": round(saturated_ms, 2),
         "parts": parts,
         "filter_adds_ms": round(parts["filter"]["whole_ms"] - parts["none"]["whole_ms"], 3),
         "own_mb": round(own_mb),
@@ -124,17 +129,26 @@ def bench_serving(
     }
 
 
-def _half(port: int, paths: list[str], connections: int, seconds: float, saturated: LoadResult) -> Saturation:
+def _half(port: int, paths: list[str], connections: int, seconds: float, saturated: LoadResult, rounds: int) -> Saturation:
     # An open loop needs room for those that wait: with as many connections as the closed loop they would wait in the client.
     plan = LoadPlan(port, paths, 4 * connections, seconds, rate_per_s=max(saturated.per_s / 2, 1.0))
-    return Saturation(saturated, run_load(plan))
+    # One pause of the machine of 50 ms is the 99th percentile of five seconds: the median of the rounds is not.
+    return Saturation(saturated, sorted([run_load(plan) for _ in range(rounds)], key=lambda result: result.p99_ms)[rounds // 2])
 
 
-def _in_replica_ms(stack: BenchStack, paths: list[str], connections: int, seconds: float) -> float:
-    """Processor time of the version's replicas for one answer."""
+def _processor_ms(stack: BenchStack, paths: list[str], connections: int, seconds: float) -> float:
+    """Processor time of the version's replicas for one answer, Ray's own included."""
     before = stack.replica_cpu_s()
     answered = run_load(LoadPlan(stack.config.port, paths, connections, seconds)).answered
     return 1e3 * (stack.replica_cpu_s() - before) / max(answered, 1)
+
+
+def _in_replica_ms(stack: BenchStack, paths: list[str], seconds: float) -> float:
+    """Time of one answer in a replica, asked for one after another."""
+    before = stack.replica_times()
+    run_load(LoadPlan(stack.config.port, paths, 1, seconds))
+    answers, busy_s = (sum(now) - sum(then) for now, then in zip(stack.replica_times(), before, strict=True))
+    return 1e3 * busy_s / max(answers, 1)
 
 
 def _parts(stack: BenchStack) -> dict[str, dict[str, Any]]:
@@ -145,7 +159,9 @@ def _parts(stack: BenchStack) -> dict[str, dict[str, Any]]:
         selections = {"none": NO_SELECTION, "filter": Selection(filter=FILTER)}
         k = stack.config.precompute_k
         asked = _some_users(stack.world)
-        return {name: path_figures(pipeline, items, one, k, asked, read_user) for name, one in selections.items()}
+        found = {name: path_figures(pipeline, items, one, k, asked, read_user) for name, one in selections.items()}
+        found["paced"] = path_figures(pipeline, items, selections["filter"], k, asked, read_user, paced(QUERIES))
+        return found
 
 
 def _ratio(pairs: list[tuple[LoadResult, LoadResult]]) -> float:
@@ -206,7 +222,7 @@ class Target:
 
 def targets(result: dict[str, Any]) -> list[Target]:
     """The figures that are asked for."""
-    cached, computed, parts = result["cached"], result["computed"], result["parts"]["filter"]
+    cached, computed, parts = result["cached"], result["computed"], result["parts"]["paced"]
     return [
         Target("cached answers, requests/s of the no-op's", result["cached_ratio"], 0.5, 0.7, at_least=True),
         Target("cached answers, p99 ms at half of their saturation", cached["half_p99_ms"], 10, 10),
@@ -214,7 +230,10 @@ def targets(result: dict[str, Any]) -> list[Target]:
         Target("computed answers, p99 ms at half of their saturation", computed["half_p99_ms"], 50, 20),
         Target("computed answers a second", computed["per_s"], 200, 500, at_least=True),
         Target(
-            "processor time in a replica, of the sum of its parts", result["in_replica_ms"] / parts["sum_of_parts_ms"], 1.5, 1.5
+            "time in a replica, one answer at a time, of the sum of its parts",
+            result["in_replica_ms"] / parts["sum_of_parts_ms"],
+            1.5,
+            1.5,
         ),
         Target("a compiled filter adds, ms", result["filter_adds_ms"], 2, 0.5),
         Target("memory of a version's process with its share of maps, MB", result["mapped_mb"], 1500, 1500),
@@ -248,11 +267,14 @@ def serving_markdown(result: dict[str, Any], machine: str) -> str:
     for one in targets(result):
         must = "" if one.must is None else f"{one.must:g}"
         rows.append(f"| {one.what} | {one.measured:.2f} | {must} | {one.aim:g} | {one.verdict} |")
-    alone = ", ".join(f"{name} {ms:.2f}" for name, ms in result["parts"]["filter"]["parts_ms"].items())
+    alone = ", ".join(f"{name} {ms:.2f}" for name, ms in result["parts"]["paced"]["parts_ms"].items())
+    looped_ms = result["parts"]["filter"]["sum_of_parts_ms"]
     rows += [
         "",
         f"With a rule that boosts as well: cached answers {result['boosted_ratio']:.2f} of the no-op's. "
-        f"A computed answer: {result['in_replica_ms']:.1f} ms of processor time in its replica; parts alone, ms: {alone}; "
+        f"A computed answer: {result['in_replica_ms']:.2f} ms in its replica, one at a time; with all cores full "
+        f"{result['replica_processor_ms']:.1f} ms of its replica's processor time, Ray's own included. "
+        f"Its parts alone, ms: {alone}; each in a loop {looped_ms:.1f} ms in all; "
         f"{result['parts']['filter']['candidates']} candidates. A version's process has {result['own_mb']:,} MB of its own.",
     ]
     return "\n".join(rows)

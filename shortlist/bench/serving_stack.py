@@ -112,6 +112,14 @@ class BenchStack:
         sizes = [one.memory_full_info() for one in self.replicas()]
         return max(one.uss for one in sizes) / 2**20, max(one.pss for one in sizes) / 2**20
 
+    def replica_times(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """Lists computed so far and their seconds, of each replica that answers when asked often enough."""
+        from serving.graph import replica_timing
+
+        found = {replica_timing(self.config, VERSION) for _ in range(8 * len(self.replicas()))}
+        answers, seconds = zip(*sorted(found), strict=True)
+        return answers, seconds
+
     def replica_cpu_s(self) -> float:
         """Processor time of all replicas so far."""
         times = [one.cpu_times() for one in self.replicas()]

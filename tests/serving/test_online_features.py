@@ -23,7 +23,8 @@ from serving.item_table import ItemTable
 from serving.messages import ComputeRequest
 from serving.online_users import OnlineUser, OnlineUsers
 from serving.recent_activity import RecentActivity, RecentEvent
-from serving.retriever import RetrieverStage, encode_answer
+from serving.retriever import RetrieverStage
+from serving.version_lists import encode_answer
 from shortlist.stack.redis_server import start_redis
 from training.bundle import fingerprint
 from training.dataset import fold_events

@@ -15,8 +15,9 @@ from serving.messages import ComputeRequest
 from serving.online_users import OnlineUser, OnlineUsers, parse_user
 from serving.recent_activity import RecentActivity, RecentEvent
 from serving.request_parsing import parse_body
-from serving.retriever import RetrieverStage, encode_answer
+from serving.retriever import RetrieverStage
 from serving.schemas import ALL_SEEN, Seen, Selection
+from serving.version_lists import encode_answer
 
 DAY_US = 86_400_000_000
 NOW_US = 1_800_000_000_000_000

@@ -130,6 +130,7 @@ class Sequential(VectorRetriever):
         import torch
 
         from training.models.sequential_network import SequenceNetwork
+        from training.torch_skeleton import skeleton
 
         model, arrays = cls(config), map_arrays(folder / MODEL_FILE, copy_on_write=True)
         model.networks = []
@@ -140,7 +141,7 @@ class Sequential(VectorRetriever):
             for member in range(model.config.members):
                 mark = f"{member}."
                 state = {name.removeprefix(mark): array for name, array in arrays.items() if name.startswith(mark)}
-                with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
+                with skeleton():
                     network = SequenceNetwork(shape)
                 network.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, assign=True)
                 model.networks.append(network.eval())
