@@ -238,12 +238,18 @@ class GatewayApp:
         await self._bus.aclose()
         await self.cache.stop()
 
+    async def _due(self, changed: asyncio.Event) -> None:
+        """Until something has changed, or the next regular look."""
+        # Not asyncio.wait_for: it swallows a cancellation that comes together with the event, and stopping would wait for ever.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.reread_s):
+                await changed.wait()
+        changed.clear()
+
     async def _follow(self) -> None:
         """Rebuild the snapshot at every announcement, and at regular looks in between."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self.config.reread_s)
-            self._changed.clear()
+            await self._due(self._changed)
             await self.cache.new_items.refresh()
             try:
                 self._snapshot = await asyncio.to_thread(self._loader.load, self._snapshot)
@@ -255,9 +261,7 @@ class GatewayApp:
     async def _follow_availability(self) -> None:
         """Take delisted items out of what answers now, also while a new version is being read."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._item_changed.wait(), self.config.reread_s)
-            self._item_changed.clear()
+            await self._due(self._item_changed)
             try:
                 await asyncio.to_thread(self._loader.availability.apply, self._snapshot.tables())
             except FeaturesError as error:

@@ -108,7 +108,8 @@ class RedisWire:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                await asyncio.wait_for(self._connect(), max(self._timeout_s, 0.5))
+                async with asyncio.timeout(max(self._timeout_s, 0.5)):  # wait_for may swallow the cancellation of `stop`
+                    await self._connect()
                 pause_s = FIRST_PAUSE_S
                 first.set()
                 await self._lost.wait()

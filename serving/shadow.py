@@ -108,7 +108,8 @@ class ShadowSender:
     async def _send(self, version: str) -> None:
         batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
         try:
-            tally = await asyncio.wait_for(self._score(version, batch), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):  # wait_for may swallow the cancellation of `stop`
+                tally = await self._score(version, batch)
         except Exception as error:  # a shadow that is gone or stuck is a finding about the shadow
             _log.warning("shadow version %s: %d answers not scored: %s: %s", version, len(batch), type(error).__name__, error)
             tally = ShadowTally(failed=len(batch))
