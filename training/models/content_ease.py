@@ -1,14 +1,15 @@
 """EASE that reaches items without activity: an item that few have taken borrows weights from those most like it by content.
 
 weights = B A + c T; B is EASE's matrix, solved locally; column j of A is (1 - a_j) of the item itself and a_j of its neighbours by
-words and tags, a_j = shrinkage / (shrinkage + interactions of j); T holds the cosines of words and tags themselves.
+words and tags, a_j = shrinkage / (shrinkage + interactions of j); T holds the cosines of words and tags themselves. With `carry` =
+`ridge`, A is that of `content_ridge`, and only items without activity borrow.
 
 Shapes: `N` items, `A` items with activity.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,6 +17,7 @@ from pydantic import Field
 
 from training.interactions import FloatArray, Interactions
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
+from training.models.content_ridge import ridge_bytes, ridge_lending
 from training.models.ease_local import local_bytes, local_weights
 from training.models.item_item import ItemItemConfig, ItemItemRetriever, keep_strongest, popularity_share
 from training.text_vectors import unit_rows
@@ -31,8 +33,12 @@ class ContentEaseConfig(ItemItemConfig):
         l2: added to the diagonal of X'X.
         support: neighbours that the weights of an item are solved on.
         lenders: items by content that an item borrows from.
-        sharpness: a lender counts by its cosine to this power.
-        shrinkage: an item with so many interactions stands half on its own.
+        carry: how much from whom: `lend` by cosines, `ridge` by a regression (memory: the square of the items with activity).
+        sharpness: with `lend`, a lender counts by its cosine to this power.
+        shrinkage: with `lend`, an item with so many interactions stands half on its own.
+        penalty: of the regression.
+        own_weight: of an entry itself beside its weights, for items that borrow: they are near those, not only near what goes with
+            those.
         text_weight: share of the words in a cosine, the rest being the tags'.
         code_weight, freedom: as of `text_knn`.
         content_weight: of the cosines beside the weights, both being brought to one size first.
@@ -41,9 +47,12 @@ class ContentEaseConfig(ItemItemConfig):
     history_decay: float = Field(default=0.9, gt=0, le=1)
     l2: float = Field(default=100.0, gt=0)
     support: int = Field(default=100, ge=1, le=1_000)
-    lenders: int = Field(default=50, ge=1, le=500)
+    lenders: int = Field(default=50, ge=1, le=5_000)
+    carry: Literal["lend", "ridge"] = "lend"
     sharpness: float = Field(default=3.0, ge=0, le=20)
     shrinkage: float = Field(default=2.0, ge=0)
+    penalty: float = Field(default=3.0, gt=0, le=1_000)
+    own_weight: float = Field(default=0.0, ge=0, le=10)
     text_weight: float = Field(default=0.9, ge=0, le=1)
     code_weight: float = Field(default=0.3, ge=0, le=0.9)
     freedom: float = Field(default=0.3, ge=0, le=100)
@@ -62,7 +71,9 @@ class ContentEase(ItemItemRetriever):
         """See `Retriever.training_bytes`: EASE's local solve, words of the catalogue, and the weights twice."""
         assert isinstance(config, ContentEaseConfig)
         local = local_bytes(interactions.num_items, config.support, np.diff(interactions.indptr))
-        return super().training_bytes(config, interactions) + local + interactions.num_items * (4_000 + 40 * config.neighbours)
+        size = len(np.unique(interactions.item_idx)) if config.carry == "ridge" else 0
+        sparse = interactions.num_items * (4_000 + 40 * config.neighbours)
+        return super().training_bytes(config, interactions) + local + sparse + ridge_bytes(size)
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
         """See `Retriever.fit`. No epochs."""
@@ -72,11 +83,15 @@ class ContentEase(ItemItemRetriever):
         )
         counts = np.bincount(interactions.item_idx, minlength=interactions.num_items)
         near = nearest_by_content(tokens, config.neighbours)
-        lending = _lending(near, counts, config)
+        if config.carry == "ridge":
+            lending = ridge_lending(tokens, counts, penalty=config.penalty, lenders=config.lenders)
+        else:
+            lending = _lending(near, counts, config)
         own = _ease(interactions, config)
         scale = _size(own) / max(_size(near), 1e-12) * config.content_weight
         # Item by item, as columns of `weights`: among the strongest of a history entry's row, items that borrow would be lost.
-        borrowers, across = lending.T.tocsr(), own.T.tocsr()
+        itself = sp.identity(own.shape[0], dtype=np.float32, format="csr") * np.float32(config.own_weight)
+        borrowers, across = lending.T.tocsr(), (own + itself).T.tocsr()
         blocks = []
         for start in range(0, interactions.num_items, ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)

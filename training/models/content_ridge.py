@@ -1,0 +1,76 @@
+"""Items without activity expressed by those with activity: kernel ridge regression on content.
+
+What is known of a taken item (its column of item-item weights) is a function of its content; the regression estimates it for the
+others. With K the cosines of the taken items and k_j those of item j with them, the coefficients of j are (K + penalty I)^-1 k_j.
+They differ from shares by likeness: items that say the same count once, and some count against. Source: Rasmussen and Williams
+2006, "Gaussian processes for machine learning", equation 2.25, with the columns as observations.
+
+Shapes: `N` items, `A` items with activity, `V` words and tags.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import scipy.linalg as sl
+import scipy.sparse as sp
+
+from training.errors import NotTrainableError
+from training.interactions import FloatArray, LongArray
+from training.models.item_item import keep_strongest
+from training.text_vectors import unit_rows
+
+ITEMS_AT_ONCE = 500
+
+
+def ridge_lending(tokens: sp.csr_matrix, counts: LongArray, *, penalty: float, lenders: int) -> sp.csr_matrix:
+    """(N, N) float32 coefficients, row = lender, column = borrower; an item with activity has a one at itself and nothing else.
+
+    Args:
+        tokens: (N, V) words and tags.
+        counts: (N,) interactions of each item.
+        penalty: above 0, beside the diagonal of ones.
+        lenders: coefficients of largest magnitude kept for an item.
+
+    Raises:
+        NotTrainableError: the memory at hand does not hold the cosines.
+    """
+    unit = unit_rows(tokens)
+    taken, new = np.flatnonzero(counts > 0), np.flatnonzero((counts == 0) & (np.diff(unit.indptr) > 0))
+    size = len(taken)
+    own = sp.csr_matrix((np.ones(size, dtype=np.float32), (taken, taken)), shape=(len(counts), len(counts)))
+    if not size or not len(new):
+        return own
+    need, free = ridge_bytes(size), psutil.virtual_memory().available
+    if need > free:
+        raise NotTrainableError(
+            f'carry = "ridge" needs about {need / 1e9:.1f} GB for {size:,} items, {free / 1e9:.1f} GB are free: set carry = "lend"'
+        )
+    kernel = np.empty((size, size), dtype=np.float32, order="F")
+    across = unit[taken].T.tocsr()
+    for start in range(0, size, ITEMS_AT_ONCE):  # symmetric: rows of a block are columns, which lie together in memory
+        kernel[:, start : start + ITEMS_AT_ONCE] = (unit[taken[start : start + ITEMS_AT_ONCE]] @ across).toarray().T
+    kernel[np.diag_indices(size)] += penalty
+    factor = sl.cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
+    blocks = [
+        _coefficients(factor, unit[new[start : start + ITEMS_AT_ONCE]] @ across, lenders)
+        for start in range(0, len(new), ITEMS_AT_ONCE)
+    ]
+    found = sp.vstack(blocks, format="coo")
+    place = (taken[found.col], new[found.row])
+    return (own + sp.csr_matrix((found.data, place), shape=own.shape)).tocsr().astype(np.float32)
+
+
+def ridge_bytes(size: int) -> int:
+    """Memory for `size` items with activity: the cosines, and blocks that are small beside them."""
+    return int(1.2 * size * size * 4)
+
+
+def _coefficients(factor: tuple[npt.NDArray[np.floating], bool], similar: sp.csr_matrix, lenders: int) -> sp.csr_matrix:
+    """(block, A) coefficients of a block of items."""
+    solved: FloatArray = sl.cho_solve(factor, similar.toarray().T, check_finite=False).T
+    if lenders < solved.shape[1]:
+        least = -np.partition(-np.abs(solved), lenders - 1, axis=1)[:, lenders - 1 : lenders]
+        solved = np.where(np.abs(solved) >= least, solved, 0.0)
+    return keep_strongest(sp.csr_matrix(solved, dtype=np.float32), lenders)
