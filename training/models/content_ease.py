@@ -82,8 +82,8 @@ class ContentEase(ItemItemRetriever):
             data, text_weight=config.text_weight, code_weight=config.code_weight, freedom=config.freedom, seed=seed
         )
         counts = np.bincount(interactions.item_idx, minlength=interactions.num_items)
-        empty = sp.csr_matrix((interactions.num_items, interactions.num_items), dtype=np.float32)
-        near = nearest_by_content(tokens, config.neighbours) if config.carry == "lend" or config.content_weight else empty
+        wanted = config.carry == "lend" or config.content_weight > 0
+        near = nearest_by_content(tokens if wanted else tokens[:, :0], config.neighbours)
         if config.carry == "ridge":
             lending = ridge_lending(tokens, counts, penalty=config.penalty, lenders=config.lenders)
         else:
