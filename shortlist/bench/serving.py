@@ -235,6 +235,12 @@ def targets(result: dict[str, Any]) -> list[Target]:
             1.5,
             1.5,
         ),
+        Target(
+            "processor time in a replica, all cores full, of the sum of its parts in a loop",
+            result["replica_processor_ms"] / result["parts"]["filter"]["sum_of_parts_ms"],
+            1.5,
+            1.5,
+        ),
         Target("a compiled filter adds, ms", result["filter_adds_ms"], 2, 0.5),
         Target("memory of a version's process with its share of maps, MB", result["mapped_mb"], 1500, 1500),
         Target("cold start of the version to the gateway's readiness, s", result["cold_start_s"], 60, 15),

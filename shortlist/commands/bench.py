@@ -188,7 +188,7 @@ def serving(
     folder: FolderOption = WORLDS,
     seconds: Annotated[float, typer.Option("--seconds", help="Length of each measurement.", min=0.5)] = 5.0,
     connections: Annotated[int, typer.Option("--connections", help="Connections kept open.", min=1, max=64)] = 8,
-    rounds: Annotated[int, typer.Option("--rounds", help="No-op and cached answers in turn so many times.", min=1)] = 3,
+    rounds: Annotated[int, typer.Option("--rounds", help="How often each is measured; medians are told.", min=1)] = 3,
     replicas: Annotated[int, typer.Option("--replicas", help="Of the version, which computes; one a core.", min=1)] = 2,
 ) -> None:
     """Cached and computed answers over HTTP against a no-op on Ray Serve in the same run; memory and cold start."""
