@@ -67,9 +67,8 @@ def path_figures(
         each: runs a part for the numbers of all users and gives its results and milliseconds; processor time in a loop where None.
     """
     stage, ranker = RetrieverStage(pipeline, items), RankerStage(pipeline)
-    users = (
-        list(among[:QUERIES]) if among is not None else [str(user) for user in pipeline.histories.user_ids[some_users(pipeline)]]
-    )
+    drawn = pipeline.histories.user_ids[some_users(pipeline)] if among is None else among[:QUERIES]
+    users = [str(user) for user in drawn]
     requests = [ComputeRequest(user_id=user, k=k, selection=selection, seen=None) for user in users]
     each = each or partial(in_a_loop, len(users))
     activity, now_us = RecentActivity(), time.time_ns() // 1000
