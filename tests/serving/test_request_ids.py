@@ -28,18 +28,23 @@ ADMIN = {"Authorization": "Bearer admin-secret"}
 
 @pytest.fixture
 def logged(make_config: Callable[..., ServingConfig]) -> Iterator[tuple[ServingConfig, Callable[[], list[dict[str, Any]]]]]:
-    """A config whose Redis and MLflow are nowhere, and the lines of its log so far."""
+    """A config whose Redis and MLflow are nowhere, and what its log says of trouble so far."""
     config, logger = make_config(), logging.getLogger(LOGGER)
     before, level = list(logger.handlers), logger.level
     log_to_file(config, "test")
     path = config.home / "logs" / "test.jsonl"
     try:
-        yield config, lambda: [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        yield config, lambda: [line for line in _all_of(path) if line["level"] != "INFO"]
     finally:
         logger.setLevel(level)
         for handler in set(logger.handlers) - set(before):
             logger.removeHandler(handler)
             handler.close()
+
+
+def _all_of(path: Path) -> list[dict[str, Any]]:
+    """All lines; those of work in the background, which belongs to no request, among them."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def asked(app: GatewayApp, *requests: tuple[str, str, dict[str, str], Any]) -> list[httpx.Response]:
