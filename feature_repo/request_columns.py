@@ -114,8 +114,8 @@ def category_affinity(
     weights: FloatArray, user_row: npt.NDArray[Any], categories: IntArray, num_categories: FloatArray, item_row: npt.NDArray[Any]
 ) -> FloatArray:
     """Mean over the item's categories of the user's weight for it; NaN for an item without categories."""
-    total = weights[user_row[..., None], categories[item_row]].sum(axis=-1, dtype=np.float32)
-    count = num_categories[item_row]
+    total = weights[user_row[..., None], categories.take(item_row, axis=0)].sum(axis=-1, dtype=np.float32)
+    count = num_categories.take(item_row)
     return np.where(count > 0, total / np.maximum(count, 1), np.float32(np.nan)).astype(np.float32)
 
 

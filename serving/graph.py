@@ -25,7 +25,7 @@ from serving.errors import ServingError, VersionRefusedError
 from serving.gateway import Gateway
 from serving.messages import ComputeRequest
 from serving.ranker import Ranker
-from serving.retriever import Retriever
+from serving.retriever_replica import Retriever
 from serving.shadow_replica import ShadowReplica
 from serving.shadow_role import is_shadow
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +33,8 @@ PAUSE_S = 5.0
 """How long the store is left alone after a failure."""
 
 Columns = Mapping[str, npt.NDArray[Any]]
-ReadUser = Callable[[str], Columns]
-OpenReader = Callable[[ServingConfig, bool], ReadUser]
+ReadUsers = Callable[[Sequence[str]], Columns]
+OpenReader = Callable[[ServingConfig, bool], ReadUsers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class OnlineUsers:
 
     Args:
         config: of the stack.
-        open_reader: takes seconds; gives the function that reads one user. Feast by default.
+        open_reader: takes seconds; gives the function that reads users. Feast by default.
         with_ranking: read all that rankers need, not only the recent items.
     """
 
@@ -68,11 +68,11 @@ class OnlineUsers:
         config: ServingConfig,
         *,
         with_ranking: bool = True,
-        open_reader: Callable[[ServingConfig, bool], ReadUser] | None = None,
+        open_reader: Callable[[ServingConfig, bool], ReadUsers] | None = None,
     ) -> None:
         self._config, self._with_ranking = config, with_ranking
         self._open = open_reader or feast_reader
-        self._read: ReadUser | None = None
+        self._read: ReadUsers | None = None
         self._not_before = 0.0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feast")
 
@@ -85,17 +85,18 @@ class OnlineUsers:
         """Load in the background; reads give None until it is done."""
         threading.Thread(target=self._load, name="feast-load", daemon=True).start()
 
-    async def read(self, user_id: str) -> OnlineUser | None:
-        """The user, or None where the store cannot say in time or has never met the user."""
-        if self._read is None or time.monotonic() < self._not_before:
-            return None
+    async def read(self, user_ids: Sequence[str]) -> list[OnlineUser | None]:
+        """The users, None for those that the store has never met, and for all of them where it cannot say in time."""
+        if self._read is None or time.monotonic() < self._not_before or not user_ids:
+            return [None] * len(user_ids)
         try:
-            columns = await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(self._pool, self._read, user_id), TIMEOUT_S)
+            async with asyncio.timeout(TIMEOUT_S):
+                columns = await asyncio.get_running_loop().run_in_executor(self._pool, self._read, user_ids)
         except Exception as error:  # features are an extra: nothing that ails them may cost the answer
             self._not_before = time.monotonic() + PAUSE_S
             _log.warning("online features left alone for %.0f s: %s: %s", PAUSE_S, type(error).__name__, error)
-            return None
-        return parse_user(columns)
+            return [None] * len(user_ids)
+        return [parse_user(columns, row) for row in range(len(user_ids))]
 
     def _load(self) -> None:
         while self._read is None:
@@ -106,8 +107,8 @@ class OnlineUsers:
                 time.sleep(PAUSE_S)
 
 
-def feast_reader(config: ServingConfig, with_ranking: bool) -> ReadUser:
-    """A function that reads one user through Feast.
+def feast_reader(config: ServingConfig, with_ranking: bool) -> ReadUsers:
+    """A function that reads users through Feast.
 
     Raises:
         FeaturesError: nothing was applied, or the store cannot be reached.
@@ -119,11 +120,12 @@ def feast_reader(config: ServingConfig, with_ranking: bool) -> ReadUser:
     features = Features(config.paths, schema, config.features_url)
     service = RANKING_V1 if with_ranking else RETRIEVAL_V1
     features.online_users(["-"], service)  # refuses what was never applied
-    return lambda user_id: features.online_users([user_id], service)
+    return lambda user_ids: features.online_users(user_ids, service)
 
 
-def parse_user(columns: Columns) -> OnlineUser | None:
-    """Columns of one user as `OnlineUser`, None for a user without events."""
+def parse_user(columns: Columns, row: int = 0) -> OnlineUser | None:
+    """One of several users' columns as `OnlineUser`, None for a user without events."""
+    columns = {name: column[row : row + 1] for name, column in columns.items()}
     num_events = int(columns["user_events"][0])
     if num_events == 0:
         return None

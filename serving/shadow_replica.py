@@ -16,7 +16,7 @@ import numpy as np
 
 from serving.cached_list import decode_list
 from serving.messages import ComputeRequest, ShadowAsk
-from serving.retriever import Retriever
+from serving.retriever_replica import Retriever
 from serving.shadow_tally import TOP, ShadowTally, count_ms
 
 _log = logging.getLogger("shortlist.serving")

@@ -9,6 +9,11 @@ from serving.recent_activity import RecentActivity
 from training.candidates import RankedLists
 
 
+def one_list(lists: RankedLists, b: int) -> RankedLists:
+    """The list of query `b` alone."""
+    return RankedLists(lists.sources, lists.item_idx[b : b + 1], lists.score[b : b + 1], lists.source[b : b + 1])
+
+
 def joined(first: RankedLists, second: RankedLists) -> RankedLists:
     """One list of one query: the first, then what the second has beside it."""
     new = ~np.isin(second.item_idx[0], first.item_idx[0]) & (second.item_idx[0] >= 0)

@@ -54,6 +54,11 @@ class CandidateSet:
         rows = np.arange(len(self.item_idx))[:, None]
         return CandidateSet(self.sources, self.item_idx[rows, columns], self.score[rows, columns], self.rank[rows, columns])
 
+    def slice(self, start: int, stop: int) -> CandidateSet:
+        """Queries `start` to `stop` (exclusive). No copy."""
+        part = slice(start, stop)
+        return CandidateSet(self.sources, self.item_idx[part], self.score[part], self.rank[part])
+
     def take(self, rows: LongArray) -> CandidateSet:
         """The queries `rows`, in that order."""
         return CandidateSet(self.sources, self.item_idx[rows], self.score[rows], self.rank[rows])

@@ -59,10 +59,15 @@ def load_faiss() -> Any:
 
 
 class _Passing:
-    """Items of an index that a mask leaves, in the forms that searches take."""
+    """Items of an index that a mask leaves, in the forms that searches take.
 
-    def __init__(self, mask: BoolArray) -> None:
-        self._mask = mask
+    Args:
+        mask: (N,) bool, of the index and of the filter.
+        head: the items that are always scored.
+    """
+
+    def __init__(self, mask: BoolArray, head: LongArray) -> None:
+        self._mask, self._head = mask, head
         self.count = int(np.count_nonzero(mask))
 
     @cached_property
@@ -74,6 +79,16 @@ class _Passing:
     def bits(self) -> npt.NDArray[np.uint8]:
         """The mask with eight items a byte, as faiss reads it."""
         return np.packbits(self._mask, bitorder="little")
+
+    @cached_property
+    def selector(self) -> Any:
+        """The mask as faiss takes it; points at `bits`."""
+        return load_faiss().IDSelectorBitmap(self.bits)
+
+    @cached_property
+    def head_penalty(self) -> FloatArray:
+        """(H,) float32 to add to the scores of the head: 0, or -inf for items that the mask takes out."""
+        return np.where(self._mask[self._head], np.float32(0), np.float32(-np.inf))
 
 
 class ItemIndex(ABC):
@@ -164,7 +179,7 @@ class IvfIndex(ItemIndex):
         for mask, known in self._remembered:
             if mask is allowed:
                 return known
-        found = _Passing(allowed & self._in_index)
+        found = _Passing(allowed & self._in_index, self.head)
         if not allowed.flags.writeable:
             self._remembered.append((allowed, found))
         return found
@@ -191,18 +206,20 @@ class IvfIndex(ItemIndex):
         """The `k` best of the head and of what the codes of so many lists propose, padded where those are too few."""
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         scores = queries @ self._head_vectors.T
-        if allowed is not None:
-            scores[:, ~allowed[self.head]] = -np.inf
+        passing = None if allowed is None else self._passing(allowed)
+        if passing is not None:
+            scores += passing.head_penalty
         width = min(k, len(self.head))
         part = np.argpartition(-scores, width - 1, axis=1)[:, :width]
         head_scores = np.take_along_axis(scores, part, axis=1)
         head = np.where(np.isneginf(head_scores), -1, self.head[part])
         faiss = load_faiss()
-        parameters = faiss.SearchParametersIVF(nprobe=lists)
-        if allowed is not None:
-            parameters = faiss.SearchParametersIVF(nprobe=lists, sel=faiss.IDSelectorBitmap(self._passing(allowed).bits))
+        if passing is None:
+            parameters = faiss.SearchParametersIVF(nprobe=lists)
+        else:
+            parameters = faiss.SearchParametersIVF(nprobe=lists, sel=passing.selector)
         tail = np.asarray(self.inverted.search(queries, k, params=parameters)[1], dtype=np.int64)
-        tail_scores = np.matmul(self.exact.vectors[np.maximum(tail, 0)], queries[:, :, None])[:, :, 0]
+        tail_scores = np.matmul(self.exact.vectors.take(tail, axis=0, mode="clip"), queries[:, :, None])[:, :, 0]
         both = np.concatenate([head_scores, np.where(tail >= 0, tail_scores, -np.inf)], axis=1)
         found = _sorted(np.concatenate([head, tail], axis=1), both)
         return Retrieved(found.item_idx[:, :k], found.score[:, :k])

@@ -49,7 +49,7 @@ def history_similarity(vectors: FloatArray, queries: QueryBatch, item_idx: IntAr
     Shapes: vectors (N, D), item_idx (B, K) int32 -> three (B, K) float32; NaN for queries without history.
     """
     recent, there = recent_items(queries, RECENT)
-    candidates = vectors[np.maximum(item_idx, 0)]
+    candidates = vectors.take(item_idx, axis=0, mode="clip")
     cosine = candidates @ vectors[recent].transpose(0, 2, 1)  # (B, K, H)
     mask = there[:, None, :]
     count = there.sum(axis=1)[:, None]

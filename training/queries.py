@@ -128,6 +128,21 @@ def queries_from_histories(
     return QueryBatch(indptr, item_idx, time_us, request_time_us, user_idx)
 
 
+def joined_queries(batches: Sequence[QueryBatch]) -> QueryBatch:
+    """All queries of the batches in one. All of them have the same user features."""
+    if len(batches) == 1:
+        return batches[0]
+    lengths = np.concatenate([np.diff(batch.indptr) for batch in batches])
+    return QueryBatch(
+        indptr=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        item_idx=np.concatenate([batch.item_idx for batch in batches]),
+        time_us=np.concatenate([batch.time_us for batch in batches]),
+        request_time_us=np.concatenate([batch.request_time_us for batch in batches]),
+        user_idx=np.concatenate([batch.user_idx for batch in batches]),
+        user_features={name: np.concatenate([batch.user_features[name] for batch in batches]) for name in batches[0].user_features},
+    )
+
+
 def queries_from_users(interactions: Interactions, users: IntArray, request_time_us: LongArray | None = None) -> QueryBatch:
     """One query a user, the history being all of the user's rows in `interactions`, asked right after its last entry.
 

@@ -119,7 +119,7 @@ class RankingFeatures:
         # Capped, because serving shows a ranker the most recent entries only.
         for of_query in (np.minimum(np.diff(queries.indptr), MAX_HISTORY), user["recent_distinct_items"]):
             columns.append(np.broadcast_to(np.log1p(of_query.astype(np.float32))[:, None], shape))
-        columns += [column[item] for column in self.item_columns.values()]
+        columns += [column.take(item) for column in self.item_columns.values()]
         pairs = request_features(user, self.request, queries.request_time_us, candidates.item_idx)
         if timeline is not None and self.has_times:
             self._count_past_windows(pairs, queries, candidates, timeline)

@@ -11,7 +11,7 @@ import numpy as np
 
 from serving.item_table import ItemTable
 from serving.messages import ComputeRequest
-from serving.online_users import OnlineUser, ReadUser, parse_user
+from serving.online_users import OnlineUser, ReadUsers, parse_user
 from serving.ranker import RankerStage
 from serving.recent_activity import RecentActivity
 from serving.retriever import RetrieverStage
@@ -52,7 +52,7 @@ def path_figures(
     selection: Selection,
     k: int = 40,
     among: Sequence[str] | None = None,
-    read_user: ReadUser | None = None,
+    read_users: ReadUsers | None = None,
     each: Each | None = None,
 ) -> dict[str, Any]:
     """A computed answer in one replica, whole and in its parts, each run alone over the same users.
@@ -63,7 +63,7 @@ def path_figures(
         selection: which items may be shown.
         k: length of the lists.
         among: users to ask for; drawn from all where None.
-        read_user: reads one user's features online; from the history where None.
+        read_users: reads users' features online; from the history where None.
         each: runs a part for the numbers of all users and gives its results and milliseconds; processor time in a loop where None.
     """
     stage, ranker = RetrieverStage(pipeline, items), RankerStage(pipeline)
@@ -74,7 +74,7 @@ def path_figures(
     activity, now_us = RecentActivity(), time.time_ns() // 1000
 
     def online(b: int) -> OnlineUser | None:
-        return parse_user(read_user(users[b])) if read_user is not None else None
+        return parse_user(read_users([users[b]])) if read_users is not None else None
 
     def whole(b: int) -> bytes:
         query, left_out = stage.query(requests[b], activity, now_us, online(b))

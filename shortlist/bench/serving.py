@@ -153,14 +153,14 @@ def _in_replica_ms(stack: BenchStack, paths: list[str], seconds: float) -> float
 
 def _parts(stack: BenchStack) -> dict[str, dict[str, Any]]:
     """A computed answer in this process, whole and in parts, with and without the filter."""
-    read_user = feast_reader(stack.config, True)
+    read_users = feast_reader(stack.config, True)
     with threadpool_limits(1):
         pipeline, items = Pipeline.load(stack.world.bundle), ItemTable.from_bundle(stack.world.bundle)
         selections = {"none": NO_SELECTION, "filter": Selection(filter=FILTER)}
         k = stack.config.precompute_k
         asked = _some_users(stack.world)
-        found = {name: path_figures(pipeline, items, one, k, asked, read_user) for name, one in selections.items()}
-        found["paced"] = path_figures(pipeline, items, selections["filter"], k, asked, read_user, paced(QUERIES))
+        found = {name: path_figures(pipeline, items, one, k, asked, read_users) for name, one in selections.items()}
+        found["paced"] = path_figures(pipeline, items, selections["filter"], k, asked, read_users, paced(QUERIES))
         return found
 
 

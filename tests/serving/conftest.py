@@ -27,10 +27,11 @@ from shortlist.stack.ray_cluster import short_temporary_folder, start_ray, stop_
 from shortlist.stack.redis_server import start_redis
 from training.bundle import fingerprint
 from training.dataset import from_frame
-from training.funnel import FunnelConfig, SourceConfig, assemble, fit_sources
+from training.funnel import FunnelConfig, RankerConfig, SourceConfig, assemble, fit_funnel, fit_sources, refit
 from training.interactions import Interactions
 from training.models.base import TrainingData
 from training.pipeline import Pipeline
+from training.splits import leave_one_out
 
 DATASET = "planted"
 NUM_ITEMS = 60
@@ -101,6 +102,22 @@ def popular_bundle(make_bundle: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def pipeline(bundle: Path) -> Pipeline:
     return Pipeline.load(bundle)
+
+
+@pytest.fixture(scope="session")
+def ranked_bundle(world, item_attributes: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose ranker reads user features: it ships whatever the comparison says, the world being easy."""
+    categories = np.empty(world.num_items, dtype=object)
+    categories[:] = item_attributes["categories"].to_pylist()
+    data = TrainingData(world, {"categories": categories})
+    trees = RankerConfig(kind="lambdamart", config={"max_trees": 20, "min_data_in_leaf": 5, "num_leaves": 8}, confidence=0.001)
+    config = FunnelConfig(sources=(SourceConfig(model="popularity", quota=60),), ranker=trees)
+    fitted = fit_funnel(config, data, leave_one_out(world), dataset="planted", seed=1)
+    pipeline = refit(fitted.pipeline, data, seed=1)
+    assert pipeline.user_feature_names
+    folder = tmp_path_factory.mktemp("ranked") / "bundle"
+    pipeline.save(folder, seed=1, fingerprint=fingerprint(world, trained_on="all", includes_test_rows=True))
+    return folder
 
 
 def filled_catalogue(control_url: str, items: pa.Table) -> ControlStore:

@@ -101,7 +101,7 @@ def serve_and_log(config: ServingConfig, pipeline: Pipeline, users: list[str]) -
         for user in users:
             now_us, read = time.time_ns() // 1000, None
             while read is None:  # a busy machine may be slower than a request waits
-                read = await online.read(user)
+                (read,) = await online.read([user])
             request = ComputeRequest(user, 20, log_as=(f"u:{user}", "1"))
             query, rejected = stage.query(request, RecentActivity(), now_us, read)
             candidates = stage.retrieve(request, query, rejected)

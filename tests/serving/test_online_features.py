@@ -9,7 +9,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -26,31 +25,11 @@ from serving.recent_activity import RecentActivity, RecentEvent
 from serving.retriever import RetrieverStage
 from serving.version_lists import encode_answer
 from shortlist.stack.redis_server import start_redis
-from training.bundle import fingerprint
 from training.dataset import fold_events
-from training.funnel import FunnelConfig, RankerConfig, SourceConfig, fit_funnel, refit
-from training.models.base import TrainingData
 from training.pipeline import Pipeline
-from training.splits import leave_one_out
 
 pytestmark = pytest.mark.integration
 LATER_US = 86_400_000_000
-
-
-@pytest.fixture(scope="module")
-def ranked_bundle(world, item_attributes: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose ranker reads user features: it ships whatever the comparison says, the world being easy."""
-    categories = np.empty(world.num_items, dtype=object)
-    categories[:] = item_attributes["categories"].to_pylist()
-    data = TrainingData(world, {"categories": categories})
-    trees = RankerConfig(kind="lambdamart", config={"max_trees": 20, "min_data_in_leaf": 5, "num_leaves": 8}, confidence=0.001)
-    config = FunnelConfig(sources=(SourceConfig(model="popularity", quota=60),), ranker=trees)
-    fitted = fit_funnel(config, data, leave_one_out(world), dataset="planted", seed=1)
-    pipeline = refit(fitted.pipeline, data, seed=1)
-    assert pipeline.user_feature_names
-    folder = tmp_path_factory.mktemp("ranked") / "bundle"
-    pipeline.save(folder, seed=1, fingerprint=fingerprint(world, trained_on="all", includes_test_rows=True))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +69,7 @@ def read(config: ServingConfig, *user_ids: str) -> list[OnlineUser | None]:
         deadline = time.monotonic() + 60
         while not users.ready and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        return [await users.read(user_id) for user_id in user_ids]
+        return await users.read(user_ids)
 
     return asyncio.run(ask())
 

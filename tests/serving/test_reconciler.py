@@ -17,8 +17,9 @@ from serving.item_table import ItemTable
 from serving.messages import ComputeRequest
 from serving.recent_activity import RecentActivity
 from serving.reconciler import Reconciler
-from serving.retriever import RetrieverStage, encode_answer
+from serving.retriever import RetrieverStage
 from serving.shadow_role import shadow_key
+from serving.version_lists import encode_answer
 from shortlist.stack.mlflow_server import start_mlflow
 from shortlist.stack.ports import free_port, wait_until
 from training.model_version import GATE_OVERRIDE_TAG, GATE_TAG, SERVING_TAG

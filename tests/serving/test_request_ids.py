@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from serving.logs import LOGGER, log_to_file
 from serving.messages import ComputeRequest
 from serving.online_users import OnlineUsers
 from serving.request_id import begin, current
-from serving.retriever import Retriever
+from serving.retriever_replica import Retriever
 
 ADMIN = {"Authorization": "Bearer admin-secret"}
 
@@ -104,7 +104,7 @@ def test_a_failure_without_an_id_from_the_caller_gets_one_that_is_sent_back(logg
 def test_a_version_logs_the_id_that_came_with_the_hop(logged, bundle: Path) -> None:
     config, lines = logged
 
-    def fails(user_id: str) -> Any:
+    def fails(user_ids: Sequence[str]) -> Any:
         raise OSError("the store is gone")
 
     async def run() -> None:

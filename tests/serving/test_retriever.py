@@ -67,7 +67,7 @@ def test_recent_events_join_the_history_in_order_and_once(stage) -> None:
     assert query.item_idx.tolist() == [*seen(stage, user), row("i019"), row("i020")]
     assert np.all(np.diff(query.time_us) > 0)
     assert query.request_time_us[0] == NOW_US
-    assert rejected.tolist() == [row("i030")]
+    assert rejected.rows.tolist() == [row("i030")]
 
 
 def test_the_callers_items_come_last(stage) -> None:
@@ -127,7 +127,7 @@ def test_only_what_was_met_by_the_named_actions_is_left_out(pipeline, bundle) ->
     _, left_out = knowing.query(
         ComputeRequest("u3", 60, seen=parse_body({"exclude_seen": "purchase"}).seen), activity, NOW_US, known
     )
-    names = {str(knowing.items.item_ids[row]) for row in left_out}
+    names = {str(knowing.items.item_ids[row]) for row in left_out.rows}
     assert {"i030", "i031", "i041", "i042"} <= names
     assert names.isdisjoint({"i032", "i040"})
     # A bundle of an earlier release knows no actions: all of its entries may have been meant.
@@ -188,17 +188,17 @@ def test_online_items_fill_the_gap_between_training_and_now(stage) -> None:
 def test_a_slow_or_broken_store_costs_one_short_wait() -> None:
     calls = []
 
-    def broken(user: str) -> dict:
-        calls.append(user)
+    def broken(users: list[str]) -> dict:
+        calls.extend(users)
         raise ConnectionError("gone")
 
     async def ask() -> None:
         users = OnlineUsers(None, open_reader=lambda config, ranking: broken)  # type: ignore[arg-type]
-        assert await users.read("u") is None
+        assert await users.read(["u"]) == [None]
         users.start()
         await asyncio.sleep(0.05)
-        assert await users.read("u") is None
-        assert await users.read("u") is None
+        assert await users.read(["u"]) == [None]
+        assert await users.read(["u"]) == [None]
 
     asyncio.run(ask())
     assert calls == ["u"]

@@ -26,7 +26,7 @@ from serving.control import ServingControl, ServingState
 from serving.gateway import GatewayApp
 from serving.logs import LOGGER
 from serving.messages import ComputeRequest
-from serving.retriever import Retriever
+from serving.retriever_replica import Retriever
 from shortlist.stack.ports import free_port
 
 ADMIN = {"Authorization": "Bearer admin-secret"}

@@ -1,0 +1,137 @@
+"""Lists of several requests, computed together as far as they ask among the same items.
+
+Legend: `B` queries of a batch, `N` items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from serving.feature_log import FeatureLog
+from serving.messages import ComputeRequest
+from serving.online_users import OnlineUser
+from serving.ranker import RankerStage
+from serving.recent_activity import RecentActivity, decode_activity
+from serving.retriever import MAX_HISTORY, LeftOut, RetrieverStage
+from serving.schemas import Selection
+from serving.version_lists import anonymous_answer, encode_answer, joined, one_list
+from training.candidates import RankedLists
+from training.interactions import BoolArray
+from training.queries import QueryBatch, joined_queries
+
+
+@dataclass(slots=True)
+class _Job:
+    """A request on its way to its list.
+
+    Args:
+        place: among the requests.
+        steps: selections that are still to be tried, each wider than the one before.
+        lists: found so far.
+    """
+
+    place: int
+    request: ComputeRequest
+    activity: RecentActivity
+    query: QueryBatch
+    left_out: LeftOut
+    steps: list[Selection]
+    lists: RankedLists | None = None
+
+    @property
+    def is_done(self) -> bool:
+        found = 0 if self.lists is None else int((self.lists.item_idx[0] >= 0).sum())
+        return not self.steps or found >= max(self.request.top_k, 1)
+
+
+class ListComputer:
+    """Computes lists with one version's retrievers and ranker.
+
+    Args:
+        stage: the retrievers.
+        ranker: in this process, or a handle to `serving.ranker.Ranker` replicas.
+        log: gets the feature values of the lists that are to be logged.
+    """
+
+    def __init__(self, stage: RetrieverStage, ranker: Any, log: FeatureLog) -> None:
+        self._stage, self._ranker, self._log = stage, ranker, log
+
+    async def compute(
+        self, requests: Sequence[ComputeRequest], online: Sequence[OnlineUser | None], now_us: int
+    ) -> list[bytes | Exception]:
+        """A list as bytes (`serving.cached_list`) for each request, or why there is none."""
+        answers: list[bytes | Exception] = [b""] * len(requests)
+        jobs: list[_Job] = []
+        for place, (request, user) in enumerate(zip(requests, online, strict=True)):
+            try:
+                activity = decode_activity(request.activity)
+                query, left_out = self._stage.query(request, activity, now_us, user)
+            except Exception as error:
+                answers[place] = error
+                continue
+            if len(query.item_idx) == 0 and request.candidates is None:
+                answers[place] = anonymous_answer(activity, now_us)
+            else:
+                jobs.append(_Job(place, request, activity, query, left_out, list(request.selection.steps)))
+        while jobs:
+            for group, allowed in self._groups(jobs, answers):
+                await self._advance(group, allowed, now_us, answers)
+            jobs = [job for job in jobs if answers[job.place] == b""]
+        return answers
+
+    def _groups(self, jobs: Sequence[_Job], answers: list[bytes | Exception]) -> Iterator[tuple[list[_Job], BoolArray]]:
+        """Jobs whose next step is among the same items, with the mask of these. A job without a mask is answered with the error."""
+        groups: dict[tuple[Any, ...], tuple[list[_Job], BoolArray]] = {}
+        for job in jobs:
+            try:
+                allowed = self._stage.allowed(replace(job.request, selection=job.steps[0]), job.left_out)
+            except Exception as error:
+                answers[job.place] = error
+                continue
+            # The mask of a selection is one object; one that a request needs for itself is another each time, and kept here.
+            key = (id(allowed), job.left_out.history, job.request.k, bool(job.query.user_features))
+            groups.setdefault(key, ([], allowed))[0].append(job)
+        yield from groups.values()
+
+    async def _advance(self, group: list[_Job], allowed: BoolArray, now_us: int, answers: list[bytes | Exception]) -> None:
+        """Take one step with a group, and answer those of it that are done. One that fails takes no other with it."""
+        try:
+            found = await self._ranked(group, allowed, now_us)
+        except Exception as error:
+            if len(group) == 1:
+                answers[group[0].place] = error
+                return
+            for job in group:
+                await self._advance([job], allowed, now_us, answers)
+            return
+        for job, lists in zip(group, found, strict=True):
+            job.steps.pop(0)
+            job.lists = lists if job.lists is None else joined(job.lists, lists)
+            if job.is_done:
+                try:
+                    answers[job.place] = self._encoded(job, now_us)
+                except Exception as error:
+                    answers[job.place] = error
+
+    async def _ranked(self, group: list[_Job], allowed: BoolArray, now_us: int) -> list[RankedLists]:
+        queries = joined_queries([job.query.truncated(MAX_HISTORY) for job in group])
+        first = group[0]
+        k = first.request.k
+        candidates = self._stage.pipeline.retrieve(queries, allowed, k, exclude_history=first.left_out.history)
+        if isinstance(self._ranker, RankerStage):
+            lists = self._ranker.rank(queries, candidates, k)
+        else:
+            lists = await self._ranker.rank.remote(queries, candidates, k)
+        found = [one_list(lists, b) for b in range(len(group))]
+        for b, job in enumerate(group):
+            if job.request.log_as is not None:
+                query, own = queries.slice(b, b + 1), candidates.slice(b, b + 1)
+                self._log.note(replace(job.request, selection=job.steps[0]), query, own, found[b], now_us)
+        return found
+
+    def _encoded(self, job: _Job, now_us: int) -> bytes:
+        assert job.lists is not None
+        blob = encode_answer(job.lists, job.activity, now_us, job.request.k)
+        return self._stage.explained(job.request, job.query, job.left_out, job.lists, blob) if job.request.explain else blob
