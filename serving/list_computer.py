@@ -1,7 +1,4 @@
-"""Lists of several requests, computed together as far as they ask among the same items.
-
-Legend: `B` queries of a batch, `N` items.
-"""
+"""Lists of several requests, computed together as far as they ask among the same items."""
 
 from __future__ import annotations
 
@@ -27,21 +24,22 @@ class _Job:
     """A request on its way to its list.
 
     Args:
-        place: among the requests.
         steps: selections that are still to be tried, each wider than the one before.
         lists: found so far.
+        answer: the list as bytes, or why there is none; None while it is computed.
     """
 
-    place: int
     request: ComputeRequest
     activity: RecentActivity
     query: QueryBatch
     left_out: LeftOut
     steps: list[Selection]
     lists: RankedLists | None = None
+    answer: bytes | Exception | None = None
 
     @property
-    def is_done(self) -> bool:
+    def has_enough(self) -> bool:
+        """Whether no wider step is to be tried."""
         found = 0 if self.lists is None else int((self.lists.item_idx[0] >= 0).sum())
         return not self.steps or found >= max(self.request.top_k, 1)
 
@@ -62,64 +60,61 @@ class ListComputer:
         self, requests: Sequence[ComputeRequest], online: Sequence[OnlineUser | None], now_us: int
     ) -> list[bytes | Exception]:
         """A list as bytes (`serving.cached_list`) for each request, or why there is none."""
-        answers: list[bytes | Exception] = [b""] * len(requests)
-        jobs: list[_Job] = []
-        for place, (request, user) in enumerate(zip(requests, online, strict=True)):
-            try:
-                activity = decode_activity(request.activity)
-                query, left_out = self._stage.query(request, activity, now_us, user)
-            except Exception as error:
-                answers[place] = error
-                continue
-            if len(query.item_idx) == 0 and request.candidates is None:
-                answers[place] = anonymous_answer(activity, now_us)
-            else:
-                jobs.append(_Job(place, request, activity, query, left_out, list(request.selection.steps)))
-        while jobs:
-            for group, allowed in self._groups(jobs, answers):
-                await self._advance(group, allowed, now_us, answers)
-            jobs = [job for job in jobs if answers[job.place] == b""]
-        return answers
+        jobs = [self._job(request, user, now_us) for request, user in zip(requests, online, strict=True)]
+        while waiting := [job for job in jobs if isinstance(job, _Job) and job.answer is None]:
+            for group, allowed in self._groups(waiting):
+                await self._advance(group, allowed, now_us)
+        return [answer for job in jobs if (answer := job.answer if isinstance(job, _Job) else job) is not None]
 
-    def _groups(self, jobs: Sequence[_Job], answers: list[bytes | Exception]) -> Iterator[tuple[list[_Job], BoolArray]]:
+    def _job(self, request: ComputeRequest, user: OnlineUser | None, now_us: int) -> _Job | bytes | Exception:
+        """The request's job; or its answer, where that needs no computing."""
+        try:
+            activity = decode_activity(request.activity)
+            query, left_out = self._stage.query(request, activity, now_us, user)
+        except Exception as error:
+            return error
+        if len(query.item_idx) == 0 and request.candidates is None:
+            return anonymous_answer(activity, now_us)
+        return _Job(request, activity, query, left_out, list(request.selection.steps))
+
+    def _groups(self, jobs: Sequence[_Job]) -> Iterator[tuple[list[_Job], BoolArray]]:
         """Jobs whose next step is among the same items, with the mask of these. A job without a mask is answered with the error."""
         groups: dict[tuple[Any, ...], tuple[list[_Job], BoolArray]] = {}
         for job in jobs:
             try:
                 allowed = self._stage.allowed(replace(job.request, selection=job.steps[0]), job.left_out)
             except Exception as error:
-                answers[job.place] = error
+                job.answer = error
                 continue
             # The mask of a selection is one object; one that a request needs for itself is another each time, and kept here.
             key = (id(allowed), job.left_out.history, job.request.k, bool(job.query.user_features))
             groups.setdefault(key, ([], allowed))[0].append(job)
         yield from groups.values()
 
-    async def _advance(self, group: list[_Job], allowed: BoolArray, now_us: int, answers: list[bytes | Exception]) -> None:
+    async def _advance(self, group: list[_Job], allowed: BoolArray, now_us: int) -> None:
         """Take one step with a group, and answer those of it that are done. One that fails takes no other with it."""
         try:
             found = await self._ranked(group, allowed, now_us)
         except Exception as error:
             if len(group) == 1:
-                answers[group[0].place] = error
+                group[0].answer = error
                 return
             for job in group:
-                await self._advance([job], allowed, now_us, answers)
+                await self._advance([job], allowed, now_us)
             return
         for job, lists in zip(group, found, strict=True):
             job.steps.pop(0)
             job.lists = lists if job.lists is None else joined(job.lists, lists)
-            if job.is_done:
+            if job.has_enough:
                 try:
-                    answers[job.place] = self._encoded(job, now_us)
+                    job.answer = self._encoded(job, job.lists, now_us)
                 except Exception as error:
-                    answers[job.place] = error
+                    job.answer = error
 
     async def _ranked(self, group: list[_Job], allowed: BoolArray, now_us: int) -> list[RankedLists]:
         queries = joined_queries([job.query.truncated(MAX_HISTORY) for job in group])
-        first = group[0]
-        k = first.request.k
-        candidates = self._stage.pipeline.retrieve(queries, allowed, k, exclude_history=first.left_out.history)
+        k, exclude_history = group[0].request.k, group[0].left_out.history
+        candidates = self._stage.pipeline.retrieve(queries, allowed, k, exclude_history=exclude_history)
         if isinstance(self._ranker, RankerStage):
             lists = self._ranker.rank(queries, candidates, k)
         else:
@@ -131,7 +126,6 @@ class ListComputer:
                 self._log.note(replace(job.request, selection=job.steps[0]), query, own, found[b], now_us)
         return found
 
-    def _encoded(self, job: _Job, now_us: int) -> bytes:
-        assert job.lists is not None
-        blob = encode_answer(job.lists, job.activity, now_us, job.request.k)
-        return self._stage.explained(job.request, job.query, job.left_out, job.lists, blob) if job.request.explain else blob
+    def _encoded(self, job: _Job, lists: RankedLists, now_us: int) -> bytes:
+        blob = encode_answer(lists, job.activity, now_us, job.request.k)
+        return self._stage.explained(job.request, job.query, job.left_out, lists, blob) if job.request.explain else blob

@@ -36,28 +36,16 @@ from serving.recent_activity import RecentActivity
 from serving.retriever import RetrieverStage
 from shortlist.commands.app import run
 from shortlist.stack.redis_server import start_redis
-from training.bundle import fingerprint
 from training.dataset import fold_events
-from training.funnel import FunnelConfig, RankerConfig, SourceConfig, fit_funnel, refit
-from training.models.base import TrainingData
 from training.pipeline import Pipeline
-from training.splits import leave_one_out
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def pipeline(world, item_attributes: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def pipeline(ranked_bundle: Path) -> Pipeline:
     """A version whose ranker reads user features."""
-    categories = np.empty(world.num_items, dtype=object)
-    categories[:] = item_attributes["categories"].to_pylist()
-    data = TrainingData(world, {"categories": categories})
-    trees = RankerConfig(kind="lambdamart", config={"max_trees": 20, "min_data_in_leaf": 5, "num_leaves": 8}, confidence=0.001)
-    config = FunnelConfig(sources=(SourceConfig(model="popularity", quota=60),), ranker=trees)
-    fitted = refit(fit_funnel(config, data, leave_one_out(world), dataset="planted", seed=1).pipeline, data, seed=1)
-    folder = tmp_path_factory.mktemp("logged") / "bundle"
-    fitted.save(folder, seed=1, fingerprint=fingerprint(world, trained_on="all", includes_test_rows=True))
-    return Pipeline.load(folder)
+    return Pipeline.load(ranked_bundle)
 
 
 @pytest.fixture
