@@ -40,7 +40,9 @@ def ready(ports: list[int]) -> bool:
     try:
         for port in ports:
             with redis.Redis(port=port) as node:
-                if node.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+                told = node.execute_command("CLUSTER INFO")
+                # Without full coverage a node is "ok" before it has heard of the slots of the others.
+                if told["cluster_state"] != "ok" or told["cluster_slots_assigned"] != "16384":
                     return False
     except redis.RedisError:
         return False
