@@ -65,6 +65,10 @@ class VersionRefusedError(ServingError):
     """A version cannot be served: it does not load, or answers nonsense."""
 
 
+class ListFailedError(ServingError):
+    """A replica could not compute a list; its log has the whole of it."""
+
+
 class ControlStateError(ServingError):
     """A change of experiments or routing that the present state does not allow."""
 

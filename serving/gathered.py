@@ -7,6 +7,7 @@ to come.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -21,16 +22,24 @@ Answer = TypeVar("Answer")
 
 
 class Gathered(Generic[Asked, Answer]):
-    """One batch at a time.
+    """So many batches at a time.
 
     Args:
         answer: gives an answer, or the error, for each of a batch.
+        at_once: batches that may be under way together.
+        pause_s: after a batch of several.
     """
 
-    def __init__(self, answer: Callable[[Sequence[Asked]], Awaitable[Sequence[Answer | Exception]]]) -> None:
-        self._answer = answer
+    def __init__(
+        self,
+        answer: Callable[[Sequence[Asked]], Awaitable[Sequence[Answer | Exception]]],
+        *,
+        at_once: int = 1,
+        pause_s: float = PAUSE_S,
+    ) -> None:
+        self._answer, self._at_once, self._pause_s = answer, at_once, pause_s
         self._waiting: deque[tuple[Asked, asyncio.Future[Answer]]] = deque()
-        self._at_work: asyncio.Task[None] | None = None
+        self._at_work: set[asyncio.Task[None] | None] = set()
 
     async def ask(self, asked: Asked) -> Answer:
         """Answer one request, with the others of its batch.
@@ -40,8 +49,9 @@ class Gathered(Generic[Asked, Answer]):
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((asked, future))
-        if self._at_work is None:
-            self._at_work = asyncio.create_task(self._work())
+        if len(self._at_work) < self._at_once:
+            # In a context of its own: a batch is nobody's in particular, and must not end with the request that came first.
+            self._at_work.add(asyncio.create_task(self._work(), context=contextvars.Context()))
         return await future
 
     async def _work(self) -> None:
@@ -52,9 +62,9 @@ class Gathered(Generic[Asked, Answer]):
                 if batch:
                     await self._answer_all(batch)
                 # Answers leave before the next batch is at work.
-                await asyncio.sleep(PAUSE_S if len(batch) > 1 else 0)
+                await asyncio.sleep(self._pause_s if len(batch) > 1 else 0)
         finally:
-            self._at_work = None
+            self._at_work.discard(asyncio.current_task())
 
     async def _answer_all(self, batch: list[tuple[Asked, asyncio.Future[Answer]]]) -> None:
         answers: Sequence[Answer | Exception]

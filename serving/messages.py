@@ -43,6 +43,13 @@ class ComputeRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a replica has no list: as text, since the error's class may be known to the replica alone."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ShadowAsk:
     """An answer of the live version that the shadow is asked for too.
 

@@ -6,6 +6,7 @@ With a ranker in its own process it is the fused graph, with a handle to `Ranker
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
@@ -26,7 +27,7 @@ from serving.item_changes import ItemChanges, as_of_now
 from serving.item_table import ItemTable
 from serving.list_computer import ListComputer
 from serving.logs import log_to_file
-from serving.messages import ComputeRequest
+from serving.messages import ComputeRequest, Failure
 from serving.online_users import OnlineUsers
 from serving.process import give_back_memory, shorten_pauses
 from serving.ranker import RankerStage
@@ -88,6 +89,17 @@ class Retriever:
             blob = await self._gathered.ask(request)
         self._answers, self._seconds = self._answers + 1, self._seconds + time.perf_counter() - started
         return blob
+
+    async def compute_all(self, requests: Sequence[ComputeRequest]) -> list[bytes | Failure]:
+        """Several lists, each as of `compute`, or why there is none."""
+        return await asyncio.gather(*(self._compute_one(request) for request in requests))
+
+    async def _compute_one(self, request: ComputeRequest) -> bytes | Failure:
+        try:
+            return await self.compute(request)
+        except Exception as error:
+            _log.exception("no list")
+            return Failure(f"{type(error).__name__}: {error}")
 
     async def timing(self) -> tuple[int, float]:
         """Lists computed by this replica so far, and the seconds between their requests' coming and the lists' being there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import pytest
 
@@ -72,5 +73,36 @@ def test_what_nobody_waits_for_any_more_is_not_computed() -> None:
         doubler.gate.set()
         assert await tasks[2] == 6
         assert doubler.batches == [[1], [3]]
+
+    asyncio.run(run())
+
+
+def test_so_many_batches_are_under_way_as_may_be() -> None:
+    async def run() -> None:
+        doubler = Doubler()
+        gathered = Gathered(doubler.answer, at_once=2, pause_s=0)
+        doubler.gate.clear()
+        tasks = []
+        for one in range(1, 6):
+            tasks.append(asyncio.create_task(gathered.ask(one)))
+            await asyncio.sleep(0.01)
+        assert doubler.batches == [[1], [2]], "the third waits for one of two"
+        doubler.gate.set()
+        assert await asyncio.gather(*tasks) == [2, 4, 6, 8, 10]
+        assert doubler.batches[2:] == [[3, 4, 5]]
+        assert await gathered.ask(6) == 12, "an idle one goes to work again"
+
+    asyncio.run(run())
+
+
+def test_a_batch_is_not_part_of_the_request_that_came_first() -> None:
+    whose: ContextVar[str] = ContextVar("whose", default="nobody's")
+
+    async def answer(asked: Sequence[int]) -> list[str | Exception]:
+        return [whose.get() for _ in asked]
+
+    async def run() -> None:
+        whose.set("the first one's")
+        assert await Gathered(answer).ask(1) == "nobody's"
 
     asyncio.run(run())
