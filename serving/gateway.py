@@ -55,10 +55,11 @@ class GatewayApp:
 
     Args:
         config: of the stack.
+        behind_serve: whether Ray Serve is in front, which puts the request's id into every answer itself.
     """
 
-    def __init__(self, config: ServingConfig) -> None:
-        self.config = config
+    def __init__(self, config: ServingConfig, *, behind_serve: bool = False) -> None:
+        self.config, self._behind_serve = config, behind_serve
         self.metrics = GatewayMetrics(replica=f"{socket.gethostname()}-{os.getpid()}")
         self._loader = SnapshotLoader(config)
         self._snapshot = self._loader.load()
@@ -123,19 +124,19 @@ class GatewayApp:
                 _only(scope, "POST")
                 authorize(self.config, scope, "write")
                 receipt = await self._intake.take(await read_json(scope, receive))
-                await send_json(send, 202, receipt.to_json(), request_id=request_id.known)
+                await send_json(send, 202, receipt.to_json(), request_id=self._named(request_id))
             elif path.startswith(_SESSIONS) and path.endswith(_MERGE):
                 route = "sessions"
                 _only(scope, "POST")
                 authorize(self.config, scope, "write")
                 session_id = checked_id(path[len(_SESSIONS) : -len(_MERGE)], "session_id")
                 merged = await self._sessions.merge(session_id, await read_json(scope, receive))
-                await send_json(send, 200, merged, request_id=request_id.known)
+                await send_json(send, 200, merged, request_id=self._named(request_id))
             elif path in _BROWSED or (path.startswith(_ITEMS) and path.endswith(_SIMILAR)):
                 route = path[4:] if path in _BROWSED else "similar"
                 _only(scope, "GET")
                 authorize(self.config, scope, "read")
-                await send_json(send, 200, await self._browse(path, scope["query_string"]), request_id=request_id.known)
+                await send_json(send, 200, await self._browse(path, scope["query_string"]), request_id=self._named(request_id))
             elif path == "/healthz":
                 await send_json(send, 200, {"status": "ok"})
             elif path == "/readyz":
@@ -147,20 +148,24 @@ class GatewayApp:
                 return
         except RequestError as error:
             status = error.status
-            await send_json(send, status, error.to_json(), request_id=request_id.known, headers=error.headers)
+            await send_json(send, status, error.to_json(), request_id=self._named(request_id), headers=error.headers)
         except Exception:
             status, told = 500, {"request_id": str(request_id), "route": route, "status": 500}
             _log.exception("request failed: %s %s", scope["method"], route, extra=told)  # a path may hold a user's id
             body = {"error": {"code": "internal", "message": "the request failed; the gateway's log says why"}}
-            await send_json(send, 500, body, request_id=request_id.known)
+            await send_json(send, 500, body, request_id=self._named(request_id))
         self.metrics.request(route, status)
+
+    def _named(self, request_id: RequestId) -> bytes | None:
+        """The id for the answer's header."""
+        return None if self._behind_serve else request_id.known
 
     async def _other(self, scope: AsgiScope, receive: Receive, send: Send, request_id: RequestId) -> None:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.metrics.request("api", message["status"])
-                if request_id.known is not None:
-                    message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.known)]
+                if (named := self._named(request_id)) is not None:
+                    message["headers"] = [*message.get("headers", ()), (b"x-request-id", named)]
             await send(message)
 
         try:
@@ -173,7 +178,7 @@ class GatewayApp:
         self._exposures.add(answer)
         if answer.degraded:
             self._log_degraded(answer, request_id)
-        await send_json(send, 200, answer.to_json(), request_id=request_id.known)
+        await send_json(send, 200, answer.to_json(), request_id=self._named(request_id))
 
     def _log_degraded(self, answer: Answer, request_id: RequestId) -> None:
         """One line a second at most, which says how many there were: trouble comes in thousands."""
@@ -279,7 +284,7 @@ class Gateway:
         config = ServingConfig.model_validate_json(config_json)
         log_to_file(config, f"gateway-{os.getpid()}")
         shorten_pauses()
-        self._app = GatewayApp(config)
+        self._app = GatewayApp(config, behind_serve=True)
 
     def __serve_build_asgi_app__(self) -> GatewayApp:
         """Ray Serve asks for the application after the constructor has loaded the routing state."""

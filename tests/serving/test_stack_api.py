@@ -41,6 +41,13 @@ def test_a_delisted_item_is_gone_within_a_second_from_cached_answers_too(stack) 
     stack.wait(lambda: first in items(), 1.0)
 
 
+def test_every_answer_has_its_request_s_id_once(stack) -> None:
+    for path in ("/v1/recommendations/u30", "/v1/recommendations/u30?top_k=0", "/v1/items/none-such", "/v1/popular"):
+        for headers in ({}, {"X-Request-ID": "mine.1"}):
+            (named,) = stack.http.get(path, headers=headers).headers.get_list("x-request-id")
+            assert named == headers.get("X-Request-ID", named) != ""
+
+
 def test_items_are_created_read_and_deleted(stack) -> None:
     path = "/v1/items/" + quote("a/b?c", safe="")
     assert stack.http.get(path).json()["error"]["code"] == "not_found"
