@@ -10,8 +10,7 @@ Shapes: `B` ids, `V` variants.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +28,7 @@ NOT_ASSIGNED = -1
 """Variant index of a unit that is not in the experiment."""
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
+class Assignment(NamedTuple):
     """A unit's place in one experiment."""
 
     experiment: str
@@ -86,7 +84,7 @@ class Splitter:
     def variant(self, unit_id: str | None) -> Variant | None:
         """The variant of one unit, or None when it is not in the experiment. A few microseconds."""
         spec = self.spec
-        if not unit_id or hash_v2_from(self._traffic_state, unit_id) >= spec.traffic:
+        if not unit_id or (spec.traffic < 1.0 and hash_v2_from(self._traffic_state, unit_id) >= spec.traffic):
             return None
         if spec.holdout and hash_v2_from(self._holdout_state, unit_id) < spec.holdout:
             return None

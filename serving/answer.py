@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ PINNED_SOURCE, EXPLORED_SOURCE = "pinned", "exploration"
 _OTHER_SOURCES = {PINNED: PINNED_SOURCE, EXPLORED: EXPLORED_SOURCE}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """An answer before it becomes JSON.
 
@@ -45,7 +44,7 @@ class Answer:
             "recommendation_id": self.recommendation_id,
             "user_id": self.request.user_id,
             "recommended_items": self.items,
-            "last_updated": datetime.fromtimestamp(self.computed_at_us / 1e6, UTC).isoformat(timespec="milliseconds"),
+            "last_updated": f"{np.datetime64(self.computed_at_us // 1000, 'ms')}+00:00",  # a third of what datetime takes
             "model_version": self.model_version,
             "assignments": [{"experiment": one.experiment, "variant": one.variant} for one in self.assignments],
             "served_from": self.served_from,
@@ -64,14 +63,15 @@ def shown_items(items: ItemTable, slate: Slate, sources: Sequence[str], fields: 
         sources: names by number.
         fields: attributes that are asked for.
     """
-    rows = slate.rows.tolist()
-    numbers = slate.sources.tolist()
+    # Six digits for all at once: `round` takes half a microsecond for each.
+    scores = (np.rint(slate.scores.astype(np.float64) * 1e6) / 1e6).tolist()
+    item_ids, numbers = items.item_ids.take(slate.rows).tolist(), slate.sources.tolist()
     shown: list[dict[str, Any]] = [
-        {"item_id": item_id, "score": round(score, 6), "source": sources[number] if number >= 0 else _OTHER_SOURCES[number]}
-        for item_id, score, number in zip(items.item_ids[slate.rows].tolist(), slate.scores.tolist(), numbers, strict=True)
+        {"item_id": item_id, "score": score, "source": sources[number] if number >= 0 else _OTHER_SOURCES[number]}
+        for item_id, score, number in zip(item_ids, scores, numbers, strict=True)
     ]
     if fields:
-        for entry, row in zip(shown, rows, strict=True):
+        for entry, row in zip(shown, slate.rows.tolist(), strict=True):
             entry.update(items.fields(row, fields))
     return shown
 
@@ -80,5 +80,5 @@ def next_cursor(items: ItemTable, request: RecommendationRequest, slate: Slate, 
     """The cursor after this page; None where the list has ended or is too long to be continued."""
     if len(slate) < top_k:
         return None
-    hashes = items.id_hashes[slate.rows]
+    hashes = items.id_hashes.take(slate.rows)
     return encode_cursor(hashes if not len(request.shown) else np.concatenate([request.shown, hashes]))

@@ -114,7 +114,7 @@ class Answerer:
         took_s = time.perf_counter() - started
         self._metrics.answer(found.served_from, found.version, took_s)
         return Answer(
-            recommendation_id=f"{self._random.getrandbits(128):032x}",
+            recommendation_id=self._random.randbytes(16).hex(),
             request=asked.request,
             items=shown,
             computed_at_us=found.computed_at_us,

@@ -21,9 +21,10 @@ _HEADER = struct.Struct("<2sBBHxxqq")
 _MAGIC, _FORMAT = b"SL", 2
 _COMPLETE, _ANONYMOUS = 1, 2
 _ENTRY_BYTES = 4 + 4 + 1
+_ROWS, _SCORES, _SOURCES = np.dtype("<i4"), np.dtype("<f4"), np.dtype(np.uint8)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CachedList:
     """A ranked list for one user and one version, best first.
 
@@ -62,9 +63,9 @@ def decode_list(blob: bytes) -> CachedList | None:
     if magic != _MAGIC or version != _FORMAT or len(blob) != _HEADER.size + count * _ENTRY_BYTES:
         return None
     return CachedList(
-        item_idx=np.frombuffer(blob, "<i4", count, _HEADER.size),
-        score=np.frombuffer(blob, "<f4", count, _HEADER.size + 4 * count),
-        source=np.frombuffer(blob, np.uint8, count, _HEADER.size + 8 * count),
+        item_idx=np.frombuffer(blob, _ROWS, count, _HEADER.size),
+        score=np.frombuffer(blob, _SCORES, count, _HEADER.size + 4 * count),
+        source=np.frombuffer(blob, _SOURCES, count, _HEADER.size + 8 * count),
         computed_at_us=computed_at_us,
         activity_at_us=activity_at_us,
         complete=bool(flags & _COMPLETE),

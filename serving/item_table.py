@@ -191,8 +191,8 @@ class ItemTable:
         Raises:
             FilterError: as `mask`.
         """
-        there = self.available[rows]
-        return there & self._selected(selection)[rows] if selection else there
+        there = self.available.take(rows)
+        return there & self._selected(selection).take(rows) if selection else there
 
     def matches(self, selection: Selection) -> None:
         """Check that a selection can be answered.

@@ -24,6 +24,7 @@ MAX_SHOWN = 1000
 """Items that a cursor can hold; a list ends there."""
 _HEADER = struct.Struct("<BI")
 _FORMAT = 1
+_LITTLE_ENDIAN = np.dtype("<u4")
 
 Hashes = npt.NDArray[np.uint32]
 _NOTHING: Hashes = np.zeros(0, dtype=np.uint32)
@@ -38,7 +39,7 @@ def encode_cursor(shown: Hashes) -> str | None:
     """The cursor after these items; None where it would hold too many."""
     if len(shown) > MAX_SHOWN:
         return None
-    body = shown.astype("<u4").tobytes()
+    body = shown.astype(_LITTLE_ENDIAN, copy=False).tobytes()
     return base64.urlsafe_b64encode(_HEADER.pack(_FORMAT, zlib.crc32(body)) + body).rstrip(b"=").decode()
 
 

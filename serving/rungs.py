@@ -24,7 +24,7 @@ from serving.slate import Ranked, Slate, arranged
 from training.interactions import IntArray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rung:
     """How far down the ladder an answer had to go, and what is shown."""
 

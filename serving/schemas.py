@@ -71,7 +71,7 @@ class Seen(NamedTuple):
 ALL_SEEN = Seen()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RecommendationRequest:
     """A valid request.
 

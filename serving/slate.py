@@ -26,7 +26,7 @@ PINNED, EXPLORED = -1, -2
 """Source numbers of items that are shown because of a pin and are in no list, and of those that chance has chosen."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ranked:
     """A ranked list as it comes from a version, best first.
 
@@ -40,7 +40,7 @@ class Ranked:
     fill: int = -1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wish:
     """What a request wants of its list.
 
@@ -69,7 +69,7 @@ class Wish:
         return not (self.rules or self.boosts or self.diversity or chained)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slate:
     """What is shown, and what comes next.
 
@@ -99,10 +99,10 @@ def arranged(ranked: Ranked, items: ItemTable, wish: Wish, *, explain: bool = Fa
     keep = items.passing(wish.selection, ranked.rows)
     if wish.exclude is not None and len(wish.exclude):
         keep &= ~np.isin(ranked.rows, wish.exclude)
-    kept = np.flatnonzero(keep)
+    kept = keep.nonzero()[0]
     if wish.plain:
-        shown, rest = kept[: wish.top_k], kept[wish.top_k :]
-        return Slate(ranked.rows[shown], ranked.scores[shown], ranked.sources[shown], ranked.rows[rest], len(shown))
+        shown, rows = kept[: wish.top_k], ranked.rows.take(kept)
+        return Slate(rows[: wish.top_k], ranked.scores.take(shown), ranked.sources.take(shown), rows[wish.top_k :], len(shown))
     rows, scores, sources = ranked.rows[kept], ranked.scores[kept], ranked.sources[kept]
     scores, changes = _rescored(rows, scores, sources != ranked.fill, items, wish)
     told = _by_row(changes, rows) if explain else {}
