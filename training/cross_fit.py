@@ -146,7 +146,7 @@ def cross_fit(
         base[outside_rows] = held.base
         for config in [config for config in learned if clock.admits(config.kind, fold)]:
             progress(f"training ranker {config.kind}, fold {fold + 1} of {folds}")
-            ranker = _fit(config, learn, asked.labels[inside_rows], seed + fold, None)
+            ranker = fit_ranker(config, learn, asked.labels[inside_rows], seed + fold, None)
             rounds[config.kind].append(ranker.rounds)
             raw[config.kind][outside_rows] = ranker.score(held)
             clock.done(config.kind)
@@ -155,7 +155,7 @@ def cross_fit(
     best = replace(best, left_out=tuple(clock.left_out))
     if clock.left_out:
         progress(f"no time for ranker {', '.join(clock.left_out)}")
-    mixtures = {kind: _mixture(asked, base, scores, batch.valid, fold_of_asked) for kind, scores in raw.items()}
+    mixtures = {kind: mixture_of(asked, base, scores, batch.valid, fold_of_asked) for kind, scores in raw.items()}
     comparisons: dict[str, PairedComparison] = {}
     for kind, mixture in mixtures.items():
         ndcg = blend_ndcg.copy()
@@ -168,7 +168,7 @@ def cross_fit(
     winner = max(beating, key=lambda config: best.ndcg[config.kind])
     progress(f"training ranker {winner.kind} on all validation users")
     batch = features.reblended(batch, asked.candidates, everyone.blend)
-    final = _fit(winner, batch, asked.labels, seed, max(round(float(np.mean(rounds[winner.kind]))), 1))
+    final = fit_ranker(winner, batch, asked.labels, seed, max(round(float(np.mean(rounds[winner.kind]))), 1))
     scores = blend_scores.copy()
     scores[chosen] = mixtures[winner.kind].scores
     return CrossFit(everyone, scores, winner, final, mixtures[winner.kind].weight, best.ndcg, comparisons)
@@ -206,7 +206,7 @@ class Mixture:
     weight: float
 
 
-def _mixture(
+def mixture_of(
     asked: ValidationCandidates, base: FloatArray, raw: FloatArray, valid: BoolArray, fold_of: npt.NDArray[np.int64]
 ) -> Mixture:
     """Weigh the ranker against the blend: for a fold by the out-of-fold scores of the others, for what ships by all."""
@@ -225,9 +225,12 @@ def beats(comparison: PairedComparison, confidence: float) -> bool:
     return comparison.difference > 0 and 1.0 - comparison.p / 2 >= confidence
 
 
-def _fit(config: RankerConfig, batch: RankingBatch, labels: BoolArray, seed: int, rounds: int | None) -> Ranker:
+def fit_ranker(
+    config: RankerConfig, batch: RankingBatch, labels: BoolArray, seed: int, rounds: int | None, groups: LongArray | None = None
+) -> Ranker:
+    """A ranker by its configuration; see `Ranker.fit`."""
     ranker = ranker_class(config.kind)(ranker_settings(config.kind, config.config))
-    return ranker.fit(batch, labels, seed=seed, rounds=rounds)
+    return ranker.fit(batch, labels, seed=seed, rounds=rounds, groups=groups)
 
 
 def _ndcg(scores: FloatArray, found: ValidationCandidates) -> npt.NDArray[np.float64]:

@@ -15,33 +15,29 @@ from typing import Any
 
 import numpy as np
 
-from training.blend import Blend, equal_blend
 from training.blend_search import label_candidates
 from training.bootstrap import PairedComparison
 from training.candidates import CandidateSet, RankedLists
 from training.cross_fit import Progress, ValidationCandidates, cross_fit
 from training.evaluate import Evaluation, Recommend, evaluate
 from training.feature_joins import fit_ranking_features
+from training.first_stage import assemble, fit_sources, retrieve_by_blocks
 from training.fold import drawn, users_within
 from training.funnel_config import BlendConfig, FunnelConfig, RankerConfig, SourceBlend, SourceConfig
-from training.histories import Histories
-from training.interactions import FloatArray, IntArray, Interactions
+from training.interactions import FloatArray
 from training.item_timeline import ItemTimeline
 from training.models.base import TrainingData
-from training.models.registry import build_model
-from training.pipeline import Pipeline, Source, item_table
+from training.pipeline import Pipeline
 from training.queries import QueryBatch
 from training.ranked_lists import best_lists, completed
 from training.rankers.registry import ranker_settings
 from training.ranking_stage import RankingStage
+from training.simulated_folds import fit_on_draws, new_item_features, simulated_draws
 from training.splits import Fold
 from training.union import fill
-from training.weights import WORTH_KEEPING_SECONDS, WeightStore, data_sha256
+from training.weights import WeightStore
 
 __all__ = ["BlendConfig", "FunnelConfig", "FunnelReport", "RankerConfig", "SourceBlend", "SourceConfig", "fit_funnel", "refit"]
-
-BLOCK_CELLS = 16_000_000
-"""Scores held at once while candidates are retrieved: 64 MB of float32 a copy."""
 
 
 @dataclass
@@ -90,41 +86,6 @@ class FittedFunnel:
     report: FunnelReport
 
 
-def fit_sources(
-    configs: Sequence[SourceConfig],
-    data: TrainingData,
-    *,
-    seed: int,
-    weights: WeightStore | None = None,
-    progress: Progress = lambda _: None,
-) -> tuple[Source, ...]:
-    """Fit every retriever on `data`, those alone that `weights` has not got.
-
-    Args:
-        configs: the sources.
-        data: what they learn from.
-        seed: of every random choice.
-        weights: where fits that took long are found, and kept; None does neither.
-        progress: told what is being done.
-
-    Raises:
-        StudyError: an unknown model or parameter.
-    """
-    built = [build_model(config.model, config.config) for config in configs]  # all configurations are checked before any work
-    digest = "" if weights is None else data_sha256(data)
-    fitted = []
-    for config, model in zip(configs, built, strict=True):
-        retriever = None if weights is None else weights.find(config.model, config.config, digest, seed)
-        if retriever is None:
-            progress(f"fitting source {config.source}")
-            started = time.perf_counter()
-            retriever = model.fit(data, seed=seed)
-            if weights is not None and time.perf_counter() - started >= WORTH_KEEPING_SECONDS:
-                weights.add(retriever, config.model, config.config, digest, seed)
-        fitted.append(Source(config.source, retriever, config.quota))
-    return tuple(fitted)
-
-
 def fit_funnel(
     config: FunnelConfig,
     data: TrainingData,
@@ -142,7 +103,8 @@ def fit_funnel(
     Args:
         config: sources, blend, ranker.
         data: attributes of users and items; its interactions are replaced by the fold's.
-        fold: of stage validation; for a protocol's test stage, the validation fold inside its fit part.
+        fold: of stage validation; for a protocol's test stage, the validation fold inside its fit part. With `simulated_folds`,
+            blend and ranker do not learn from its targets, which only judge them.
         dataset: the dataset's name.
         seed: of every random choice.
         rankers: several to compare instead of `config.ranker`; the pipeline's config names the one that ships.
@@ -170,11 +132,20 @@ def fit_funnel(
     found = ValidationCandidates(sample.queries, candidates, labels, np.diff(sample.target_indptr))
     clock.lap("candidates")
     features = timeline = None
-    if any(ranker.kind != "blend" for ranker in wanted):
-        features = fit_ranking_features(fold.fit, draft.items, candidates.sources, seed=seed)
-        timeline = ItemTimeline.of(fold.fit.item_idx, fold.fit.time_us) if fold.fit.has_times else None
-    clock.lap("features")
-    crossed = cross_fit(found, config.blend, wanted, features, timeline, seed=seed, end_at=end_at, progress=progress)
+    learned = any(ranker.kind != "blend" for ranker in wanted)
+    if config.simulated_folds:
+        features = new_item_features(fold, draft.items, candidates.sources, seed) if learned else None
+        draws = simulated_draws(
+            config, data, fold, with_features=learned, seed=seed, weights=weights, end_at=end_at, progress=progress
+        )
+        clock.lap("simulated_folds")
+        crossed = fit_on_draws(draws, found, features, config, wanted, seed=seed, progress=progress)
+    else:
+        if learned:
+            features = fit_ranking_features(fold.fit, draft.items, candidates.sources, seed=seed)
+            timeline = ItemTimeline.of(fold.fit.item_idx, fold.fit.time_us) if fold.fit.has_times else None
+        clock.lap("features")
+        crossed = cross_fit(found, config.blend, wanted, features, timeline, seed=seed, end_at=end_at, progress=progress)
     clock.lap("blend_and_ranker")
     stage = None
     if features is not None and crossed.ranker is not None:
@@ -218,64 +189,17 @@ def refit(
     served = assemble(pipeline.config, sources, pipeline.blend, data, data.interactions, pipeline.dataset)
     if pipeline.stage is None:
         return served
-    names = tuple(pipeline.stage.features.item_columns)
-    features = fit_ranking_features(data.interactions, served.items, pipeline.stage.features.sources, seed=seed, item_columns=names)
+    fitted = pipeline.stage.features
+    features = fit_ranking_features(
+        data.interactions,
+        served.items,
+        fitted.sources,
+        seed=seed,
+        item_columns=tuple(fitted.item_columns),
+        periods=fitted.periods is not None,
+    )
     # Item vectors have no fixed axes, but features see their cosines only.
     return replace(served, stage=replace(pipeline.stage, features=features))
-
-
-def assemble(
-    config: FunnelConfig,
-    sources: tuple[Source, ...],
-    blend: Blend | None,
-    data: TrainingData,
-    interactions: Interactions,
-    dataset: str,
-) -> Pipeline:
-    """A pipeline out of fitted parts; without a blend, sources count alike."""
-    names = tuple(source.name for source in sources)
-    counts = np.bincount(interactions.item_idx, minlength=interactions.num_items)
-    by_popularity: IntArray = np.argsort(-counts, kind="stable").astype(np.int32)
-    return Pipeline(
-        dataset=dataset,
-        config=config,
-        sources=sources,
-        blend=blend or equal_blend(names),
-        items=item_table(interactions.item_ids, data.item_attributes),
-        histories=Histories.of(interactions),
-        by_popularity=by_popularity,
-    )
-
-
-def retrieve_by_blocks(pipeline: Pipeline, fold: Fold) -> CandidateSet:
-    """Candidates of all of a fold's queries, in blocks so that memory does not grow with users times items."""
-    queries = fold.queries
-    block = max(1, min(4096, BLOCK_CELLS // max(pipeline.num_items, 1)))
-    parts = [pipeline.retrieve(part, fold.allowed, exclude_history=fold.exclude_history) for _, part in queries.blocks(block)]
-    return concatenate(parts)
-
-
-def concatenate(parts: Sequence[CandidateSet]) -> CandidateSet:
-    """Candidate sets of consecutive queries as one, padded to the widest."""
-    width = max(part.item_idx.shape[1] for part in parts)
-
-    def widened(part: CandidateSet) -> CandidateSet:
-        grow = width - part.item_idx.shape[1]
-        pad = ((0, 0), (0, grow), (0, 0))
-        return CandidateSet(
-            part.sources,
-            np.pad(part.item_idx, pad[:2], constant_values=-1),
-            np.pad(part.score, pad, constant_values=np.nan),
-            np.pad(part.rank, pad, constant_values=np.nan),
-        )
-
-    wide = [widened(part) for part in parts]
-    return CandidateSet(
-        parts[0].sources,
-        np.concatenate([part.item_idx for part in wide]),
-        np.concatenate([part.score for part in wide]),
-        np.concatenate([part.rank for part in wide]),
-    )
 
 
 class _Clock:

@@ -84,6 +84,9 @@ class FunnelConfig(BaseModel):
     """Candidates that reach the ranker: the union of the sources, cut by blend score."""
     validation_users: int = Field(default=40_000, ge=10)
     """Queries of the validation fold that blend and ranker are fitted on at most, drawn by the seed: bounds memory."""
+    simulated_folds: int = Field(default=0, ge=0, le=50)
+    """For lists of new items: blend and rankers learn from so many draws of items that are hidden as if they were new
+    (`training.simulated_folds`), and validation judges; 0 has them learn from validation."""
     feature_service: str = "ranking_v1"
     """Feast feature service that gives the user columns at request time."""
 

@@ -5,6 +5,7 @@
 | `<source>_score`, `_z`, `_inverse_rank`, `_present` | the candidate set |
 | `source_count`, `blend_score`, `blend_z`, `blend_inverse_rank` | the candidate set and the blend |
 | `similarity_last`, `_max`, `_mean`, `history_log_length` | the query's history and `training.item_vectors` |
+| `period_*` | times of the history and `training.item_periods`, for rankers of new items |
 | `item_*`, `metadata_*` | Feast's item views as of the training's cutoff, kept in memory |
 | `user_*`, category affinity, windows, ages | Feast's user view at the moment of asking, `features.request_features` |
 
@@ -38,6 +39,7 @@ from training.blend import Blend
 from training.candidates import CandidateSet
 from training.errors import BundleError
 from training.interactions import FloatArray
+from training.item_periods import PERIOD_FEATURES, period_columns
 from training.item_timeline import ItemTimeline
 from training.item_vectors import history_similarity
 from training.queries import MAX_HISTORY, QueryBatch
@@ -72,6 +74,7 @@ class RankingFeatures:
         request: the item side of the request features.
         items: (N,) `item_id` and the categories, for users' tastes.
         has_times: False where times are only an order.
+        periods: (N, 2) of `training.item_periods`, None for rankers without its columns.
     """
 
     sources: tuple[str, ...]
@@ -80,6 +83,7 @@ class RankingFeatures:
     request: ItemFeatureColumns
     items: pa.Table
     has_times: bool
+    periods: FloatArray | None = None
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -93,7 +97,8 @@ class RankingFeatures:
             "history_log_length",
             "user_log_recent_distinct",
         ]
-        return (*per_source, *blend, *history, *self.item_columns, *REQUEST_FEATURE_NAMES)
+        periods = () if self.periods is None else PERIOD_FEATURES
+        return (*per_source, *blend, *history, *periods, *self.item_columns, *REQUEST_FEATURE_NAMES)
 
     def batch(
         self, queries: QueryBatch, candidates: CandidateSet, blend: Blend, timeline: ItemTimeline | None = None
@@ -119,6 +124,8 @@ class RankingFeatures:
         # Capped, because serving shows a ranker the most recent entries only.
         for of_query in (np.minimum(np.diff(queries.indptr), MAX_HISTORY), user["recent_distinct_items"]):
             columns.append(np.broadcast_to(np.log1p(of_query.astype(np.float32))[:, None], shape))
+        if self.periods is not None:
+            columns += period_columns(self.periods, queries, candidates.item_idx)
         columns += [column.take(item) for column in self.item_columns.values()]
         pairs = request_features(user, self.request, queries.request_time_us, candidates.item_idx)
         if timeline is not None and self.has_times:
@@ -194,6 +201,8 @@ class RankingFeatures:
         """Write arrays and names below `folder`."""
         arrays: dict[str, AnyArray] = {f"item.{name}": column for name, column in self.item_columns.items()}
         arrays |= {f"request.{name}": getattr(self.request.columns, name) for name in REQUEST_PARTS}
+        if self.periods is not None:
+            arrays["periods"] = self.periods
         save_arrays(folder / ARRAYS_FILE, {**arrays, "vectors": self.vectors})
         state = {
             "sources": self.sources,
@@ -226,6 +235,7 @@ class RankingFeatures:
                 request=ItemFeatureColumns(ItemColumns(**parts), vocabulary),
                 items=category_columns(items),
                 has_times=bool(state["has_times"]),
+                periods=arrays["periods"].astype(np.float32, copy=False) if "periods" in arrays else None,
             )
         except (OSError, KeyError, json.JSONDecodeError) as error:
             raise BundleError(f"{folder.name}/{STATE_FILE} cannot be read ({error}); fetch or build the bundle again") from error

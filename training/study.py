@@ -105,6 +105,9 @@ class FunnelStage(_Part):
     """Candidates that reach the ranker: the union of the sources, cut by blend score."""
     validation_users: int = Field(default=40_000, ge=10)
     """Validation users that blend and rankers are fitted on at most, drawn by the seed: bounds memory."""
+    simulated_folds: int = Field(default=0, ge=0, le=50)
+    """For lists of new items: blend and rankers learn from so many draws of items that are hidden as if they were new
+    (`training.simulated_folds`), and validation judges; 0 has them learn from validation."""
     blend: BlendConfig = BlendConfig()
     """How the blend of the sources is searched on validation, or its weights."""
     rankers: tuple[RankerConfig, ...] = (RankerConfig(kind="lambdamart"), RankerConfig(kind="listwise"))
@@ -203,6 +206,7 @@ class Study(_Part):
             ranker=ranker,
             k_candidates=self.funnel.k_candidates,
             validation_users=self.funnel.validation_users,
+            simulated_folds=self.funnel.simulated_folds,
         )
 
 

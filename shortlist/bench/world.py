@@ -24,7 +24,7 @@ from training.blend_search import label_candidates
 from training.bundle import MANIFEST_FILE, fingerprint
 from training.dataset import load_training_data
 from training.feature_joins import fit_ranking_features, with_user_features
-from training.funnel import assemble, fit_sources, retrieve_by_blocks
+from training.first_stage import assemble, fit_sources, retrieve_by_blocks
 from training.funnel_config import FunnelConfig, RankerConfig, SourceConfig
 from training.models.base import TrainingData
 from training.pipeline import FUNNEL_FILE, Pipeline

@@ -27,7 +27,8 @@ from shortlist.stack.ray_cluster import short_temporary_folder, start_ray, stop_
 from shortlist.stack.redis_server import start_redis
 from training.bundle import fingerprint
 from training.dataset import from_frame
-from training.funnel import FunnelConfig, RankerConfig, SourceConfig, assemble, fit_funnel, fit_sources, refit
+from training.first_stage import assemble, fit_sources
+from training.funnel import FunnelConfig, RankerConfig, SourceConfig, fit_funnel, refit
 from training.interactions import Interactions
 from training.models.base import TrainingData
 from training.pipeline import Pipeline

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from training.errors import StudyError
+from training.models.calendar import Calendar
 from training.models.content import Content
 from training.models.content_ease import ContentEase
 from training.models.ease import Ease
@@ -91,6 +92,10 @@ class TestTextKnnOfTheStrongest(RetrieverContract):
 class TestContentEase(RetrieverContract):
     model = ContentEase
     config = {"l2": 5.0}  # noqa: RUF012
+
+
+class TestCalendar(RetrieverContract):
+    model = Calendar
 
 
 class TestTwoTower(RetrieverContract):

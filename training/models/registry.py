@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from training.errors import StudyError
 from training.models.base import Retriever
+from training.models.calendar import Calendar
 from training.models.content import Content
 from training.models.content_ease import ContentEase
 from training.models.ease import Ease
@@ -20,7 +21,7 @@ from training.models.two_tower import TwoTowerHybrid
 
 MODELS: dict[str, type[Retriever]] = {
     model.name: model
-    for model in (Popularity, TransitionKnn, Ease, Ials, Content, TextKnn, ContentEase, TwoTowerHybrid, Sequential)
+    for model in (Popularity, TransitionKnn, Ease, Ials, Content, TextKnn, ContentEase, TwoTowerHybrid, Sequential, Calendar)
 }
 
 

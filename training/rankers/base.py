@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from training.interactions import BoolArray, FloatArray
+from training.interactions import BoolArray, FloatArray, LongArray
 
 
 class RankerSettings(BaseModel):
@@ -70,7 +70,14 @@ class Ranker(ABC):
 
     @abstractmethod
     def fit(
-        self, batch: RankingBatch, labels: BoolArray, *, seed: int, rounds: int | None = None, on_round: ReportRound | None = None
+        self,
+        batch: RankingBatch,
+        labels: BoolArray,
+        *,
+        seed: int,
+        rounds: int | None = None,
+        on_round: ReportRound | None = None,
+        groups: LongArray | None = None,
     ) -> Self:
         """Learn to put labelled candidates first; equal seeds give equal rankers.
 
@@ -81,6 +88,7 @@ class Ranker(ABC):
             rounds: exactly so many trees or epochs on all queries; None holds some queries out and stops where NDCG@10 on them
                 is best.
             on_round: told of progress where queries are held out.
+            groups: (B,) queries of one group are held out together, or not; None holds out each by itself.
         """
 
     @abstractmethod
@@ -134,8 +142,18 @@ def mixed(base: FloatArray, score: FloatArray, valid: BoolArray, weight: float) 
     return ((1.0 - weight) * base + weight * standardised(score, valid)).astype(np.float32)
 
 
-def hold_out(queries: int, share: float, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows to learn from and rows held out, `share` of them (one at least where there are two queries), drawn by the seed."""
+def hold_out(
+    queries: int, share: float, seed: int, groups: LongArray | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows to learn from and rows held out, `share` of them (one at least where there are two queries), drawn by the seed.
+
+    With (B,) `groups`, whole groups are drawn, so many of them.
+    """
+    if groups is not None:
+        names = np.unique(groups)
+        _, held = hold_out(len(names), share, seed)
+        out = np.isin(groups, names[held])
+        return np.flatnonzero(~out), np.flatnonzero(out)
     order = np.random.default_rng(seed).permutation(queries)
     count = min(max(round(share * queries), 1), queries - 1) if queries > 1 else 0
     return np.sort(order[count:]), np.sort(order[:count])

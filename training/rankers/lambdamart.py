@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from training.errors import BundleError
-from training.interactions import BoolArray, FloatArray
+from training.interactions import BoolArray, FloatArray, LongArray
 from training.native import preload_openmp
 from training.rankers.base import Ranker, RankerSettings, RankingBatch, ReportRound, draw_candidates, hold_out
 
@@ -67,13 +67,20 @@ class LambdaMart(Ranker):
     booster: Any
 
     def fit(
-        self, batch: RankingBatch, labels: BoolArray, *, seed: int, rounds: int | None = None, on_round: ReportRound | None = None
+        self,
+        batch: RankingBatch,
+        labels: BoolArray,
+        *,
+        seed: int,
+        rounds: int | None = None,
+        on_round: ReportRound | None = None,
+        groups: LongArray | None = None,
     ) -> Self:
         """See `Ranker.fit`."""
         lgb = load_lightgbm()
         config, rng = self.config, np.random.default_rng(seed)
         if rounds is None:
-            learn, held = hold_out(len(batch), config.held_out, seed)
+            learn, held = hold_out(len(batch), config.held_out, seed, groups)
             train = self._dataset(batch.rows(learn), labels[learn], rng)
             valid_sets = [self._dataset(batch.rows(held), labels[held], rng, reference=train)] if len(held) else []
         else:

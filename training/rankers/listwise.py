@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from training.blend_search import candidate_ndcg
 from training.errors import BundleError
-from training.interactions import BoolArray, FloatArray
+from training.interactions import BoolArray, FloatArray, LongArray
 from training.rankers.base import Ranker, RankerSettings, RankingBatch, ReportRound, draw_candidates, hold_out, row_blocks
 from training.torch_threads import torch_threads
 
@@ -105,7 +105,14 @@ class Listwise(Ranker):
     names: tuple[str, ...]
 
     def fit(
-        self, batch: RankingBatch, labels: BoolArray, *, seed: int, rounds: int | None = None, on_round: ReportRound | None = None
+        self,
+        batch: RankingBatch,
+        labels: BoolArray,
+        *,
+        seed: int,
+        rounds: int | None = None,
+        on_round: ReportRound | None = None,
+        groups: LongArray | None = None,
     ) -> Self:
         """See `Ranker.fit`. Runs on the GPU where there is one."""
         config, rng = self.config, np.random.default_rng(seed)
@@ -114,7 +121,9 @@ class Listwise(Ranker):
             torch.manual_seed(seed)
             network = Network(len(batch.names), config).to(device)
             _set_scaling(network, batch)
-            learn, held = hold_out(len(batch), config.held_out, seed) if rounds is None else (np.arange(len(batch)), np.arange(0))
+            learn, held = np.arange(len(batch)), np.arange(0)
+            if rounds is None:
+                learn, held = hold_out(len(batch), config.held_out, seed, groups)
             optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
             best, best_state, self.rounds = -np.inf, copy.deepcopy(network.state_dict()), 0
             self.network = network

@@ -10,7 +10,8 @@ import pytest
 from training.blend_search import label_candidates
 from training.explain import BASELINE, explained
 from training.feature_joins import fit_ranking_features
-from training.funnel import BlendConfig, FunnelConfig, RankerConfig, SourceConfig, assemble, fit_sources
+from training.first_stage import assemble, fit_sources
+from training.funnel import BlendConfig, FunnelConfig, RankerConfig, SourceConfig
 from training.models.base import TrainingData
 from training.pipeline import Pipeline
 from training.rankers.registry import ranker_class, ranker_settings
