@@ -34,7 +34,7 @@ def logged(make_config: Callable[..., ServingConfig]) -> Iterator[tuple[ServingC
     log_to_file(config, "test")
     path = config.home / "logs" / "test.jsonl"
     try:
-        yield config, lambda: [line for line in _all_of(path) if line["level"] != "INFO"]
+        yield config, lambda: [line for line in _all_of(path) if line["level"] != "info"]
     finally:
         logger.setLevel(level)
         for handler in set(logger.handlers) - set(before):
