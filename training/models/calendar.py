@@ -20,7 +20,7 @@ from pydantic import Field
 from training.arrays import map_arrays, save_arrays
 from training.catalogue_order import catalogue_order
 from training.errors import NotTrainableError
-from training.interactions import BoolArray, FloatArray, IntArray, Interactions, LongArray
+from training.interactions import FloatArray, IntArray, Interactions, LongArray
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
 from training.models.item_item import PRIOR, popularity_share
 from training.models.vector_retriever import VectorRetriever
@@ -75,24 +75,17 @@ class Calendar(VectorRetriever):
         new = np.flatnonzero(counts == 0)
         shares[new] = self._shares(np.zeros_like(interactions.item_idx), interactions.time_us, 1)
         order = catalogue_order(interactions, data.item_attributes)
-        placed = new if order is None else new[order.place[new] >= 0]
-        for start in range(0, len(placed) if order is not None else 0, ITEMS_AT_ONCE):
-            assert order is not None
-            block = placed[start : start + ITEMS_AT_ONCE]
-            shares[block] = shares[order.neighbours(block)].mean(axis=1)
+        self._known = counts > 0
+        if order is not None:
+            placed = new[order.place[new] >= 0]
+            self._known[placed] = True
+            for start in range(0, len(placed), ITEMS_AT_ONCE):
+                block = placed[start : start + ITEMS_AT_ONCE]
+                shares[block] = shares[order.neighbours(block)].mean(axis=1)
         popularity = np.float32(PRIOR) * popularity_share(interactions)
         self.vectors = np.column_stack([np.log(shares + FLOOR), popularity]).astype(np.float32)
-        self._known = (counts > 0) | np.isin(np.arange(len(counts)), placed if order is not None else new[:0])
         self.vectors_changed(interactions, seed)
         return self
-
-    def item_vectors(self) -> FloatArray:
-        """See `VectorRetriever.item_vectors`."""
-        return self.vectors
-
-    def known(self) -> BoolArray:
-        """See `VectorRetriever.known`: items with activity or a place in the catalogue."""
-        return self._known
 
     def query_vectors(self, queries: QueryBatch) -> FloatArray:
         """See `VectorRetriever.query_vectors`; without history, popularity alone."""

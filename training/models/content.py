@@ -18,7 +18,7 @@ from pydantic import Field
 
 from training.arrays import map_arrays, save_arrays
 from training.content_columns import ContentColumns, content_columns
-from training.interactions import BoolArray, FloatArray, Interactions
+from training.interactions import FloatArray, Interactions
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
 from training.models.item_item import PRIOR, popularity_share
 from training.models.vector_retriever import VectorRetriever
@@ -68,14 +68,6 @@ class Content(VectorRetriever):
         self._set(content, popularity_share(data.interactions))
         self.vectors_changed(data.interactions, seed)
         return self
-
-    def item_vectors(self) -> FloatArray:
-        """See `VectorRetriever.item_vectors`."""
-        return self.vectors
-
-    def known(self) -> BoolArray:
-        """See `VectorRetriever.known`: items with content or activity."""
-        return self._known
 
     def query_vectors(self, queries: QueryBatch) -> FloatArray:
         """See `VectorRetriever.query_vectors`: the decayed mean of the history's content; for an empty one, popularity alone."""

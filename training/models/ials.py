@@ -92,10 +92,6 @@ class Ials(VectorRetriever):
         """(N, D) float32, 0 for items without activity."""
         return self.vectors[:, :-1]
 
-    def item_vectors(self) -> FloatArray:
-        """See `VectorRetriever.item_vectors`."""
-        return self.vectors
-
     def query_vectors(self, queries: QueryBatch) -> FloatArray:
         """See `VectorRetriever.query_vectors`; a query without history gets popularity."""
         return np.concatenate([self.fold_in(queries), np.ones((len(queries), 1), dtype=np.float32)], axis=1)

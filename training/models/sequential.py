@@ -20,7 +20,7 @@ import numpy as np
 from training.arrays import map_arrays, save_arrays
 from training.content_columns import content_columns
 from training.errors import BundleError, NotTrainableError
-from training.interactions import BoolArray, FloatArray, Interactions, LongArray
+from training.interactions import FloatArray, Interactions, LongArray
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
 from training.models.content import ContentConfig, content_vectors
 from training.models.item_item import PRIOR, popularity_share
@@ -89,14 +89,6 @@ class Sequential(VectorRetriever):
         # Texts, their words and what both are reduced to.
         content = num_items * (4_000 + 24 * config.content_width) if config.content_width else 0
         return int(state + activations + loss + content + 60 * len(interactions) + 300 * 2**20)
-
-    def item_vectors(self) -> FloatArray:
-        """See `VectorRetriever.item_vectors`: those of all members side by side, and a trace of popularity."""
-        return self.vectors
-
-    def known(self) -> BoolArray:
-        """See `VectorRetriever.known`."""
-        return self._known
 
     def query_vectors(self, queries: QueryBatch) -> FloatArray:
         """See `VectorRetriever.query_vectors`: (B, M * D + 1); a query without history gets popularity."""

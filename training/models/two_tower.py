@@ -23,7 +23,7 @@ from pydantic import Field
 from training.arrays import AnyArray, map_arrays, save_arrays
 from training.content_columns import content_columns
 from training.errors import NotTrainableError
-from training.interactions import BoolArray, FloatArray, Interactions, LongArray
+from training.interactions import FloatArray, Interactions, LongArray
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
 from training.models.item_item import PRIOR, popularity_share
 from training.models.two_tower_network import Features, TwoTower, dense_features, sampled_softmax
@@ -127,14 +127,6 @@ class TwoTowerHybrid(VectorRetriever):
                 if on_epoch is not None and on_epoch(epoch, self):
                     break
         return self
-
-    def item_vectors(self) -> FloatArray:
-        """See `VectorRetriever.item_vectors`."""
-        return self.vectors
-
-    def known(self) -> BoolArray:
-        """See `VectorRetriever.known`: items with content or activity."""
-        return self._known
 
     def query_vectors(self, queries: QueryBatch) -> FloatArray:
         """See `VectorRetriever.query_vectors`; without history and attributes, popularity alone."""

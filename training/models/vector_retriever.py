@@ -1,6 +1,6 @@
 """Models that score by a dot product of a query's vector with an item's: what they share, above all the search.
 
-A subclass learns vectors and says what they are (`item_vectors`, `query_vectors`, `known`); scoring, exact and approximate search
+A subclass learns `vectors` and which items are `_known`, and says what a query's vector is; scoring, exact and approximate search
 and the index in the bundle are done here. Which index, and how it is searched, is `training.index`'s.
 
 Legend: `B` queries, `N` items, `D` width.
@@ -29,22 +29,27 @@ class VectorRetriever(Retriever):
     `fit` ends with `vectors_changed(interactions, seed)`; `save` and `load` call `save_index` and `load_index`.
     """
 
+    vectors: FloatArray
+    """(N, D) float32, C-contiguous; a bias is one more column, with 1 in the query's."""
+    _known: BoolArray
+    """(N,) bool: see `known`."""
+
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__(config)
         self._index: ItemIndex | None = None
         self._sample: QueryBatch | None = None
 
-    @abstractmethod
     def item_vectors(self) -> FloatArray:
-        """(N, D) float32, C-contiguous; a bias is one more column, with 1 in the query's. No copy."""
+        """`vectors`. No copy."""
+        return self.vectors
 
     @abstractmethod
     def query_vectors(self, queries: QueryBatch) -> FloatArray:
         """(B, D) float32 from the histories as they are now."""
 
-    @abstractmethod
     def known(self) -> BoolArray:
         """(N,) bool: items that the model has learned something of. The others score as low as the lowest of all. No copy."""
+        return self._known
 
     def score(self, queries: QueryBatch) -> FloatArray:
         """See `Retriever.score`."""
