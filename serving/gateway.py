@@ -157,8 +157,8 @@ class GatewayApp:
         self.metrics.request(route, status)
 
     def _named(self, request_id: RequestId) -> bytes | None:
-        """The id for the answer's header."""
-        return None if self._behind_serve else request_id.known
+        """The id for the answer's header, unless Ray Serve writes it there, as it does with what the caller or itself has given."""
+        return None if self._behind_serve and request_id.given is not None else request_id.known
 
     async def _other(self, scope: AsgiScope, receive: Receive, send: Send, request_id: RequestId) -> None:
         async def counted(message: Message) -> None:

@@ -20,10 +20,10 @@ class RequestId:
         given: the caller's, None where it gave none that can be logged and sent back.
     """
 
-    __slots__ = ("_text",)
+    __slots__ = ("_text", "given")
 
     def __init__(self, given: bytes | None) -> None:
-        self._text = given
+        self._text = self.given = given
 
     @property
     def known(self) -> bytes | None:

@@ -129,3 +129,15 @@ def test_an_id_is_drawn_once_and_only_when_needed() -> None:
         assert request_id.known is not None
 
     asyncio.run(run())
+
+
+def test_behind_serve_only_an_id_that_serve_does_not_know_is_sent_back(logged, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, lines = logged
+    ControlStore(config.control_url).create()
+    app = GatewayApp(config, behind_serve=True)
+    monkeypatch.setattr(app.answerer, "recommend", None, raising=False)
+    path = "/v1/recommendations/u1"
+    ids = [{"X-Request-ID": "by-serve"}, {"X-Request-ID": "new\tline"}]
+    known, not_loggable = asked(app, *(("GET", path, headers, None) for headers in ids))
+    assert "x-request-id" not in known.headers
+    assert {line["request_id"] for line in lines()} == {"by-serve", not_loggable.headers["x-request-id"]}
