@@ -16,7 +16,7 @@ import numpy as np
 
 from serving.cached_list import decode_list
 from serving.gathered import MOST
-from serving.messages import ComputeRequest, Failure, ShadowAsk
+from serving.messages import ComputeRequest, ShadowAsk
 from serving.retriever_replica import Retriever
 from serving.shadow_tally import TOP, ShadowTally, count_ms
 
@@ -42,24 +42,24 @@ class ShadowReplica:
 
     async def score(self, asks: Sequence[ShadowAsk]) -> ShadowTally:
         """Score and compare; what fails is counted and logged once a batch."""
-        tally, trouble = ShadowTally(), ""
+        tally, trouble = ShadowTally(), None
         for start in range(0, len(asks), MOST):
             together = asks[start : start + MOST]
             began = time.perf_counter()
-            answers = await self._retriever.compute_all([ask.request for ask in together])
+            answers = await asyncio.gather(*(self._retriever.compute(ask.request) for ask in together), return_exceptions=True)
             milliseconds = 1000 * (time.perf_counter() - began)
             for ask, found in zip(together, answers, strict=True):
-                answer = None if isinstance(found, Failure) else decode_list(found)
+                answer = None if isinstance(found, BaseException) else decode_list(found)
                 if answer is None:  # a shadow's failure is a finding, never an error of anybody's request
-                    tally.failed, trouble = tally.failed + 1, found.reason if isinstance(found, Failure) else trouble
+                    tally.failed, trouble = tally.failed + 1, found if isinstance(found, BaseException) else trouble
                     continue
                 shown = answer.item_idx[: ask.request.k]
                 compare(tally, ask, self._retriever.items.item_ids[shown].tolist(), answer.score[: len(shown)].tolist())
                 count_ms(tally.shadow_ms, milliseconds)
                 count_ms(tally.live_ms, ask.milliseconds)
             await asyncio.sleep(0)
-        if trouble:
-            _log.warning("shadow: %d of %d failed, the last with %s", tally.failed, len(asks), trouble)
+        if trouble is not None:
+            _log.warning("shadow: %d of %d failed, the last with %s: %s", tally.failed, len(asks), type(trouble).__name__, trouble)
         return tally
 
 
