@@ -94,8 +94,8 @@ class Exposure:
                 "served_from": self.served_from,
                 "degraded": self.degraded,
                 "placement": self.placement,
-                "item_ids": self.item_ids,
-                "propensities": self.propensities,
+                "item_ids": list(self.item_ids),
+                "propensities": None if self.propensities is None else list(self.propensities),
             }
         )
 

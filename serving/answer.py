@@ -64,14 +64,11 @@ def shown_items(items: ItemTable, slate: Slate, sources: Sequence[str], fields: 
         fields: attributes that are asked for.
     """
     item_ids, numbers = items.item_ids.take(slate.rows).tolist(), slate.sources.tolist()
+    # Six digits, of all at once: `round` goes by way of decimals, which takes half a microsecond for each.
+    scores = (np.rint(slate.scores.astype(np.float64) * 1e6) / 1e6).tolist()
     shown: list[dict[str, Any]] = [
-        # Six digits; `round(score, 6)` goes by way of decimals, which takes five times as long.
-        {
-            "item_id": item_id,
-            "score": round(score * 1e6) / 1e6,
-            "source": sources[number] if number >= 0 else _OTHER_SOURCES[number],
-        }
-        for item_id, score, number in zip(item_ids, slate.scores.tolist(), numbers, strict=True)
+        {"item_id": item_id, "score": score, "source": sources[number] if number >= 0 else _OTHER_SOURCES[number]}
+        for item_id, score, number in zip(item_ids, scores, numbers, strict=True)
     ]
     if fields:
         for entry, row in zip(shown, slate.rows.tolist(), strict=True):

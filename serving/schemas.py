@@ -73,7 +73,7 @@ ALL_SEEN = Seen()
 
 @dataclass(slots=True)
 class RecommendationRequest:
-    """A valid request.
+    """A valid request. Not to be changed: what was read from a query string is kept and used again.
 
     `recent_items` are oldest first; `candidates` restricts the answer to a caller's own items; `boost` is CEL and weight; `seen` is
     None where met items may be shown; `top_k` and `diversity` are None where the placement decides; `shown` are the items of
