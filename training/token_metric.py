@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from training.content_columns import content_columns
 from training.interactions import Interactions, LongArray
 from training.models.base import TrainingData
+from training.models.item_item import largest
 from training.text_vectors import code_weights, token_weights, unit_rows
 
 NEAREST, DRAWN = 40, 20
@@ -93,7 +94,7 @@ def _pairs(
         for row in range(alike.shape[0]):
             words = slice(alike.indptr[row], alike.indptr[row + 1])
             taken_with = both.indices[both.indptr[row] : both.indptr[row + 1]]
-            nearest = alike.indices[words][np.argsort(-alike.data[words], kind="stable")[:NEAREST]]
+            nearest = alike.indices[words][largest(alike.data[words], NEAREST)]
             other = np.setdiff1d(np.concatenate([nearest, _drawn(alike.indices[words], rng)]), [start + row])
             left.append(np.full(len(other), start + row))
             right.append(other)

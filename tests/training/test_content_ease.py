@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
+import pytest
 
 from training.dataset import from_frame
 from training.models.base import TrainingData
@@ -33,12 +36,38 @@ def test_a_new_item_is_what_goes_with_the_items_like_it() -> None:
     assert scores[1, row["new-c"]] > 0.5 > abs(scores[1, row["new-b"]])
 
 
-def test_content_alone_speaks_where_activity_is_silent() -> None:
+def test_content_speaks_beside_activity() -> None:
     data = world()
     row = {str(item): n for n, item in enumerate(data.interactions.item_ids)}
     model = ContentEase(ContentEaseConfig(l2=1.0, content_weight=1.0)).fit(data)
-    best = model.retrieve(queries_from_histories([[row["new-b"]]]), 1).item_idx[0, 0]
-    assert best == row["b"]
+    best = model.retrieve(queries_from_histories([[row["new-b"]]]), 2).item_idx[0]
+    # `b` is like it, and `a` goes with what is like it.
+    assert set(best.tolist()) == {row["a"], row["b"]}
+
+
+@pytest.mark.parametrize("carry", ["lend", "ridge"])
+def test_a_history_of_new_items_alone_speaks_with_the_rows_of_items_like_them(carry: Literal["lend", "ridge"]) -> None:
+    data = world()
+    row = {str(item): n for n, item in enumerate(data.interactions.item_ids)}
+    model = ContentEase(ContentEaseConfig(l2=1.0, content_weight=0.0, carry=carry, penalty=0.1)).fit(data)
+    scores = model.score(queries_from_histories([[row["new-b"]], [row["new-c"]]]))
+    assert scores[0, row["a"]] > 0.5 > abs(scores[0, row["d"]])
+    assert scores[1, row["d"]] > 0.5 > abs(scores[1, row["a"]])
+
+
+def test_new_items_of_a_history_speak_as_loud_as_taken_ones_of_other_new_items() -> None:
+    rng = np.random.default_rng(0)
+    kinds, taken, new = 8, 80, 40
+    rows = [(f"u{n}", f"i{item}") for n in range(400) for item in n % kinds + kinds * rng.choice(taken // kinds, 4, replace=False)]
+    ids = np.array([f"i{n}" for n in range(taken + new)], dtype=object)
+    interactions = from_frame(pd.DataFrame(rows, columns=["user_id", "item_id"]), item_ids=ids)
+    number = np.array([int(item[1:]) for item in interactions.item_ids.tolist()])
+    titles = np.array([f"kind{n % kinds} look{n % 13} size{n % 7}" for n in number.tolist()], dtype=object)
+    model = ContentEase(ContentEaseConfig(content_weight=0.0, carry="ridge")).fit(TrainingData(interactions, {"title": titles}))
+    scores = model.score(queries_from_histories([[item] for item in range(taken + new)]))[:, number >= taken]
+    scores[np.flatnonzero(number >= taken), np.arange(new)] = 0.0
+    length = np.linalg.norm(scores, axis=1)
+    assert length[number >= taken].mean() == pytest.approx(length[number < taken].mean(), rel=0.1)
 
 
 def test_without_shrinkage_and_content_it_is_ease() -> None:

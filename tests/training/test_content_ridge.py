@@ -24,26 +24,28 @@ def tokens() -> sp.csr_matrix:
     return sp.csr_matrix(drawn, dtype=np.float32)
 
 
-def test_coefficients_are_those_of_the_definition() -> None:
-    found = ridge_lending(tokens(), COUNTS, penalty=0.7, lenders=100).toarray()
+@pytest.mark.parametrize("squared", [0.0, 0.4, 1.0])
+def test_coefficients_are_those_of_the_definition(squared: float) -> None:
+    found = ridge_lending(tokens(), COUNTS, penalty=0.7, squared=squared, lenders=100).toarray()
     cosines = (unit_rows(tokens()) @ unit_rows(tokens()).T).toarray()
+    likeness = (1 - squared) * cosines + squared * cosines**2
     taken, new = np.flatnonzero(COUNTS), [1, 4]
-    wanted = np.linalg.solve(cosines[np.ix_(taken, taken)] + 0.7 * np.eye(len(taken)), cosines[np.ix_(taken, new)])
+    wanted = np.linalg.solve(likeness[np.ix_(taken, taken)] + 0.7 * np.eye(len(taken)), likeness[np.ix_(taken, new)])
     np.testing.assert_allclose(found[np.ix_(taken, new)], wanted, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(found[:, taken], np.eye(7, dtype=np.float32)[:, taken])
     assert not found[:, 6].any()
 
 
 def test_only_the_largest_coefficients_are_kept() -> None:
-    whole = ridge_lending(tokens(), COUNTS, penalty=0.7, lenders=100).toarray()[:, 1]
-    found = ridge_lending(tokens(), COUNTS, penalty=0.7, lenders=2).toarray()[:, 1]
+    whole = ridge_lending(tokens(), COUNTS, penalty=0.7, squared=0.0, lenders=100).toarray()[:, 1]
+    found = ridge_lending(tokens(), COUNTS, penalty=0.7, squared=0.0, lenders=2).toarray()[:, 1]
     kept = np.argsort(-np.abs(whole))[:2]
     np.testing.assert_array_equal(np.flatnonzero(found), np.sort(kept))
     np.testing.assert_allclose(found[kept], whole[kept])
 
 
 def test_without_new_items_everybody_stands_alone() -> None:
-    found = ridge_lending(tokens(), np.ones(7, dtype=np.int64), penalty=1.0, lenders=5)
+    found = ridge_lending(tokens(), np.ones(7, dtype=np.int64), penalty=1.0, squared=0.0, lenders=5)
     np.testing.assert_array_equal(found.toarray(), np.eye(7))
 
 
@@ -73,4 +75,4 @@ def test_an_entry_itself_speaks_for_items_like_it() -> None:
 def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10})())
     with pytest.raises(NotTrainableError, match='set carry = "lend"'):
-        ridge_lending(tokens(), COUNTS, penalty=1.0, lenders=5)
+        ridge_lending(tokens(), COUNTS, penalty=1.0, squared=0.0, lenders=5)

@@ -1,8 +1,13 @@
 """EASE that reaches items without activity: an item that few have taken borrows weights from those most like it by content.
 
-weights = B A + c T; B is EASE's matrix, solved locally; column j of A is (1 - a_j) of the item itself and a_j of its neighbours by
-words and tags, a_j = shrinkage / (shrinkage + interactions of j); T holds the cosines of words and tags themselves. With `carry` =
-`ridge`, A is that of `content_ridge`, and only items without activity borrow.
+weights = H' (B + o I) A + c T
+
+- B is EASE's matrix, or with `base` = `cosine` that of who took two items; o is `own_weight`.
+- Column j of A is (1 - a_j) of the item itself and a_j of its neighbours by words and tags, a_j = shrinkage / (shrinkage + its
+  interactions). With `carry` = `ridge`, A is that of `content_ridge`, and only items without activity borrow.
+- H is I for items with activity and s A for the others: a history may hold an item that came up after training, which speaks with
+  borrowed rows; s brings those, which a mean over many makes small, to the size of rows of one's own.
+- T holds the cosines of words and tags themselves.
 
 Shapes: `N` items, `A` items with activity.
 """
@@ -15,10 +20,11 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import Field
 
-from training.interactions import FloatArray, Interactions
+from training.interactions import FloatArray, Interactions, LongArray
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
 from training.models.content_ridge import ridge_bytes, ridge_lending
-from training.models.ease_local import local_bytes, local_weights
+from training.models.ease import dense_bytes, gram_inverse, strongest_rows
+from training.models.ease_local import GRAM_SUPPORTS, local_bytes, local_weights, taken_together
 from training.models.item_item import ItemItemConfig, ItemItemRetriever, keep_strongest, popularity_share
 from training.text_vectors import unit_rows
 from training.token_metric import item_tokens
@@ -30,13 +36,15 @@ class ContentEaseConfig(ItemItemConfig):
     """Parameters of EASE with content.
 
     Args:
+        base: what is carried: `ease`, or `cosine`, which is quick to fit and differs enough to stand beside it.
         l2: added to the diagonal of X'X.
-        support: neighbours that the weights of an item are solved on.
+        dense_up_to: items with activity up to which one dense inverse is taken, as of `ease`; above, columns are solved locally.
+        support: above it, neighbours that the weights of an item are solved on.
         lenders: items by content that an item borrows from.
         carry: how much from whom: `lend` by cosines, `ridge` by a regression (memory: the square of the items with activity).
         sharpness: with `lend`, a lender counts by its cosine to this power.
         shrinkage: with `lend`, an item with so many interactions stands half on its own.
-        penalty: of the regression.
+        penalty, squared: of the regression, and how much of its likeness are squared cosines (`content_ridge`).
         own_weight: of an entry itself beside its weights, for items that borrow: they are near those, not only near what goes with
             those.
         text_weight: share of the words in a cosine, the rest being the tags'.
@@ -45,13 +53,16 @@ class ContentEaseConfig(ItemItemConfig):
     """
 
     history_decay: float = Field(default=0.9, gt=0, le=1)
+    base: Literal["ease", "cosine"] = "ease"
     l2: float = Field(default=100.0, gt=0)
+    dense_up_to: int = Field(default=20_000, ge=0, le=60_000)
     support: int = Field(default=100, ge=1, le=1_000)
     lenders: int = Field(default=50, ge=1, le=5_000)
     carry: Literal["lend", "ridge"] = "lend"
     sharpness: float = Field(default=3.0, ge=0, le=20)
     shrinkage: float = Field(default=2.0, ge=0)
-    penalty: float = Field(default=3.0, gt=0, le=1_000)
+    penalty: float = Field(default=2.0, gt=0, le=1_000)
+    squared: float = Field(default=0.7, ge=0, le=1)
     own_weight: float = Field(default=0.0, ge=0, le=10)
     text_weight: float = Field(default=0.9, ge=0, le=1)
     code_weight: float = Field(default=0.3, ge=0, le=0.9)
@@ -70,10 +81,13 @@ class ContentEase(ItemItemRetriever):
     def training_bytes(cls, config: ModelConfig, interactions: Interactions) -> int:
         """See `Retriever.training_bytes`: EASE's local solve, words of the catalogue, and the weights twice."""
         assert isinstance(config, ContentEaseConfig)
-        local = local_bytes(interactions.num_items, config.support, np.diff(interactions.indptr))
-        size = len(np.unique(interactions.item_idx)) if config.carry == "ridge" else 0
+        size = len(np.unique(interactions.item_idx))
+        dense = config.base == "ease" and size <= config.dense_up_to
+        support = config.support if config.base == "ease" else max(config.neighbours // GRAM_SUPPORTS, 1)
+        own = dense_bytes(size) if dense else local_bytes(size, support, np.diff(interactions.indptr))
         sparse = interactions.num_items * (4_000 + 40 * config.neighbours)
-        return super().training_bytes(config, interactions) + local + sparse + ridge_bytes(size)
+        carried = ridge_bytes(size) if config.carry == "ridge" else 0
+        return super().training_bytes(config, interactions) + max(own, carried) + sparse
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
         """See `Retriever.fit`. No epochs."""
@@ -85,18 +99,18 @@ class ContentEase(ItemItemRetriever):
         wanted = config.carry == "lend" or config.content_weight > 0
         near = nearest_by_content(tokens if wanted else tokens[:, :0], config.neighbours)
         if config.carry == "ridge":
-            lending = ridge_lending(tokens, counts, penalty=config.penalty, lenders=config.lenders)
+            lending = ridge_lending(tokens, counts, penalty=config.penalty, squared=config.squared, lenders=config.lenders)
         else:
             lending = _lending(near, counts, config)
-        own = _ease(interactions, config)
+        own = _base(interactions, config)
         scale = _size(own) / max(_size(near), 1e-12) * config.content_weight
         # Item by item, as columns of `weights`: among the strongest of a history entry's row, items that borrow would be lost.
         itself = sp.identity(own.shape[0], dtype=np.float32, format="csr") * np.float32(config.own_weight)
-        borrowers, across = lending.T.tocsr(), (own + itself).T.tocsr()
+        borrowers, across, spoken = lending.T.tocsr(), (own + itself).T.tocsr(), _speaking(lending, own + itself, counts)
         blocks = []
         for start in range(0, interactions.num_items, ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            block = (borrowers[rows] @ across + np.float32(scale) * near[rows]).tocsr()
+            block = (borrowers[rows] @ across @ spoken + np.float32(scale) * near[rows]).tocsr()
             row = np.repeat(np.arange(block.shape[0]) + start, np.diff(block.indptr))
             block.data[row == block.indices] = 0.0
             block.eliminate_zeros()
@@ -127,7 +141,7 @@ def nearest_by_content(tokens: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
     return sp.vstack(blocks, format="csr", dtype=np.float32)
 
 
-def _lending(near: sp.csr_matrix, counts: np.ndarray[tuple[int], np.dtype[np.int64]], config: ContentEaseConfig) -> sp.csr_matrix:
+def _lending(near: sp.csr_matrix, counts: LongArray, config: ContentEaseConfig) -> sp.csr_matrix:
     """A of the module: row = lender, column = borrower; columns sum to one, where an item has lenders or activity."""
     warm = sp.diags((counts > 0).astype(np.float32))
     lenders = (near @ warm).tocsr()
@@ -141,11 +155,35 @@ def _lending(near: sp.csr_matrix, counts: np.ndarray[tuple[int], np.dtype[np.int
     return (shares.T + sp.diags(1.0 - borrowed)).tocsr().astype(np.float32)
 
 
-def _ease(interactions: Interactions, config: ContentEaseConfig) -> sp.csr_matrix:
+def _speaking(lending: sp.csr_matrix, whole: sp.csr_matrix, counts: LongArray) -> sp.csr_matrix:
+    """H of the module: row = the item whose weights speak, column = entry of a history. `whole` is B + o I, row = entry."""
+    new = counts == 0
+    drawn = lending[:, np.flatnonzero(new)[:: max(int(new.sum()) // ROWS_AT_ONCE, 1)]]
+    # As loud as rows of one's own are about new items; a mean is no longer than what it is a mean of, so that less is chance.
+    own = (whole @ drawn).tocsr()
+    others = (drawn.T @ own).tolil()
+    others.setdiag(0.0)
+    borrowed = _mean_length(others.tocsr())
+    scale = max(_mean_length(own) / borrowed, 1.0) if borrowed else 1.0
+    return (sp.diags((~new).astype(np.float32)) + lending @ sp.diags(np.where(new, scale, 0.0).astype(np.float32))).tocsr()
+
+
+def _mean_length(rows: sp.csr_matrix) -> float:
+    """Mean Euclidean length of the rows that are not empty, 0 where all are."""
+    lengths = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1), dtype=np.float64)).ravel()
+    return float(lengths[lengths > 0].mean()) if lengths.any() else 0.0
+
+
+def _base(interactions: Interactions, config: ContentEaseConfig) -> sp.csr_matrix:
     active = np.flatnonzero(np.bincount(interactions.item_idx, minlength=interactions.num_items))
     taken = interactions.to_csr()[:, active]
     taken.data[:] = 1.0
-    found = local_weights(taken, config.l2, config.support).tocoo()
+    if config.base == "cosine":
+        found = taken_together(taken, config.neighbours).tocoo()
+    elif len(active) <= config.dense_up_to:
+        found = strongest_rows(gram_inverse(taken, config.l2), config.neighbours).tocoo()
+    else:
+        found = local_weights(taken, config.l2, config.support).tocoo()
     place = (active[found.row], active[found.col])
     return sp.csr_matrix((found.data, place), shape=(interactions.num_items, interactions.num_items))
 

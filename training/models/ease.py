@@ -73,7 +73,7 @@ class Ease(ItemItemRetriever):
         taken = interactions.to_csr()
         taken.data[:] = 1.0
         if len(active) <= self.config.dense_up_to:
-            weights = _strongest_rows(gram_inverse(taken[:, active], self.config.l2), self.config.neighbours)
+            weights = strongest_rows(gram_inverse(taken[:, active], self.config.l2), self.config.neighbours)
         else:
             _check_memory(local_bytes(len(active), self.config.support, np.diff(interactions.indptr)), len(active))
             found = local_weights(taken[:, active], self.config.l2, self.config.support)
@@ -133,7 +133,7 @@ def _mirror_lower(square: npt.NDArray[np.floating]) -> None:
         square[start:stop, start:stop] = np.tril(corner) + np.tril(corner, -1).T
 
 
-def _strongest_rows(precision: npt.NDArray[np.floating], neighbours: int) -> sp.csr_matrix:
+def strongest_rows(precision: npt.NDArray[np.floating], neighbours: int) -> sp.csr_matrix:
     """(A, A) sparse float32: -P / diag(P) with a zero diagonal, the `neighbours` entries of largest magnitude a row."""
     size = len(precision)
     diagonal = precision.diagonal().copy()

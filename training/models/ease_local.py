@@ -97,6 +97,17 @@ def strongest_gram(taken: sp.csr_matrix, diagonal: FloatArray, width: int) -> sp
     return gram
 
 
+def taken_together(taken: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
+    """(A, A) float32 cosines of the users of two items, zero diagonal: each item's strongest, and who has it among theirs.
+
+    Args:
+        taken: (U, A) ones where a user took an item.
+        neighbours: kept an item.
+    """
+    diagonal = np.asarray(taken.sum(axis=0), dtype=np.float32).ravel()
+    return _cosines(strongest_gram(taken, diagonal, min(neighbours, taken.shape[1])), diagonal)
+
+
 def local_bytes(num_items: int, support: int, history_lengths: LongArray) -> int:
     """Memory of `local_weights`, from above: the kept pairs and their mirror image, the weights, and what is worked on at once.
 

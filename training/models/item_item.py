@@ -154,12 +154,25 @@ def keep_strongest(matrix: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
     lengths = np.diff(matrix.indptr)
     if int(lengths.max(initial=0)) <= neighbours:
         return matrix
-    row = np.repeat(np.arange(matrix.shape[0]), lengths)
-    order = np.lexsort((-np.abs(matrix.data), row))
-    place = np.arange(len(row)) - matrix.indptr[row]
-    kept = np.sort(order[place < neighbours])
+    size = np.abs(matrix.data)
+    keep = np.ones(len(size), dtype=bool)
+    for row in np.flatnonzero(lengths > neighbours):
+        start, stop = matrix.indptr[row], matrix.indptr[row + 1]
+        keep[start:stop] = False
+        keep[start + largest(size[start:stop], neighbours)] = True
+    kept = np.flatnonzero(keep)
     indptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, neighbours))])
     return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape)
+
+
+def largest(values: npt.NDArray[Any], count: int) -> LongArray:
+    """Places of the `count` largest values, ascending; of equal ones the first. All, where there are no more."""
+    if count >= len(values):
+        return np.arange(len(values))
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    kept = values > least
+    kept[np.flatnonzero(values == least)[: count - int(kept.sum())]] = True
+    return np.flatnonzero(kept)
 
 
 def as_index(array: npt.NDArray[Any], entries: int) -> npt.NDArray[np.integer[Any]]:
