@@ -79,7 +79,7 @@ class ContentEase(ItemItemRetriever):
 
     @classmethod
     def training_bytes(cls, config: ModelConfig, interactions: Interactions) -> int:
-        """See `Retriever.training_bytes`: EASE's local solve, words of the catalogue, and the weights twice."""
+        """See `Retriever.training_bytes`: the base or the regression, words of the catalogue, and the weights twice."""
         assert isinstance(config, ContentEaseConfig)
         size = len(np.unique(interactions.item_idx))
         dense = config.base == "ease" and size <= config.dense_up_to
@@ -90,7 +90,11 @@ class ContentEase(ItemItemRetriever):
         return super().training_bytes(config, interactions) + max(own, carried) + sparse
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
-        """See `Retriever.fit`. No epochs."""
+        """See `Retriever.fit`. No epochs.
+
+        Raises:
+            NotTrainableError: the memory at hand does not hold the inverse or the regression, or l2 is too small for the precision.
+        """
         config, interactions = self.config, data.interactions
         tokens = item_tokens(
             data, text_weight=config.text_weight, code_weight=config.code_weight, freedom=config.freedom, seed=seed
@@ -102,11 +106,11 @@ class ContentEase(ItemItemRetriever):
             lending = ridge_lending(tokens, counts, penalty=config.penalty, squared=config.squared, lenders=config.lenders)
         else:
             lending = _lending(near, counts, config)
-        own = _base(interactions, config)
-        scale = _size(own) / max(_size(near), 1e-12) * config.content_weight
+        base = _base(interactions, config)
+        scale = _size(base) / max(_size(near), 1e-12) * config.content_weight
         # Item by item, as columns of `weights`: among the strongest of a history entry's row, items that borrow would be lost.
-        itself = sp.identity(own.shape[0], dtype=np.float32, format="csr") * np.float32(config.own_weight)
-        borrowers, across, spoken = lending.T.tocsr(), (own + itself).T.tocsr(), _speaking(lending, own + itself, counts)
+        whole = base + sp.identity(len(counts), dtype=np.float32, format="csr") * np.float32(config.own_weight)
+        borrowers, across, spoken = lending.T.tocsr(), whole.T.tocsr(), _speaking(lending, whole, counts)
         blocks = []
         for start in range(0, interactions.num_items, ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
@@ -161,9 +165,8 @@ def _speaking(lending: sp.csr_matrix, whole: sp.csr_matrix, counts: LongArray) -
     drawn = lending[:, np.flatnonzero(new)[:: max(int(new.sum()) // ROWS_AT_ONCE, 1)]]
     # As loud as rows of one's own are about new items; a mean is no longer than what it is a mean of, so that less is chance.
     own = (whole @ drawn).tocsr()
-    others = (drawn.T @ own).tolil()
-    others.setdiag(0.0)
-    borrowed = _mean_length(others.tocsr())
+    others = (drawn.T @ own).tocsr()
+    borrowed = _mean_length(others - sp.diags(others.diagonal()))
     scale = max(_mean_length(own) / borrowed, 1.0) if borrowed else 1.0
     return (sp.diags((~new).astype(np.float32)) + lending @ sp.diags(np.where(new, scale, 0.0).astype(np.float32))).tocsr()
 

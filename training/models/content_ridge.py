@@ -81,7 +81,4 @@ def _likeness(cosines: sp.csr_matrix, squared: float) -> FloatArray:
 def _coefficients(factor: tuple[npt.NDArray[np.floating], bool], similar: FloatArray, lenders: int) -> sp.csr_matrix:
     """(block, A) coefficients of a block of items."""
     solved: FloatArray = sl.cho_solve(factor, similar.T, check_finite=False).T
-    if lenders < solved.shape[1]:
-        least = -np.partition(-np.abs(solved), lenders - 1, axis=1)[:, lenders - 1 : lenders]
-        solved = np.where(np.abs(solved) >= least, solved, 0.0)
     return keep_strongest(sp.csr_matrix(solved, dtype=np.float32), lenders)

@@ -160,9 +160,8 @@ def keep_strongest(matrix: sp.csr_matrix, neighbours: int) -> sp.csr_matrix:
         start, stop = matrix.indptr[row], matrix.indptr[row + 1]
         keep[start:stop] = False
         keep[start + largest(size[start:stop], neighbours)] = True
-    kept = np.flatnonzero(keep)
-    indptr = np.concatenate([[0], np.cumsum(np.minimum(lengths, neighbours))])
-    return sp.csr_matrix((matrix.data[kept], matrix.indices[kept], indptr), shape=matrix.shape)
+    indptr = np.concatenate([[0], np.cumsum(keep)])[matrix.indptr]
+    return sp.csr_matrix((matrix.data[keep], matrix.indices[keep], indptr), shape=matrix.shape)
 
 
 def largest(values: npt.NDArray[Any], count: int) -> LongArray:
