@@ -21,6 +21,8 @@ SEARCH_SHARE = 0.6
 FUNNEL_SHARE = 0.15
 """Kept for the funnel: candidates, blend and rankers."""
 FUNNEL_MOST_SECONDS = 600.0
+DRAWS_SHARE = 0.4
+"""Kept beside it for simulated folds, each of which fits every source anew; as many are made as there is time for then."""
 END_SECONDS = 15.0
 """Kept for saving, uploading and registering."""
 END_SHARE = 0.02
@@ -36,11 +38,13 @@ class Budget:
         started: `time.time()` of the call.
         minutes: the limit; None sets none.
         refit_share: rows that the refit reads over those that trials read; 0 without a refit.
+        simulated: whether the funnel learns from simulated folds.
     """
 
     started: float
     minutes: float | None
     refit_share: float
+    simulated: bool = False
 
     @property
     def seconds(self) -> float:
@@ -54,12 +58,14 @@ class Budget:
 
     def quick_until(self, study: Study) -> float:
         """`time.time()` after which no trial of a quick model starts."""
-        return self.started + self.seconds * (QUICK_SHARE if slow_sources(study) else SEARCH_SHARE)
+        share = QUICK_SHARE if slow_sources(study) else SEARCH_SHARE
+        return self.started + self.seconds * share - self.seconds_share(DRAWS_SHARE * share if self.simulated else 0.0)
 
     def search_until(self, best: Mapping[str, TrialRecord]) -> float:
         """`time.time()` at which the search must be over, refits of slow models included; `best` are the best trials so far."""
         quick = sum(refit_seconds(record) for record in best.values() if not MODELS[record.model].slow)
-        return self.funnel_until({}) - self.refit_share * quick - min(self.seconds * FUNNEL_SHARE, FUNNEL_MOST_SECONDS)
+        kept = min(self.seconds * FUNNEL_SHARE, FUNNEL_MOST_SECONDS) + self.seconds_share(DRAWS_SHARE if self.simulated else 0.0)
+        return self.funnel_until({}) - self.refit_share * quick - kept
 
     def funnel_until(self, best: Mapping[str, TrialRecord]) -> float:
         """`time.time()` at which the funnel must be fitted, so that the refit of `best` and the registration are in time."""
@@ -109,9 +115,10 @@ def part_of(study: Study, sources: Sequence[str]) -> Study:
     return study.model_copy(update={"sources": tuple(s for s in study.sources if s.source in sources)})
 
 
-def budget_of(started: float, minutes: float | None, *, rows: int, fit_rows: int, refit: bool) -> Budget:
-    """The budget of a call that started at `time.time()` = `started`."""
-    return Budget(started, minutes, rows / max(fit_rows, 1) if refit else 0.0)
+def budget_of(started: float, minutes: float | None, study: Study, *, rows: int, fit_rows: int) -> Budget:
+    """The budget of a call that started at `time.time()` = `started`; trials read `fit_rows` of `rows`."""
+    share = rows / max(fit_rows, 1) if study.refit else 0.0
+    return Budget(started, minutes, share, simulated=study.funnel.simulated_folds > 0)
 
 
 def refit_seconds(record: TrialRecord) -> float:

@@ -23,7 +23,7 @@ from training.funnel_config import BlendConfig, RankerConfig
 from training.interactions import BoolArray, FloatArray, LongArray
 from training.item_timeline import ItemTimeline
 from training.queries import QueryBatch
-from training.rankers.base import Ranker, RankingBatch, mixed
+from training.rankers.base import Ranker, mixed
 from training.rankers.registry import ranker_class, ranker_settings
 from training.ranking_features import RankingFeatures
 
@@ -146,7 +146,7 @@ def cross_fit(
         base[outside_rows] = held.base
         for config in [config for config in learned if clock.admits(config.kind, fold)]:
             progress(f"training ranker {config.kind}, fold {fold + 1} of {folds}")
-            ranker = fit_ranker(config, learn, asked.labels[inside_rows], seed + fold, None)
+            ranker = new_ranker(config).fit(learn, asked.labels[inside_rows], seed=seed + fold)
             rounds[config.kind].append(ranker.rounds)
             raw[config.kind][outside_rows] = ranker.score(held)
             clock.done(config.kind)
@@ -168,7 +168,8 @@ def cross_fit(
     winner = max(beating, key=lambda config: best.ndcg[config.kind])
     progress(f"training ranker {winner.kind} on all validation users")
     batch = features.reblended(batch, asked.candidates, everyone.blend)
-    final = fit_ranker(winner, batch, asked.labels, seed, max(round(float(np.mean(rounds[winner.kind]))), 1))
+    rounds_of_all = max(round(float(np.mean(rounds[winner.kind]))), 1)
+    final = new_ranker(winner).fit(batch, asked.labels, seed=seed, rounds=rounds_of_all)
     scores = blend_scores.copy()
     scores[chosen] = mixtures[winner.kind].scores
     return CrossFit(everyone, scores, winner, final, mixtures[winner.kind].weight, best.ndcg, comparisons)
@@ -225,12 +226,9 @@ def beats(comparison: PairedComparison, confidence: float) -> bool:
     return comparison.difference > 0 and 1.0 - comparison.p / 2 >= confidence
 
 
-def fit_ranker(
-    config: RankerConfig, batch: RankingBatch, labels: BoolArray, seed: int, rounds: int | None, groups: LongArray | None = None
-) -> Ranker:
-    """A ranker by its configuration; see `Ranker.fit`."""
-    ranker = ranker_class(config.kind)(ranker_settings(config.kind, config.config))
-    return ranker.fit(batch, labels, seed=seed, rounds=rounds, groups=groups)
+def new_ranker(config: RankerConfig) -> Ranker:
+    """A ranker by its configuration, not fitted."""
+    return ranker_class(config.kind)(ranker_settings(config.kind, config.config))
 
 
 def _ndcg(scores: FloatArray, found: ValidationCandidates) -> npt.NDArray[np.float64]:

@@ -20,7 +20,7 @@ from training.blend import Blend
 from training.blend_search import candidate_ndcg, label_candidates, search_blend
 from training.bootstrap import PairedComparison, paired_difference
 from training.candidates import CandidateSet
-from training.cross_fit import CrossFit, Progress, ValidationCandidates, beats, fit_ranker, mixture_of
+from training.cross_fit import CrossFit, Progress, ValidationCandidates, beats, mixture_of, new_ranker
 from training.errors import ProtocolError
 from training.feature_joins import fit_ranking_features, with_user_features
 from training.first_stage import assemble, concatenate, fit_sources, retrieve_by_blocks
@@ -168,8 +168,8 @@ def fit_on_draws(
     comparisons: dict[str, PairedComparison] = {}
     for ranker_config in learned:
         progress(f"training ranker {ranker_config.kind} on simulated folds")
-        ranker = fit_ranker(ranker_config, learn, labels, seed, None, groups if len(parts) > 1 else None)
-        ranker = fit_ranker(ranker_config, learn, labels, seed, max(ranker.rounds, 1))
+        rounds = new_ranker(ranker_config).best_rounds(learn, labels, seed=seed, groups=groups)
+        ranker = new_ranker(ranker_config).fit(learn, labels, seed=seed, rounds=rounds)
         mixture = mixture_of(asked, held.base, ranker.score(held), held.valid, halves)
         ndcg = candidate_ndcg(mixture.scores, asked.labels, held.valid, asked.num_targets)
         best.ndcg[ranker_config.kind] = float(ndcg.mean())

@@ -80,7 +80,7 @@ def tune_study(
         )
     try:
         study = fitting_sources(study, found, notify)
-        budget = budget_of(started, limit, rows=len(found.data.interactions), fit_rows=len(found.fold.fit), refit=study.refit)
+        budget = budget_of(started, limit, study, rows=len(found.data.interactions), fit_rows=len(found.fold.fit))
         runs = TrialRuns(client, run, provenance(asked, found), lambda reason: notify(f"MLflow is gone, trials go on: {reason}"))
         if resume:
             runs.end_abandoned({r.run_id: (r.run_status, r.reason) for r in log.records() if r.run_id})

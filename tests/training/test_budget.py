@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from training.budget import END_SECONDS, END_SHARE, FUNNEL_SHARE, QUICK_SHARE, SEARCH_SHARE, Budget, part_of
+from training.budget import (
+    DRAWS_SHARE,
+    END_SECONDS,
+    END_SHARE,
+    FUNNEL_SHARE,
+    QUICK_SHARE,
+    SEARCH_SHARE,
+    Budget,
+    budget_of,
+    part_of,
+)
 from training.members import with_members
 from training.search_watch import hopeless
 from training.study import Study, parse_study
@@ -34,6 +44,15 @@ def test_the_search_ends_where_funnel_refit_and_registration_still_fit() -> None
     assert HOUR.search_until({}) == pytest.approx(1000 + AFTER)
     knn = ended("popularity", "popularity", fit_seconds=100.0)
     assert HOUR.search_until({"popularity": knn}) == pytest.approx(1000 + AFTER - 150)
+
+
+def test_a_funnel_that_learns_from_simulated_folds_leaves_them_their_share() -> None:
+    simulated = replace(HOUR, simulated=True)
+    assert simulated.search_until({}) == pytest.approx(HOUR.search_until({}) - DRAWS_SHARE * 3600)
+    assert simulated.quick_until(STUDY) == pytest.approx(1000 + (1 - DRAWS_SHARE) * QUICK_SHARE * 3600)
+    assert simulated.funnel_until({}) == HOUR.funnel_until({})  # the draws end by then
+    asked = parse_study({"name": "b", "sources": [{"model": "popularity"}], "funnel": {"simulated_folds": 2}}, "b.toml")
+    assert budget_of(0.0, 10, asked, rows=120, fit_rows=100) == Budget(0.0, 10, 1.2, simulated=True)
 
 
 def test_a_first_slow_trial_shares_with_the_slow_sources_that_wait() -> None:

@@ -91,6 +91,18 @@ class Ranker(ABC):
             groups: (B,) queries of one group are held out together, or not; None holds out each by itself.
         """
 
+    def best_rounds(self, batch: RankingBatch, labels: BoolArray, *, seed: int, groups: LongArray) -> int:
+        """Trees or epochs, one at least, that do best where whole groups are held out.
+
+        Args:
+            batch: of B queries, each with a labelled candidate.
+            labels: (B, K) bool, True for targets.
+            seed: of every random choice.
+            groups: (B,) group of each query.
+        """
+        alone = len(np.unique(groups)) < 2
+        return max(self.fit(batch, labels, seed=seed, groups=None if alone else groups).rounds, 1)
+
     @abstractmethod
     def score(self, batch: RankingBatch) -> FloatArray:
         """(B, K) float32, higher is better, finite; values of padding mean nothing."""

@@ -25,6 +25,7 @@ LEAVES, THRESHOLDS = "leaf_value=", "threshold="
 REPORT_EVERY = 10
 PARALLEL_ROWS = 200_000
 """Below, a second thread costs more than it gives, far more where the cores are shared; above, all that OpenMP may use."""
+CROSS_VALIDATION_FOLDS = 4
 
 
 def load_lightgbm() -> Any:
@@ -90,8 +91,34 @@ class LambdaMart(Ranker):
             callbacks.append(lgb.early_stopping(config.patience, verbose=False))
             if on_round is not None:
                 callbacks.append(_progress(on_round))
-        rows = len(train.label)
-        params = {
+        params = self._parameters(len(train.label), seed)
+        booster = lgb.train(params, train, num_boost_round=rounds or config.max_trees, valid_sets=valid_sets, callbacks=callbacks)
+        self.rounds = booster.best_iteration if valid_sets else booster.num_trees()
+        # Through text and back: what is kept is what will be loaded, cut at the best number of trees.
+        self.booster = lgb.Booster(model_str=booster.model_to_string(num_iteration=self.rounds))
+        return self
+
+    def best_rounds(self, batch: RankingBatch, labels: BoolArray, *, seed: int, groups: LongArray) -> int:
+        """See `Ranker.best_rounds`: cross-validation over the groups, as one of them held out stops by chance (26 to 124 trees)."""
+        names = np.unique(groups)
+        if len(names) < 2:
+            return super().best_rounds(batch, labels, seed=seed, groups=groups)
+        lgb, rng = load_lightgbm(), np.random.default_rng(seed)
+        data = self._dataset(batch, labels, rng)
+        fold_of_group = rng.permutation(len(names)) % CROSS_VALIDATION_FOLDS
+        fold = np.repeat(fold_of_group[np.searchsorted(names, groups)], data.group)
+        curves = lgb.cv(
+            self._parameters(len(fold), seed),
+            data,
+            num_boost_round=self.config.max_trees,
+            folds=[(np.flatnonzero(fold != held), np.flatnonzero(fold == held)) for held in np.unique(fold_of_group)],
+            callbacks=[lgb.early_stopping(self.config.patience, verbose=False)],
+        )
+        return len(next(iter(curves.values())))
+
+    def _parameters(self, rows: int, seed: int) -> dict[str, Any]:
+        config = self.config
+        return {
             "objective": "lambdarank",
             "metric": "ndcg",
             "eval_at": [10],
@@ -110,11 +137,6 @@ class LambdaMart(Ranker):
             "force_row_wise": True,
             "verbosity": -1,
         }
-        booster = lgb.train(params, train, num_boost_round=rounds or config.max_trees, valid_sets=valid_sets, callbacks=callbacks)
-        self.rounds = booster.best_iteration if valid_sets else booster.num_trees()
-        # Through text and back: what is kept is what will be loaded, cut at the best number of trees.
-        self.booster = lgb.Booster(model_str=booster.model_to_string(num_iteration=self.rounds))
-        return self
 
     def _dataset(self, batch: RankingBatch, labels: BoolArray, rng: np.random.Generator, reference: Any = None) -> Any:
         columns, there = draw_candidates(batch, labels, self.config.train_candidates, rng)

@@ -104,6 +104,27 @@ def test_rounds_are_obeyed(kind: str, rng: np.random.Generator) -> None:
     assert fresh(kind).fit(batch, labels, seed=1, rounds=4).rounds == 4
 
 
+@pytest.mark.parametrize("kind", RANKER_KINDS)
+def test_rounds_are_counted_on_whole_groups(kind: str, rng: np.random.Generator) -> None:
+    """What is learned of a group by heart says nothing of the others: where groups are held out it stops early."""
+    parts = [planted(rng, 100, signal=sign * 3.0) for sign in (1, -1, 1, -1, 1, -1)]
+    groups = np.repeat(np.arange(len(parts)), 100)
+    batch = RankingBatch(
+        parts[0][0].names,
+        np.concatenate([one.features for one, _ in parts]),
+        np.concatenate([one.valid for one, _ in parts]),
+        np.concatenate([one.base for one, _ in parts]),
+    )
+    batch.features[:, :, 0], batch.features[:, :, 2] = 0.0, groups[:, None]  # nothing to learn but what differs between groups
+    labels = np.concatenate([part for _, part in parts])
+    by_heart = fresh(kind).fit(batch, labels, seed=1)
+    rounds = fresh(kind).best_rounds(batch, labels, seed=1, groups=groups)
+    assert 1 <= rounds < by_heart.rounds
+    mixed_up = fresh(kind).best_rounds(batch, labels, seed=1, groups=rng.permutation(groups))
+    assert mixed_up > rounds
+    assert fresh(kind).best_rounds(batch, labels, seed=1, groups=np.zeros_like(groups)) == by_heart.rounds
+
+
 def test_the_listwise_network_starts_as_the_blend(rng: np.random.Generator) -> None:
     batch, labels = planted(rng, 40)
     ranker = fresh("listwise").fit(batch, labels, seed=1, rounds=1)
