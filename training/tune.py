@@ -31,6 +31,7 @@ from ray.tune.search import Searcher
 
 from training.budget import Budget
 from training.members import with_members
+from training.memory_kills import memory_kills_fail_one_trial
 from training.models.registry import MODELS
 from training.search import Proposal, StudySearch
 from training.search_watch import OnProgress, SearchWatch, best_trials
@@ -96,7 +97,7 @@ def run_search(
         asked = _AskTell(search, sources, study, task, mode, limit, watch, cores_each)
         scratch = Path(tempfile.mkdtemp(prefix="sl-tune-"))
         try:
-            with _quiet_ray():
+            with _quiet_ray(), memory_kills_fail_one_trial():
                 tuner = tune.Tuner(
                     tune.with_resources(tune.with_parameters(_trainable, task=task), _needs),
                     tune_config=tune.TuneConfig(

@@ -2,7 +2,7 @@
 
 A program of its own, because what `__main__` defines travels to Ray's workers by value, and because it is killed in one test.
 The models: `learner` gets better with every epoch, up to a height that its configuration gives, and with every member; `fragile`
-raises, kills its process or gives NaN for some of its configurations.
+raises, kills its process, takes memory without end or gives NaN for some of its configurations.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Learner(Planted):
 
 
 class FragileConfig(ModelConfig):
-    outcome: Literal["raises", "dies", "nan", "good"] = "good"
+    outcome: Literal["raises", "dies", "grows", "nan", "good"] = "good"
 
 
 class Fragile(Planted):
@@ -95,6 +95,11 @@ class Fragile(Planted):
             raise ValueError("a planted failure")
         if self.config.outcome == "dies":
             os._exit(1)
+        if self.config.outcome == "grows":
+            held = []
+            for _ in range(80):  # 10 GB, unless somebody steps in
+                held.append(np.ones(2**24))
+                time.sleep(0.1)
         return self
 
     def score(self, queries: QueryBatch) -> FloatArray:

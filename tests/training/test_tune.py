@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from training.tracking import connect
@@ -20,16 +21,18 @@ from training.trial_log import TrialLog, TrialRecord
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 PROGRAM = Path(__file__).with_name("planted_search.py")
+ROOM = 4 * 2**30
+"""Memory that a trial may take before Ray ends it."""
 
 
-def start(folder: Path, uri: str, study: dict[str, Any]) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(PROGRAM.parents[2])}
+def start(folder: Path, uri: str, study: dict[str, Any], **variables: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(PROGRAM.parents[2])} | variables
     command = [sys.executable, str(PROGRAM), str(folder), uri, json.dumps(study)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def search(folder: Path, uri: str, study: dict[str, Any]) -> list[TrialRecord]:
-    process = start(folder, uri, study)
+def search(folder: Path, uri: str, study: dict[str, Any], **variables: str) -> list[TrialRecord]:
+    process = start(folder, uri, study, **variables)
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output.decode()[-3000:]
     return TrialLog(folder).records()
@@ -105,6 +108,20 @@ def test_failures_stay_single_slow_learners_are_stopped_and_the_best_gets_member
     progress = json.loads((folder / "progress.json").read_text())
     assert progress[-1] == [15, 15]
     assert [ended for ended, _ in progress] == sorted(ended for ended, _ in progress)
+
+
+def test_a_trial_that_runs_out_of_memory_is_ended_alone(tmp_path: Path, mlflow_server: str) -> None:
+    """Ray's own monitor ends it, at a threshold that this machine reaches soon and others on it are far from."""
+    memory = psutil.virtual_memory()
+    if memory.available < 2 * ROOM:
+        pytest.skip(f"{memory.available / 2**30:.1f} GB of memory are free, and this takes {2 * ROOM / 2**30:.0f}")
+    threshold = (memory.total - memory.available + ROOM) / memory.total
+    sources = [{"model": "fragile", "name": outcome, "fixed": {"outcome": outcome}} for outcome in ("grows", "good")]
+    study = {"name": "memory", "trials": 2, "sources": sources}
+    variables = {"RAY_memory_usage_threshold": f"{threshold:.4f}", "RAY_memory_monitor_refresh_ms": "50"}
+    grown, good = sorted(search(tmp_path / "memory", mlflow_server, study, **variables), key=lambda r: r.source, reverse=True)
+    assert (good.status, grown.status) == ("finished", "failed")
+    assert grown.reason == "out of memory: Ray ended the trial's process"
 
 
 def test_after_kill_9_only_the_trials_under_way_are_repeated(tmp_path: Path, mlflow_server: str) -> None:
