@@ -26,6 +26,7 @@ REPORT_EVERY = 10
 PARALLEL_ROWS = 200_000
 """Below, a second thread costs more than it gives, far more where the cores are shared; above, all that OpenMP may use."""
 CROSS_VALIDATION_FOLDS = 4
+"""Into which whole groups are dealt out to count trees; each costs about what the final fit does."""
 
 
 def load_lightgbm() -> Any:
@@ -99,7 +100,7 @@ class LambdaMart(Ranker):
         return self
 
     def best_rounds(self, batch: RankingBatch, labels: BoolArray, *, seed: int, groups: LongArray) -> int:
-        """See `Ranker.best_rounds`: cross-validation over the groups, as one of them held out stops by chance (26 to 124 trees)."""
+        """See `Ranker.best_rounds`: where the mean over cross-validation's folds is best, for one fold's curve stops by chance."""
         names = np.unique(groups)
         if len(names) < 2:
             return super().best_rounds(batch, labels, seed=seed, groups=groups)
