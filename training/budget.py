@@ -18,6 +18,8 @@ QUICK_SHARE = 0.2
 """Share of the time in which trials of quick models start, where slow ones wait for the rest."""
 SEARCH_SHARE = 0.6
 """The same where there are no slow models."""
+OVERRUN = 1.5
+"""A trial of a quick model that began in time ends at this multiple of it: on a large dataset one may take any time."""
 FUNNEL_SHARE = 0.15
 """Kept for the funnel: candidates, blend and rankers."""
 FUNNEL_MOST_SECONDS = 600.0
@@ -60,6 +62,11 @@ class Budget:
         """`time.time()` after which no trial of a quick model starts."""
         share = QUICK_SHARE if slow_sources(study) else SEARCH_SHARE
         return self.started + self.seconds * share - self.seconds_share(DRAWS_SHARE * share if self.simulated else 0.0)
+
+    def quick_over(self, source: str, study: Study, best: Mapping[str, TrialRecord]) -> float:
+        """`time.time()` at which a trial of a quick source is ended as it is; infinite where the study cannot do without it."""
+        needed = source not in best and not any(s.optional for s in study.sources if s.source == source)
+        return float("inf") if needed else self.started + OVERRUN * (self.quick_until(study) - self.started)
 
     def search_until(self, best: Mapping[str, TrialRecord]) -> float:
         """`time.time()` at which the search must be over, refits of slow models included; `best` are the best trials so far."""

@@ -19,6 +19,7 @@ from training.histories import Histories
 from training.interactions import IntArray, Interactions
 from training.models.base import TrainingData
 from training.models.registry import build_model
+from training.models.vector_retriever import VectorRetriever
 from training.pipeline import Pipeline, Source, item_table
 from training.weights import WORTH_KEEPING_SECONDS, WeightStore, data_sha256
 
@@ -57,6 +58,9 @@ def fit_sources(
             retriever = model.fit(data, seed=seed)
             if weights is not None and time.perf_counter() - started >= WORTH_KEEPING_SECONDS:
                 weights.add(retriever, config.model, config.config, digest, seed)
+        elif isinstance(retriever, VectorRetriever) and retriever.index is None:
+            # A best epoch is kept as it was in the middle of its fit, without an index.
+            retriever.vectors_changed(data.interactions, seed)
         fitted.append(Source(config.source, retriever, config.quota))
     return tuple(fitted)
 

@@ -12,9 +12,11 @@ import contextlib
 import ctypes
 import gc
 import logging
+import math
 import os
 import re
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -132,17 +134,31 @@ def _trainable(config: dict[str, Any], task: TrialTask) -> None:
     """Runs in a Ray worker."""
     os.nice(max(0, NICENESS - os.nice(0)))
     try:
-        run_trial(
-            task,
-            config["model"],
-            config["config"],
-            tune.report,
-            threads=config["cores"],
-            end_at=config["end_at"],
-            refit_share=config["refit_share"],
-        )
+        with _over_at(config["over_at"]):
+            run_trial(
+                task,
+                config["model"],
+                config["config"],
+                tune.report,
+                threads=config["cores"],
+                end_at=config["end_at"],
+                refit_share=config["refit_share"],
+            )
     finally:
         _give_memory_back()
+
+
+@contextmanager
+def _over_at(end: float) -> Iterator[None]:
+    """The system ends this process at `time.time()` = `end`, even in a long call into a library, which hears nothing else."""
+    if math.isinf(end):
+        yield
+        return
+    signal.setitimer(signal.ITIMER_REAL, max(end - time.time(), 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _give_memory_back() -> None:
@@ -209,9 +225,9 @@ class _AskTell(_NotKept, Searcher):
             proposal = self._more_members(best, now) or self._search.ask(self._sources)
             if proposal is None:
                 return str(Searcher.FINISHED)
-            slow = MODELS[proposal.model].slow
-            end_at = self._budget.slow_trial_end(proposal.source, self._study, best, now) if slow else float("inf")
-            if end_at is not None and (slow or now < self._budget.quick_until(self._study)):
+            slow, quick_until = MODELS[proposal.model].slow, self._budget.quick_until(self._study)
+            end_at = self._budget.slow_trial_end(proposal.source, self._study, best, now) if slow else quick_until
+            if end_at is not None and (slow or now < quick_until):
                 break
             self._search.give_up(proposal.source)
         self._proposals[trial_id] = proposal
@@ -225,7 +241,9 @@ class _AskTell(_NotKept, Searcher):
             "memory_bytes": _memory_bytes(proposal, self._task),
             "cores": self._cores,
             "end_at": end_at,
-            "refit_share": self._budget.refit_share,
+            "over_at": float("inf") if slow else self._budget.quick_over(proposal.source, self._study, best),
+            # What refits of quick models take is kept already.
+            "refit_share": self._budget.refit_share if slow else 0.0,
             "may_stop": proposal.source not in self._grown,
         }
 
@@ -336,6 +354,8 @@ def _reason(trial: Any) -> str:
         return "no reason was kept"
     if "OutOfMemoryError" in text or "running low on memory" in text:
         return "out of memory: Ray ended the trial's process"
+    if trial.config["over_at"] <= time.time():
+        return "it took longer than the time limit leaves to a trial, and was ended"
     if "ActorDiedError" in text or "The actor died" in text:
         return "the trial's process died (killed, or out of memory)"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

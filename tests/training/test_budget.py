@@ -12,6 +12,7 @@ from training.budget import (
     END_SECONDS,
     END_SHARE,
     FUNNEL_SHARE,
+    OVERRUN,
     QUICK_SHARE,
     SEARCH_SHARE,
     Budget,
@@ -38,6 +39,16 @@ def ended(source: str, model: str, *, seconds: float = 10.0, **metrics: float) -
 def test_quick_models_leave_most_of_the_time_to_slow_ones() -> None:
     assert HOUR.quick_until(STUDY) == 1000 + QUICK_SHARE * 3600
     assert HOUR.quick_until(part_of(STUDY, ["popularity"])) == 1000 + SEARCH_SHARE * 3600
+
+
+def test_a_quick_trial_that_began_in_time_is_ended_unless_the_study_needs_it() -> None:
+    optional = {"model": "popularity", "optional": True}
+    study = parse_study({"name": "b", "sources": [optional, {"model": "ease"}]}, "b.toml")
+    limit = 1000 + OVERRUN * SEARCH_SHARE * 3600
+    assert HOUR.quick_over("popularity", study, {}) == limit
+    assert HOUR.quick_over("ease", study, {}) == float("inf")
+    assert HOUR.quick_over("ease", study, {"ease": ended("ease", "ease")}) == limit
+    assert replace(HOUR, minutes=None).quick_over("popularity", study, {}) == float("inf")
 
 
 def test_the_search_ends_where_funnel_refit_and_registration_still_fit() -> None:

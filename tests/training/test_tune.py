@@ -124,6 +124,17 @@ def test_a_trial_that_runs_out_of_memory_is_ended_alone(tmp_path: Path, mlflow_s
     assert grown.reason == "out of memory: Ray ended the trial's process"
 
 
+def test_a_quick_model_that_takes_longer_than_the_time_limit_leaves_it_is_ended_alone(tmp_path: Path, mlflow_server: str) -> None:
+    """It hangs in one call into a library, as a decomposition of a large catalogue does: nothing in its process can end it."""
+    sources = [
+        {"model": "fragile", "name": outcome, "fixed": {"outcome": outcome}, "optional": True} for outcome in ("lasts", "good")
+    ]
+    study = {"name": "limited", "trials": 2, "minutes": 0.5, "sources": sources}
+    good, lasting = sorted(search(tmp_path / "limited", mlflow_server, study), key=lambda r: r.source)
+    assert (good.status, lasting.status) == ("finished", "failed")
+    assert lasting.reason == "it took longer than the time limit leaves to a trial, and was ended"
+
+
 def test_after_kill_9_only_the_trials_under_way_are_repeated(tmp_path: Path, mlflow_server: str) -> None:
     space = {"height": {"type": "float", "low": 0.05, "high": 1.0}}
     study = {
