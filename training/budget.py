@@ -63,10 +63,22 @@ class Budget:
         share = QUICK_SHARE if slow_sources(study) else SEARCH_SHARE
         return self.started + self.seconds * share - self.seconds_share(DRAWS_SHARE * share if self.simulated else 0.0)
 
-    def quick_over(self, source: str, study: Study, best: Mapping[str, TrialRecord]) -> float:
-        """`time.time()` at which a trial of a quick source is ended as it is; infinite where the study cannot do without it."""
-        needed = source not in best and not any(s.optional for s in study.sources if s.source == source)
-        return float("inf") if needed else self.started + OVERRUN * (self.quick_until(study) - self.started)
+    def over_at(self, source: str, study: Study, best: Mapping[str, TrialRecord], now: float, end_at: float) -> float:
+        """`time.time()` at which a trial is ended as it is; infinite where the study cannot do without its source.
+
+        A slow one must have come through its first epoch by then, with as much time left as its refit takes; after that it knows
+        its own pace.
+
+        Args:
+            source, study, best, now: as for `slow_trial_end`.
+            end_at: when the fit should be over.
+        """
+        (asked,) = (one for one in study.sources if one.source == source)
+        if source not in best and not asked.optional:
+            return float("inf")
+        if MODELS[asked.model].slow:
+            return now + (end_at - now) / (1.0 + self.refit_share)
+        return self.started + OVERRUN * (end_at - self.started)
 
     def search_until(self, best: Mapping[str, TrialRecord]) -> float:
         """`time.time()` at which the search must be over, refits of slow models included; `best` are the best trials so far."""

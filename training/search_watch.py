@@ -12,12 +12,13 @@ from training.study import Study
 from training.tracking import TrialRuns
 from training.trial import TrialTask, with_epochs
 from training.trial_log import TrialLog, TrialRecord
+from training.trial_process import TOO_LONG
 from training.tune_progress import SearchProgress
 
 HOPELESS = 3
 """First trials of a source that failed, all of them, after which it gets no more."""
 NOT_TRAINABLE = "NotTrainableError: "
-"""How the reason of a trial starts whose model cannot be trained on this data: the next one could not either."""
+"""How the reason of a trial starts whose model cannot be trained on this data. Neither could the next one, as after `TOO_LONG`."""
 
 OnProgress = Callable[[SearchProgress], None]
 
@@ -167,7 +168,7 @@ def hopeless(records: list[TrialRecord], source: str) -> bool:
     """Whether a source's trials so far say that no other would succeed."""
     own = [record for record in records if record.source == source]
     failed = [record for record in own if record.status == "failed"]
-    never = any((record.reason or "").startswith(NOT_TRAINABLE) for record in failed)
+    never = any((record.reason or "").startswith((NOT_TRAINABLE, TOO_LONG)) for record in failed)
     return len(failed) == len(own) and bool(own) and (never or len(own) >= HOPELESS)
 
 

@@ -8,15 +8,9 @@ kept of it `training.trial_log`'s; Tune's own experiment state is not used, so a
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import logging
-import math
 import os
-import re
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +22,7 @@ import psutil
 import ray
 from pydantic import ValidationError
 from ray import tune
+from ray._private import worker as ray_worker  # noqa: PLC2701 -- no setting leaves its messages out
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -41,9 +36,8 @@ from training.study import Study
 from training.tracking import TrialRuns
 from training.trial import TrialTask, run_trial
 from training.trial_log import TrialLog, TrialRecord
+from training.trial_process import failure_reason, trial_process
 
-NICENESS = 15
-"""Of trials: a stack that serves on the same cores keeps its latency (378 requests/s beside trials, 241 without)."""
 MEMORY_SHARE = 0.9
 """Share of the memory that Ray counts on which one trial may ask for."""
 PROCESS_BYTES = 600 * 2**20
@@ -132,40 +126,22 @@ def run_search(
 
 def _trainable(config: dict[str, Any], task: TrialTask) -> None:
     """Runs in a Ray worker."""
-    os.nice(max(0, NICENESS - os.nice(0)))
-    try:
-        with _over_at(config["over_at"]):
-            run_trial(
-                task,
-                config["model"],
-                config["config"],
-                tune.report,
-                threads=config["cores"],
-                end_at=config["end_at"],
-                refit_share=config["refit_share"],
-            )
-    finally:
-        _give_memory_back()
+    with trial_process(config["over_at"]) as is_in_time:
 
+        def report(metrics: dict[str, float]) -> None:
+            if MODELS[config["model"]].slow:
+                is_in_time()
+            tune.report(metrics)
 
-@contextmanager
-def _over_at(end: float) -> Iterator[None]:
-    """The system ends this process at `time.time()` = `end`, even in a long call into a library, which hears nothing else."""
-    if math.isinf(end):
-        yield
-        return
-    signal.setitimer(signal.ITIMER_REAL, max(end - time.time(), 1e-3))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _give_memory_back() -> None:
-    """Hand freed memory to the system: a worker runs many trials, each on a new thread, and glibc keeps what each of them freed."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        run_trial(
+            task,
+            config["model"],
+            config["config"],
+            report,
+            threads=config["cores"],
+            end_at=config["end_at"],
+            refit_share=config["refit_share"],
+        )
 
 
 def _needs(config: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -241,7 +217,7 @@ class _AskTell(_NotKept, Searcher):
             "memory_bytes": _memory_bytes(proposal, self._task),
             "cores": self._cores,
             "end_at": end_at,
-            "over_at": float("inf") if slow else self._budget.quick_over(proposal.source, self._study, best),
+            "over_at": self._budget.over_at(proposal.source, self._study, best, now, end_at),
             # What refits of quick models take is kept already.
             "refit_share": self._budget.refit_share if slow else 0.0,
             "may_stop": proposal.source not in self._grown,
@@ -323,7 +299,7 @@ class _Callback(_NotKept, tune.Callback):
         self._watch.ended(trial.trial_id, trial.config)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._watch.failed(trial.trial_id, trial.config, _reason(trial))
+        self._watch.failed(trial.trial_id, trial.config, failure_reason(trial.error_file, trial.config["over_at"]))
 
 
 _TUNE_FIELDS = frozenset(
@@ -346,27 +322,11 @@ def _ours(result: Mapping[str, Any]) -> set[str]:
     return {name for name, value in result.items() if name not in _TUNE_FIELDS and isinstance(value, int | float)}
 
 
-def _reason(trial: Any) -> str:
-    """Why a trial failed, in one line, out of the text that Tune keeps."""
-    try:
-        text = Path(trial.error_file).read_text()
-    except (OSError, TypeError):
-        return "no reason was kept"
-    if "OutOfMemoryError" in text or "running low on memory" in text:
-        return "out of memory: Ray ended the trial's process"
-    if trial.config["over_at"] <= time.time():
-        return "it took longer than the time limit leaves to a trial, and was ended"
-    if "ActorDiedError" in text or "The actor died" in text:
-        return "the trial's process died (killed, or out of memory)"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt): ", line)]
-    last = (named or lines or ["no reason was kept"])[-1]
-    return re.sub(r"^(?:\w+\.)+(?=\w+: )", "", last)[:500]
-
-
 @contextmanager
 def _quiet_ray() -> Iterator[None]:
-    """Tune logs each failed trial with a traceback; ours go to the trial log and to the screen as one line."""
+    """Tune logs each failed trial with a traceback, Ray prints pages about each process that died; here they are one line each."""
+    told = ray_worker.print_to_stdstream
+    ray_worker.print_to_stdstream = lambda data, ignore_prefix: None
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray.air")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -374,5 +334,6 @@ def _quiet_ray() -> Iterator[None]:
     try:
         yield
     finally:
+        ray_worker.print_to_stdstream = told
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

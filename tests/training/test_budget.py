@@ -23,6 +23,7 @@ from training.members import with_members
 from training.search_watch import hopeless
 from training.study import Study, parse_study
 from training.trial_log import TrialRecord
+from training.trial_process import TOO_LONG
 
 STUDY = parse_study({"name": "b", "sources": [{"model": "popularity"}, {"model": "sequential"}]}, "b.toml")
 TWO_SLOW = parse_study(
@@ -41,14 +42,18 @@ def test_quick_models_leave_most_of_the_time_to_slow_ones() -> None:
     assert HOUR.quick_until(part_of(STUDY, ["popularity"])) == 1000 + SEARCH_SHARE * 3600
 
 
-def test_a_quick_trial_that_began_in_time_is_ended_unless_the_study_needs_it() -> None:
+def test_a_trial_is_ended_in_time_unless_the_study_needs_it() -> None:
     optional = {"model": "popularity", "optional": True}
-    study = parse_study({"name": "b", "sources": [optional, {"model": "ease"}]}, "b.toml")
-    limit = 1000 + OVERRUN * SEARCH_SHARE * 3600
-    assert HOUR.quick_over("popularity", study, {}) == limit
-    assert HOUR.quick_over("ease", study, {}) == float("inf")
-    assert HOUR.quick_over("ease", study, {"ease": ended("ease", "ease")}) == limit
-    assert replace(HOUR, minutes=None).quick_over("popularity", study, {}) == float("inf")
+    slow = {"model": "sequential", "optional": True}
+    study = parse_study({"name": "b", "sources": [optional, {"model": "ease"}, slow]}, "b.toml")
+    quick_end = HOUR.quick_until(study)
+    limit = 1000 + OVERRUN * QUICK_SHARE * 3600
+    assert HOUR.over_at("popularity", study, {}, 1100.0, quick_end) == limit
+    assert HOUR.over_at("ease", study, {}, 1100.0, quick_end) == float("inf")
+    assert HOUR.over_at("ease", study, {"ease": ended("ease", "ease")}, 1100.0, quick_end) == limit
+    # A first epoch, and then its refit at one and a half times of that.
+    assert HOUR.over_at("sequential", study, {}, 2000.0, 3000.0) == pytest.approx(2000 + 1000 / 2.5)
+    assert replace(HOUR, minutes=None).over_at("sequential", study, {}, 2000.0, float("inf")) == float("inf")
 
 
 def test_the_search_ends_where_funnel_refit_and_registration_still_fit() -> None:
@@ -127,6 +132,7 @@ def test_a_source_is_given_up_when_its_data_does_not_allow_it_or_nothing_works()
     assert not hopeless([failed("ValueError: no")], "s")
     assert hopeless([failed("ValueError: no")] * 3, "s")
     assert hopeless([failed("NotTrainableError: there are no attributes")], "s")
+    assert hopeless([failed(TOO_LONG)], "s")
     assert not hopeless([failed("ValueError: no"), ended("s", "m"), failed("ValueError: no"), failed("ValueError: no")], "s")
 
 
