@@ -145,7 +145,9 @@ def fit_funnel(
             features = fit_ranking_features(fold.fit, draft.items, candidates.sources, seed=seed)
             timeline = ItemTimeline.of(fold.fit.item_idx, fold.fit.time_us) if fold.fit.has_times else None
         clock.lap("features")
-        crossed = cross_fit(found, config.blend, wanted, features, timeline, seed=seed, end_at=end_at, progress=progress)
+        # A ranker's features are fitted once more where the funnel is fitted anew on all rows.
+        rankers_end_at = None if end_at is None else end_at - report.seconds["features"]
+        crossed = cross_fit(found, config.blend, wanted, features, timeline, seed=seed, end_at=rankers_end_at, progress=progress)
     clock.lap("blend_and_ranker")
     stage = None
     if features is not None and crossed.ranker is not None:
