@@ -1,8 +1,8 @@
 """The wall clock of a study with a time limit: what the search may use, and what is kept for the funnel, the refit and the end.
 
 Quick models are searched first, in parallel. Models whose fits take minutes get what remains, one fit at a time on several cores:
-how long one of their epochs takes is measured, and a fit ends while there is still time to refit it. What comes after the search
-is estimated from the trials that will be refitted.
+how long one of their epochs takes is measured, and a fit ends while there is still time to refit it. A trial that cannot be in time
+is ended as it is, unless the study needs its source. What comes after the search is estimated from the trials to be refitted.
 """
 
 from __future__ import annotations

@@ -16,10 +16,8 @@ from pathlib import Path
 
 NICENESS = 15
 """Of trials: a stack that serves on the same cores keeps its latency (378 requests/s beside trials, 241 without)."""
-
-
 TOO_LONG = "it took longer than the time limit leaves to a trial, and was ended"
-"""Reason of a trial that `over_at` has ended."""
+"""Reason of a trial that the system ended at its `over_at`."""
 
 
 @contextmanager
@@ -44,7 +42,12 @@ def trial_process(over_at: float) -> Iterator[Callable[[], None]]:
 
 
 def failure_reason(error_file: str | None, over_at: float) -> str:
-    """Why a trial failed, in one line, out of the text that Tune keeps in a file; `over_at` as in `trial_process`."""
+    """Why a trial failed, in one line.
+
+    Args:
+        error_file: where Tune keeps its text.
+        over_at: as in `trial_process`; infinite once that end was taken away.
+    """
     try:
         text = Path(error_file or "").read_text()
     except OSError:

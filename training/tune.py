@@ -68,7 +68,7 @@ def run_search(
         search: proposes and is told.
         log: gets every trial that ends.
         runs: MLflow runs of the trials.
-        budget: of the call; decides when the last trial starts and how long slow ones may take.
+        budget: of the call; decides when the last trial starts and how long each may take.
         on_progress: called in this process whenever something changes.
 
     Returns:
@@ -299,7 +299,10 @@ class _Callback(_NotKept, tune.Callback):
         self._watch.ended(trial.trial_id, trial.config)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._watch.failed(trial.trial_id, trial.config, failure_reason(trial.error_file, trial.config["over_at"]))
+        # A slow one that has reported was in time (`_trainable`): whatever it died of, it was not its end.
+        in_time = MODELS[trial.config["model"]].slow and "epoch" in trial.run_metadata.last_result
+        over_at = float("inf") if in_time else trial.config["over_at"]
+        self._watch.failed(trial.trial_id, trial.config, failure_reason(trial.error_file, over_at))
 
 
 _TUNE_FIELDS = frozenset(

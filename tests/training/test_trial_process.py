@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from training.trial_process import NICENESS
+from training.trial_process import NICENESS, TOO_LONG, failure_reason
 
 PROGRAM = """
 import os, re, time
@@ -42,3 +43,11 @@ def test_a_trial_that_is_in_time_goes_on_and_so_does_the_process_after_it() -> N
     assert ended(0.5, in_time=True) == (0, niceness)
     assert ended(0.5, afterwards=1.5) == (0, niceness)
     assert ended(float("inf")) == (0, niceness)
+
+
+def test_a_death_is_the_time_limits_only_where_that_end_held_and_has_passed(tmp_path: Path) -> None:
+    told = tmp_path / "error.txt"
+    told.write_text("ray.exceptions.ActorDiedError: The actor died unexpectedly")
+    assert failure_reason(str(told), time.time() - 1.0) == TOO_LONG
+    assert failure_reason(str(told), time.time() + 60.0) == failure_reason(str(told), float("inf")) != TOO_LONG
+    assert failure_reason(None, 0.0) == "no reason was kept"
