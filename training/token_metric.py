@@ -43,12 +43,16 @@ def item_tokens(data: TrainingData, *, text_weight: float, code_weight: float, f
         freedom: see `learned_tokens`.
         seed: of what is drawn.
     """
-    columns = content_columns(data.item_attributes, data.interactions.num_items)
-    tags = columns.tags if text_weight < 1 else columns.tags[:, :0]
-    parts = [token_weights(columns.documents, tags, text_weight) * (1.0 - code_weight) ** 0.5]
-    if code_weight:
-        parts.append(code_weights(columns.documents) * code_weight**0.5)
-    return learned_tokens(unit_rows(sp.hstack(parts, format="csr")), data.interactions, freedom, seed)
+
+    def make() -> sp.csr_matrix:
+        columns = content_columns(data.item_attributes, data.interactions.num_items)
+        tags = columns.tags if text_weight < 1 else columns.tags[:, :0]
+        parts = [token_weights(columns.documents, tags, text_weight) * (1.0 - code_weight) ** 0.5]
+        if code_weight:
+            parts.append(code_weights(columns.documents) * code_weight**0.5)
+        return learned_tokens(unit_rows(sp.hstack(parts, format="csr")), data.interactions, freedom, seed)
+
+    return data.derived(("item_tokens", text_weight, code_weight, freedom, seed), make)
 
 
 def learned_tokens(tokens: sp.csr_matrix, interactions: Interactions, freedom: float, seed: int) -> sp.csr_matrix:

@@ -9,10 +9,10 @@ Legend: `B` queries, `N` items, `k` wanted candidates.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from training.candidates import Retrieved
 from training.interactions import BoolArray, FloatArray, Interactions
 from training.queries import QueryBatch
+
+Made = TypeVar("Made")
 
 
 class ModelConfig(BaseModel):
@@ -42,6 +44,14 @@ class TrainingData:
     interactions: Interactions
     item_attributes: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
     user_attributes: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+    _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def derived(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What several models make of the same data: made at the first call with `key`, which names it and its parameters."""
+        if key not in self._derived:
+            self._derived[key] = make()
+        found: Made = self._derived[key]
+        return found
 
 
 ReportEpoch = Callable[[int, "Retriever"], bool]

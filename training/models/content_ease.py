@@ -20,12 +20,13 @@ import numpy as np
 import scipy.sparse as sp
 from pydantic import Field
 
-from training.interactions import FloatArray, Interactions, LongArray
+from training.interactions import BoolArray, FloatArray, Interactions, LongArray
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
 from training.models.content_ridge import ridge_bytes, ridge_lending
 from training.models.ease import dense_bytes, gram_inverse, strongest_rows
 from training.models.ease_local import GRAM_SUPPORTS, local_bytes, local_weights, taken_together
 from training.models.item_item import ItemItemConfig, ItemItemRetriever, keep_strongest, popularity_share
+from training.sparse_products import product
 from training.text_vectors import unit_rows
 from training.token_metric import item_tokens
 
@@ -110,16 +111,17 @@ class ContentEase(ItemItemRetriever):
         scale = _size(base) / max(_size(near), 1e-12) * config.content_weight
         # Item by item, as columns of `weights`: among the strongest of a history entry's row, items that borrow would be lost.
         whole = base + sp.identity(len(counts), dtype=np.float32, format="csr") * np.float32(config.own_weight)
-        borrowers, across, spoken = lending.T.tocsr(), whole.T.tocsr(), _speaking(lending, whole, counts)
-        blocks = []
-        for start in range(0, interactions.num_items, ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            block = (borrowers[rows] @ across @ spoken + np.float32(scale) * near[rows]).tocsr()
-            row = np.repeat(np.arange(block.shape[0]) + start, np.diff(block.indptr))
-            block.data[row == block.indices] = 0.0
+        borrowers, across, new = lending.T.tocsr(), whole.T.tocsr(), counts == 0
+        spoken, kept = _speaking(lending, whole, new), sp.diags((~new).astype(np.float32))
+        blocks, order = [], np.argsort(new, kind="stable")  # rows of items that borrow are full, and lie together
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            rows = order[start : start + ROWS_AT_ONCE]
+            carried = product(borrowers[rows], across)
+            block = (carried @ kept + product(carried, spoken) + np.float32(scale) * near[rows]).tocsr()
+            block.data[np.repeat(rows, np.diff(block.indptr)) == block.indices] = 0.0
             block.eliminate_zeros()
             blocks.append(keep_strongest(block, config.neighbours))
-        weights = sp.vstack(blocks, format="csr", dtype=np.float32).T.tocsr()
+        weights = sp.vstack(blocks, format="csr", dtype=np.float32)[np.argsort(order)].T.tocsr()
         self.set_weights(weights, popularity_share(interactions))
         return self
 
@@ -159,16 +161,20 @@ def _lending(near: sp.csr_matrix, counts: LongArray, config: ContentEaseConfig) 
     return (shares.T + sp.diags(1.0 - borrowed)).tocsr().astype(np.float32)
 
 
-def _speaking(lending: sp.csr_matrix, whole: sp.csr_matrix, counts: LongArray) -> sp.csr_matrix:
-    """H of the module: row = the item whose weights speak, column = entry of a history. `whole` is B + o I, row = entry."""
-    new = counts == 0
+def _speaking(lending: sp.csr_matrix, whole: sp.csr_matrix, new: BoolArray) -> sp.csr_matrix:
+    """s A of the module in the columns of new items, the rest empty: row = item whose weights speak, column = entry of a history.
+
+    `whole` is B + o I, row = entry.
+    """
     drawn = lending[:, np.flatnonzero(new)[:: max(int(new.sum()) // ROWS_AT_ONCE, 1)]]
     # As loud as rows of one's own are about new items; a mean is no longer than what it is a mean of, so that less is chance.
     own = (whole @ drawn).tocsr()
     others = (drawn.T @ own).tocsr()
     borrowed = _mean_length(others - sp.diags(others.diagonal()))
     scale = max(_mean_length(own) / borrowed, 1.0) if borrowed else 1.0
-    return (sp.diags((~new).astype(np.float32)) + lending @ sp.diags(np.where(new, scale, 0.0).astype(np.float32))).tocsr()
+    found = (lending @ sp.diags(np.where(new, scale, 0.0).astype(np.float32))).tocsr()
+    found.eliminate_zeros()
+    return found
 
 
 def _mean_length(rows: sp.csr_matrix) -> float:
