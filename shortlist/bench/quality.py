@@ -34,27 +34,27 @@ def measure_quality(
     seeds: int = 3,
     refit: bool = True,
 ) -> dict[str, Any]:
-    """Tune, then read the test: strict once a seed, refitted with the study's own seed.
+    """Tune, then read the test, strict and refitted, once a seed each.
 
     Args:
         runner: runs the commands.
         dataset: an imported dataset.
         study_file: what to tune.
-        folder: where a copy of the study for another protocol is written.
+        folder: where a copy of the study is written, if it is for another protocol or for no refit.
         protocol: instead of the study's own.
         minutes: time of the tuning, in place of the study's.
         trials: trials of the tuning, in place of the study's.
         seeds: how many times what was chosen is trained; the first with the study's seed.
-        refit: whether to measure the refitted variant too.
+        refit: whether to measure the refitted variant too; without it the tuning keeps no time for a refit either.
     """
-    chosen = load_study(study_file)
-    file, study = _for_protocol(chosen, study_file, protocol, folder)
+    file, study = _as_asked(load_study(study_file), study_file, protocol, refit, folder)
     limits = ["--minutes", f"{minutes:g}"] if minutes is not None else []
     limits += ["--trials", str(trials)] if trials is not None else []
     tuned = runner.run("tune", str(file), "--dataset", dataset, *limits)
     test = ["evaluate", "--dataset", dataset, "--protocol", study.protocol, "--study", str(file)]
-    strict = [runner.run(*test, *([] if seed == 0 else ["--seed", str(study.seed + seed)])) for seed in range(seeds)]
-    refitted = runner.run(*test, "--refit") if refit else None
+    by_seed = [[] if seed == 0 else ["--seed", str(study.seed + seed)] for seed in range(seeds)]
+    strict = [runner.run(*test, *seed) for seed in by_seed]
+    refitted = [runner.run(*test, "--refit", *seed) for seed in by_seed] if refit else []
     return {
         "dataset": dataset,
         "study": study.name,
@@ -82,19 +82,14 @@ def quality_markdown(result: dict[str, Any], rows: Sequence[dict[str, Any]], mac
     lines = [f"`{'`, `'.join(result['commands'])}`", f"{machine}; {result['seconds']:.0f} s, {result['peak_mb']:,} MB in all", ""]
     lines += [f"| {result['dataset']}, {result['protocol']} | " + " | ".join(names) + " | |", f"|---|{'---|' * len(names)}---|"]
     lines.append(_line("ours on validation", validation["metrics"], names, f"ranker {validation['ranker']}"))
-    present = [name for name in names if name in strict[0]["metrics"]]
-    means = {name: statistics.mean(one["metrics"][name] for one in strict) for name in present}
-    note = f"{strict[0]['users']:,} users, mean of seeds {', '.join(map(str, result['seeds']))}"
-    lines.append(_line("**ours, test, strict**", means, names, note))
-    if len(strict) > 1:
-        spread = {name: statistics.stdev(one["metrics"][name] for one in strict) for name in present}
-        lines.append(_line("– spread over seeds (standard deviation)", spread, names, ""))
+    seeds = "seeds " + ", ".join(map(str, result["seeds"]))
+    lines += _over_seeds("**ours, test, strict**", strict, names, f"{strict[0]['users']:,} users, mean of {seeds}")
     low = {name: strict[0]["ci95"][name][0] for name in names if name in strict[0]["ci95"]}
     high = {name: strict[0]["ci95"][name][1] for name in names if name in strict[0]["ci95"]}
     lines.append(_line("– 95 % interval over users, from", low, names, f"seed {result['seeds'][0]}"))
     lines.append(_line("– to", high, names, ""))
-    if refit is not None:
-        lines.append(_line("**ours, test, refit on validation rows too**", refit["metrics"], names, f"seed {result['seeds'][0]}"))
+    if refit:
+        lines += _over_seeds("**ours, test, refit on validation rows too**", refit, names, f"mean of {seeds}")
     for source, alone in strict[0]["sources"].items():
         lines.append(_line(f"source {source} alone, test, strict", alone, names, f"seed {result['seeds'][0]}"))
     for row in rows:
@@ -112,15 +107,31 @@ def quality_markdown(result: dict[str, Any], rows: Sequence[dict[str, Any]], mac
     return "\n".join(lines)
 
 
-def _for_protocol(study: Study, file: Path, protocol: str | None, folder: Path) -> tuple[Path, Study]:
-    """The study's file; a copy under a name of its own where the protocol is another."""
-    if protocol is None or protocol == study.protocol:
+def _as_asked(study: Study, file: Path, protocol: str | None, refit: bool, folder: Path) -> tuple[Path, Study]:
+    """The study's file; a copy under a name of its own where the protocol is another, or no refit is wanted."""
+    name = study.name
+    changed: dict[str, Any] = {}
+    if protocol is not None and protocol != study.protocol:
+        name, changed = f"{name}-{protocol}", {"protocol": protocol}
+    if study.refit and not refit:
+        name, changed = f"{name}-strict", {**changed, "refit": False}
+    if not changed:
         return file, study
-    raw = study.model_dump(mode="json") | {"name": f"{study.name}-{protocol}", "protocol": protocol}
     folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / f"{raw['name']}.json"
-    copy.write_text(json.dumps(raw, indent=2) + "\n")
+    copy = folder / f"{name}.json"
+    copy.write_text(json.dumps(study.model_dump(mode="json") | changed | {"name": name}, indent=2) + "\n")
     return copy, load_study(copy)
+
+
+def _over_seeds(name: str, tests: Sequence[dict[str, Any]], names: Sequence[str], note: str) -> list[str]:
+    """The mean over seeds, and how far they are apart where there are several."""
+    present = [metric for metric in names if metric in tests[0]["metrics"]]
+    means = {metric: statistics.mean(one["metrics"][metric] for one in tests) for metric in present}
+    lines = [_line(name, means, names, note)]
+    if len(tests) > 1:
+        spread = {metric: statistics.stdev(one["metrics"][metric] for one in tests) for metric in present}
+        lines.append(_line("– spread over seeds (standard deviation)", spread, names, ""))
+    return lines
 
 
 def _line(name: str, metrics: dict[str, float], names: Sequence[str], note: str) -> str:

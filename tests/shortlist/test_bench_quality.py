@@ -22,7 +22,7 @@ class Replies(Runner):
         if words[0] == "tune":
             self.studied = load_study(Path(words[1]))
             return {"metrics": {"ndcg@10": 0.2, "hr@10": 0.3}, "ranker": "blend"}
-        value = 0.9 if "--refit" in words else 0.1 + 0.01 * ("--seed" in words)
+        value = (0.9 if "--refit" in words else 0.1) + 0.01 * ("--seed" in words)
         gain = {"metric": "ndcg@10", "difference": 0.01, "ci95": [0.0, 0.02], "p": 0.05}
         return {
             "users": 1000,
@@ -37,28 +37,40 @@ class Replies(Runner):
 def test_strict_and_refit_stay_apart(tmp_path: Path) -> None:
     runner = Replies(())
     result = measure_quality(runner, "shop", STUDY, tmp_path, seeds=2, minutes=3)
-    assert [record.command.split()[1] for record in runner.records] == ["tune", "evaluate", "evaluate", "evaluate"]
+    assert [record.command.split()[1] for record in runner.records] == ["tune", *["evaluate"] * 4]
     assert "--minutes 3" in runner.records[0].command
-    assert ["--refit" in record.command for record in runner.records] == [False, False, False, True]
-    assert "--seed 1" in runner.records[2].command
+    assert ["--refit" in record.command for record in runner.records] == [False, False, False, True, True]
+    assert ["--seed 1" in record.command for record in runner.records] == [False, False, True, False, True]
     table = quality_markdown(result, [{"model": "Theirs", "metrics": {"ndcg@10": 0.05}, "source": "a paper"}], "a machine")
     lines = table.splitlines()
     (strict,) = [line for line in lines if "test, strict**" in line]
     (refit,) = [line for line in lines if "refit on validation rows" in line]
     assert "| 0.1050 |" in strict
     assert "seeds 0, 1" in strict
-    assert "| 0.9000 |" in refit
-    (spread,) = [line for line in lines if "spread over seeds" in line]
-    assert "| 0.0071 |" in spread
+    assert "| 0.9050 |" in refit
+    for line in (strict, refit):
+        spread = lines[lines.index(line) + 1]
+        assert "spread over seeds" in spread
+        assert "| 0.0071 |" in spread
     assert "| published: Theirs | 0.0500 |" in table
     assert "| items_new | 7 | 0.0000 | 0.0000 |" in table
     assert "| ease | ndcg@10 | +0.0100 | +0.0000 to +0.0200 | 0.050 |" in table
 
 
+def test_without_a_refit_the_tuning_keeps_no_time_for_one(tmp_path: Path) -> None:
+    runner = Replies(())
+    result = measure_quality(runner, "shop", STUDY, tmp_path, seeds=3, refit=False)
+    assert runner.studied.name == "quickstart-strict"
+    assert not runner.studied.refit
+    assert not any("--refit" in record.command for record in runner.records)
+    assert "refit on validation rows" not in quality_markdown(result, [], "a machine")
+
+
 def test_another_protocol_is_a_study_of_its_own(tmp_path: Path) -> None:
     runner = Replies(())
-    result = measure_quality(runner, "shop", STUDY, tmp_path, protocol="stratified", seeds=1, refit=False)
+    result = measure_quality(runner, "shop", STUDY, tmp_path, protocol="stratified", seeds=1)
     assert runner.studied.name == "quickstart-stratified"
+    assert runner.studied.refit
     assert runner.studied.protocol == "stratified"
     assert "--protocol stratified" in runner.records[1].command
     assert "map@10" in quality_markdown(result, published("ml-100k", "stratified"), "a machine").splitlines()[3]
