@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from training.candidates import RankedLists, Retrieved
 from training.content_columns import content_columns
 from training.evaluate import Evaluation, Recommend, evaluate, paired_bootstrap, retriever_recommend
+from training.fold import drawn
 from training.models.base import TrainingData, top_k
 from training.pipeline import Pipeline
 from training.queries import QueryBatch
@@ -33,12 +34,19 @@ def measure_cold_items(study: Study, place: Place, found: StudyData, notify: Not
         notify: told what is being done.
 
     Returns:
-        `cold` and `all` (what is ranked among) -> `users`, and per recommender its metrics, their intervals, and the ratio and
-        paired difference to text-kNN.
+        `validation` (which the study was chosen on, ranked as it says), `cold` and `all` (the test, by what is ranked among) ->
+        `users`, and per recommender its metrics, their intervals, and the ratio and paired difference to text-kNN.
     """
     configs = {source.source: dict(source.fixed) for source in study.sources}
-    pipeline = fit_study(study, configs, place, found, notify).pipeline
+    fitted = fit_study(study, configs, place, found, notify)
+    pipeline, chosen = fitted.pipeline, {"funnel": fitted.evaluation, **fitted.singles}
+    asked = drawn(found.fold, len(fitted.evaluation.per_user), study.seed)  # those that the funnel was measured on
+    plain = evaluate(text_knn(found.data, asked), asked)
     result: dict[str, Any] = {"ranker": pipeline.config.ranker.kind}
+    result["validation"] = {"users": len(asked.queries), "text-kNN": _figures(plain, plain)} | {
+        name: _figures(evaluation, plain) for name, evaluation in chosen.items()
+    }
+    notify(f"validation: {result['validation']['funnel']['ratio']:.3f} times text-kNN")
     for among in ("cold", "all"):
         test = cold_items(found.data.interactions, "test", among="cold" if among == "cold" else "all")
         notify(f"asking for {len(test.queries):,} users, among {among}")
@@ -70,14 +78,14 @@ def text_knn(data: TrainingData, fold: Fold) -> Recommend:
 
 
 def cold_items_markdown(result: dict[str, Any]) -> str:
-    """One table: recommenders by what is ranked among, with intervals, and the ratio to text-kNN."""
-    lines = [f"| among | recommender | {' | '.join(METRICS)} | ndcg@10 / text-kNN |", f"|---|---|{'---|' * len(METRICS)}---|"]
-    for among in ("cold", "all"):
-        for name, found in result[among].items():
+    """One table: recommenders on validation, and on the test by what is ranked among, with intervals and the ratio to text-kNN."""
+    lines = [f"| on / among | recommender | {' | '.join(METRICS)} | ndcg@10 / text-kNN |", f"|---|---|{'---|' * len(METRICS)}---|"]
+    for part, among in (("validation", "validation"), ("cold", "test / cold"), ("all", "test / all")):
+        for name, found in result[part].items():
             if name == "users":
                 continue
             cells = [f"{found[m]['mean']:.4f} ({found[m]['ci95'][0]:.4f} to {found[m]['ci95'][1]:.4f})" for m in METRICS]
-            lines.append(f"| {among} | {name} | {' | '.join(cells)} | {found['ratio']:.2f} |")
+            lines.append(f"| {among} | {name} | {' | '.join(cells)} | {found['ratio']:.3f} |")
     return "\n".join(lines)
 
 

@@ -45,6 +45,23 @@ def test_content_speaks_beside_activity() -> None:
     assert set(best.tolist()) == {row["a"], row["b"]}
 
 
+def test_transitions_carry_what_is_taken_soon_after_each_other() -> None:
+    others = [f"x{n}" for n in range(6)]
+    rows = [(f"u{n}", item) for n in range(30) for item in ("a", *others, "b")]
+    titles = {"a": "brass lamp", "b": "oak table", "x0": "silk cushion", "new-b": "oak table large", "new-x": "silk cushion large"}
+    ids = np.array([*titles, *others[1:]], dtype=object)
+    interactions = from_frame(pd.DataFrame(rows, columns=["user_id", "item_id"]), item_ids=ids)
+    data = TrainingData(interactions, {"title": np.array([titles.get(i, i) for i in interactions.item_ids], dtype=object)})
+    row = {str(item): n for n, item in enumerate(interactions.item_ids)}
+    asked = queries_from_histories([[row["a"]]])
+    config = ContentEaseConfig(base="transitions", window=2, content_weight=0.0, freedom=0.0)
+    near = ContentEase(config).fit(data).score(asked)[0]
+    assert near[row["new-x"]] > 0.05
+    assert near[row["new-b"]] < 1e-4
+    far = ContentEase(config.model_copy(update={"window": 7})).fit(data).score(asked)[0]
+    assert far[row["new-b"]] > 0.01
+
+
 @pytest.mark.parametrize("carry", ["lend", "ridge"])
 def test_a_history_of_new_items_alone_speaks_with_the_rows_of_items_like_them(carry: Literal["lend", "ridge"]) -> None:
     data = world()

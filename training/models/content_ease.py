@@ -2,7 +2,8 @@
 
 weights = H' (B + o I) A + c T
 
-- B is EASE's matrix, or with `base` = `cosine` that of who took two items; o is `own_weight`.
+- B is EASE's matrix, or with `base` = `cosine` that of who took two items, with `transitions` that of two taken soon after each
+  other; o is `own_weight`.
 - Column j of A is (1 - a_j) of the item itself and a_j of its neighbours by words and tags, a_j = shrinkage / (shrinkage + its
   interactions). With `carry` = `ridge`, A is that of `content_ridge`, and only items without activity borrow.
 - H is I for items with activity and s A for the others: a history may hold an item that came up after training, which speaks with
@@ -26,6 +27,7 @@ from training.models.content_ridge import ridge_bytes, ridge_lending
 from training.models.ease import dense_bytes, gram_inverse, strongest_rows
 from training.models.ease_local import GRAM_SUPPORTS, local_bytes, local_weights, taken_together
 from training.models.item_item import ItemItemConfig, ItemItemRetriever, keep_strongest, popularity_share
+from training.models.transition_knn import normalised, transition_counts
 from training.sparse_products import product
 from training.text_vectors import unit_rows
 from training.token_metric import item_tokens
@@ -37,7 +39,8 @@ class ContentEaseConfig(ItemItemConfig):
     """Parameters of EASE with content.
 
     Args:
-        base: what is carried: `ease`, or `cosine`, which is quick to fit and differs enough to stand beside it.
+        base: what is carried: `ease`, or `cosine` or `transitions`, which are quick to fit and differ enough to stand beside it.
+        window, gap_decay: with `transitions`, as of `transition_knn`, both directions alike.
         l2: added to the diagonal of X'X.
         dense_up_to: items with activity up to which one dense inverse is taken, as of `ease`; above, columns are solved locally.
         support: above it, neighbours that the weights of an item are solved on.
@@ -54,7 +57,9 @@ class ContentEaseConfig(ItemItemConfig):
     """
 
     history_decay: float = Field(default=0.9, gt=0, le=1)
-    base: Literal["ease", "cosine"] = "ease"
+    base: Literal["ease", "cosine", "transitions"] = "ease"
+    window: int = Field(default=5, ge=1, le=200)
+    gap_decay: float = Field(default=0.8, gt=0, le=1)
     l2: float = Field(default=100.0, gt=0)
     dense_up_to: int = Field(default=20_000, ge=0, le=60_000)
     support: int = Field(default=100, ge=1, le=1_000)
@@ -184,6 +189,9 @@ def _mean_length(rows: sp.csr_matrix) -> float:
 
 
 def _base(interactions: Interactions, config: ContentEaseConfig) -> sp.csr_matrix:
+    if config.base == "transitions":
+        forward = transition_counts(interactions, config.window, config.gap_decay)
+        return keep_strongest(normalised(forward + forward.T, 0.5, 0.5), config.neighbours)
     active = np.flatnonzero(np.bincount(interactions.item_idx, minlength=interactions.num_items))
     taken = interactions.to_csr()[:, active]
     taken.data[:] = 1.0

@@ -48,14 +48,19 @@ class TransitionKnn(ItemItemRetriever):
         """See `Retriever.fit`. No randomness, no epochs."""
         config = self.config
         forward = transition_counts(data.interactions, config.window, config.gap_decay)
-        both = (forward + config.backward * forward.T).tocsr().astype(np.float32)
-        both.setdiag(0)
-        both.eliminate_zeros()
-        source = _inverse_power(np.asarray(both.sum(axis=1)).ravel(), config.source_exponent)
-        target = _inverse_power(np.asarray(both.sum(axis=0)).ravel(), config.target_exponent)
-        normalised = (sp.diags(source) @ both @ sp.diags(target)).tocsr().astype(np.float32)
-        self.set_weights(keep_strongest(normalised, config.neighbours), popularity_share(data.interactions))
+        weights = normalised(forward + config.backward * forward.T, config.source_exponent, config.target_exponent)
+        self.set_weights(keep_strongest(weights, config.neighbours), popularity_share(data.interactions))
         return self
+
+
+def normalised(counts: sp.csr_matrix, source_exponent: float, target_exponent: float) -> sp.csr_matrix:
+    """(N, N) float32 counts without those of an item with itself, divided by the totals of row and column to these powers."""
+    both = counts.tocsr().astype(np.float32)
+    both.setdiag(0)
+    both.eliminate_zeros()
+    source = _inverse_power(np.asarray(both.sum(axis=1), dtype=np.float32).ravel(), source_exponent)
+    target = _inverse_power(np.asarray(both.sum(axis=0), dtype=np.float32).ravel(), target_exponent)
+    return (sp.diags(source) @ both @ sp.diags(target)).tocsr().astype(np.float32)
 
 
 def transition_counts(interactions: Interactions, window: int, gap_decay: float) -> sp.csr_matrix:
