@@ -94,6 +94,11 @@ class TestContentEase(RetrieverContract):
     config = {"l2": 5.0}  # noqa: RUF012
 
 
+class TestContentEaseOfTransitions(RetrieverContract):
+    model = ContentEase
+    config = {"base": "transitions", "carry": "ridge", "own_weight": 0.1}  # noqa: RUF012
+
+
 class TestCalendar(RetrieverContract):
     model = Calendar
 
