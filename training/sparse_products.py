@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
+from training.interactions import LongArray
+
 DENSE_GAIN = 60
 """How many multiplications BLAS makes while scipy makes one: 180 to 210 were measured at 2,000 entries of 11,500, on two cores."""
 DENSE_BYTES = 1_000_000_000
@@ -18,7 +20,7 @@ def product(left: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:
         left: (R, A), float32; a block of rows, as one dense copy is made of it.
         right: (A, C), float32.
     """
-    columns, inner = np.unique(right.indices), np.unique(left.indices)
+    columns, inner = _filled_columns(right), _filled_columns(left)
     steps = int(np.diff(right.indptr)[left.indices].sum())
     cells = left.shape[0] * len(columns)
     size = 4 * (cells + len(inner) * (len(columns) + left.shape[0]))
@@ -27,3 +29,9 @@ def product(left: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:
     dense = left[:, inner].toarray() @ right[inner][:, columns].toarray()
     found = sp.csr_matrix(dense)
     return sp.csr_matrix((found.data, columns[found.indices], found.indptr), shape=(left.shape[0], right.shape[1]))
+
+
+def _filled_columns(matrix: sp.csr_matrix) -> LongArray:
+    filled = np.zeros(matrix.shape[1], dtype=bool)
+    filled[matrix.indices] = True
+    return np.flatnonzero(filled)
