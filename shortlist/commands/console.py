@@ -50,7 +50,7 @@ def finish(result: dict[str, Any], shown: RenderableType | None = None) -> None:
         return
     out = Console()
     if shown is not None:
-        out.print(shown)
+        out.print(shown, soft_wrap=isinstance(shown, str))  # a broken line is no row of a Markdown table
     else:
         for key, value in result.items():
             out.print(f"[bold]{key}[/bold]: {value}")

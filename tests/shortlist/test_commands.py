@@ -7,6 +7,7 @@ import json
 import pytest
 
 from shortlist.commands.app import run
+from shortlist.commands.console import finish, options
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +52,14 @@ def test_json_is_the_last_line_of_stdout(capsys):
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert found["ok"] is True
     assert {"python", "redis-server", "memory", "disk"} <= {finding["check"] for finding in found["findings"]}
+
+
+def test_rows_of_a_table_stay_on_their_lines_in_a_pipe(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(options, "json_output", False)
+    row = "| " + " | ".join(["a figure that is long"] * 8) + " |"
+    finish({}, row)
+    assert capsys.readouterr().out == row + "\n"
 
 
 def test_help_teaches(capsys):
