@@ -56,6 +56,7 @@ def measure_cold_items(study: Study, place: Place, found: StudyData, notify: Not
         result[among] = {"users": len(test.queries)} | {
             name: _figures(evaluation, evaluations["text-kNN"]) for name, evaluation in evaluations.items()
         }
+        notify(f"test, among {among}: {result[among]['funnel']['ratio']:.3f} times text-kNN")
     return result
 
 
