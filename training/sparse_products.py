@@ -20,13 +20,15 @@ def product(left: sp.csr_matrix, right: sp.csr_matrix) -> sp.csr_matrix:
         left: (R, A), float32; a block of rows, as one dense copy is made of it.
         right: (A, C), float32.
     """
-    columns, inner = _filled_columns(right), _filled_columns(left)
     steps = int(np.diff(right.indptr)[left.indices].sum())
+    inner = _filled_columns(left)
+    used = right[inner]  # no more entries than steps, however large the whole is
+    columns = _filled_columns(used)
     cells = left.shape[0] * len(columns)
     size = 4 * (cells + len(inner) * (len(columns) + left.shape[0]))
     if not steps or cells * len(inner) > DENSE_GAIN * steps or size > DENSE_BYTES:
         return (left @ right).tocsr()
-    dense = left[:, inner].toarray() @ right[inner][:, columns].toarray()
+    dense = left[:, inner].toarray() @ used[:, columns].toarray()
     found = sp.csr_matrix(dense)
     return sp.csr_matrix((found.data, columns[found.indices], found.indptr), shape=(left.shape[0], right.shape[1]))
 

@@ -59,8 +59,8 @@ def quality(
     protocol: Annotated[str | None, typer.Option(help="Tune and test under this protocol, in place of the study's.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Time of the tuning, in place of the study's.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials of the tuning, in place of the study's.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many times what was chosen is trained for the strict test.")] = 3,
-    refit: Annotated[bool, typer.Option(help="Also measure with sources refitted on the validation rows.")] = True,
+    seeds: Annotated[int, typer.Option(min=1, help="How many times what was chosen is trained for each test.")] = 3,
+    refit: Annotated[bool, typer.Option(help="Also measure refitted on the validation rows; else no time is kept for it.")] = True,
     published: Annotated[
         str | None, typer.Option(help="Usual name of the data, for published rows beside ours; the dataset's when left out.")
     ] = None,

@@ -28,7 +28,7 @@ from training.models.ease import dense_bytes, gram_inverse, strongest_rows
 from training.models.ease_local import GRAM_SUPPORTS, local_bytes, local_weights, taken_together
 from training.models.item_item import ItemItemConfig, ItemItemRetriever, keep_strongest, popularity_share
 from training.models.transition_knn import normalised, transition_counts
-from training.sparse_products import product
+from training.sparse_products import DENSE_BYTES, product
 from training.text_vectors import unit_rows
 from training.token_metric import item_tokens
 
@@ -85,7 +85,7 @@ class ContentEase(ItemItemRetriever):
 
     @classmethod
     def training_bytes(cls, config: ModelConfig, interactions: Interactions) -> int:
-        """See `Retriever.training_bytes`: the base or the regression, words of the catalogue, and the weights twice."""
+        """See `Retriever.training_bytes`: base or regression, words of the catalogue, the weights twice, a dense product."""
         assert isinstance(config, ContentEaseConfig)
         size = len(np.unique(interactions.item_idx))
         dense = config.base == "ease" and size <= config.dense_up_to
@@ -93,7 +93,8 @@ class ContentEase(ItemItemRetriever):
         own = dense_bytes(size) if dense else local_bytes(size, support, np.diff(interactions.indptr))
         sparse = interactions.num_items * (4_000 + 40 * config.neighbours)
         carried = ridge_bytes(size) if config.carry == "ridge" else 0
-        return super().training_bytes(config, interactions) + max(own, carried) + sparse
+        blocks = min(DENSE_BYTES, dense_bytes(interactions.num_items))
+        return super().training_bytes(config, interactions) + max(own, carried) + sparse + blocks
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
         """See `Retriever.fit`. No epochs.
