@@ -38,12 +38,15 @@ def assignments(http: httpx.Client, users: range) -> dict[str, str]:
 
 
 def until(http: httpx.Client, wanted: bool) -> dict[str, str]:
-    """Assignments of 40 users once the gateway has noticed that the experiment runs, or does not."""
-    deadline = time.monotonic() + 10
-    while bool(found := assignments(http, range(1, 41))) != wanted:
-        assert time.monotonic() < deadline
+    """Assignments of 40 users once the gateway has noticed that the experiment runs, or does not.
+
+    It may notice between two of the 40 calls: what is returned is therefore read after a call that showed it.
+    """
+    deadline = time.monotonic() + 30
+    while bool(assignments(http, range(1, 41))) != wanted:
+        assert time.monotonic() < deadline, "the gateway has not noticed"
         time.sleep(0.1)
-    return found
+    return assignments(http, range(1, 41))
 
 
 def counted(report: dict[str, Any]) -> dict[str, tuple[int, int]]:
