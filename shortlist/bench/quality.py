@@ -40,7 +40,7 @@ def measure_quality(
         runner: runs the commands.
         dataset: an imported dataset.
         study_file: what to tune.
-        folder: where a copy of the study is written, if it is for another protocol or for no refit.
+        folder: where a copy of the study is written and kept, if it is for another protocol or for no refit.
         protocol: instead of the study's own.
         minutes: time of the tuning, in place of the study's.
         trials: trials of the tuning, in place of the study's.

@@ -71,18 +71,17 @@ def quality(
     """
     from shortlist.bench import quality as measured
 
-    with tempfile.TemporaryDirectory(prefix="shortlist-bench-") as folder:
-        result = measured.measure_quality(
-            Runner(console.options.overrides),
-            dataset,
-            study_file or Path(study("auto")),
-            Path(folder),
-            protocol=protocol,
-            minutes=minutes,
-            trials=trials,
-            seeds=seeds,
-            refit=refit,
-        )
+    result = measured.measure_quality(
+        Runner(console.options.overrides),
+        dataset,
+        study_file or Path(study("auto")),
+        console.settings().home / "bench",
+        protocol=protocol,
+        minutes=minutes,
+        trials=trials,
+        seeds=seeds,
+        refit=refit,
+    )
     rows = measured.published(published or dataset, result["protocol"])
     markdown = measured.quality_markdown(result, rows, machine())
     console.finish({**result, "published": rows, "machine": machine()}, markdown)
