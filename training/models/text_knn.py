@@ -65,7 +65,7 @@ class TextKnn(Retriever):
     @classmethod
     def training_bytes(cls, config: ModelConfig, interactions: Interactions) -> int:
         """See `Retriever.training_bytes`: the words of the catalogue, and cosines of one block."""
-        return super().training_bytes(config, interactions) + interactions.num_items * 6_000 + CELLS_AT_ONCE * 24
+        return super().training_bytes(config, interactions) + interactions.num_items * 6_000 + CELLS_AT_ONCE * 28
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
         """See `Retriever.fit`. No epochs."""
@@ -139,18 +139,19 @@ class TextKnn(Retriever):
             shape = (len(queries), len(keep))
             history = sp.csr_matrix((weight, (row, np.arange(len(keep)))), shape=shape)
             return np.asarray((history @ similar).todense(), dtype=np.float32)
-        entries = np.diff(similar.indptr)
-        value = similar.data * np.repeat(weight, entries)
-        return _strongest(np.repeat(row, entries), similar.indices, value, (len(queries), across.shape[1]), self.config.strongest)
+        value = similar.toarray()
+        value *= weight[:, None]
+        return _strongest(value, np.searchsorted(row, np.arange(len(queries) + 1)), self.config.strongest)
 
 
-def _strongest(row: LongArray, column: LongArray, value: FloatArray, shape: tuple[int, int], count: int) -> FloatArray:
-    """`shape` float32: of the values at one place, the sum of the `count` largest."""
-    key = row * shape[1] + column
-    order = np.lexsort((-value, key))
-    key, value = key[order], value[order]
-    first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.empty(0, dtype=np.int64)
-    place = np.arange(len(key)) - np.repeat(first, np.diff(np.append(first, len(key))))
-    kept = place < count
-    total = np.bincount(key[kept], weights=value[kept], minlength=shape[0] * shape[1])
-    return total.reshape(shape).astype(np.float32)
+def _strongest(value: FloatArray, indptr: LongArray, count: int) -> FloatArray:
+    """(B, C) float32: the sum of the `count` largest values of each column among the rows of each query; no value is below 0."""
+    total = np.zeros((len(indptr) - 1, value.shape[1]), dtype=np.float32)
+    for b in range(len(total)):
+        own = value[indptr[b] : indptr[b + 1]]
+        if count == 1 and len(own):
+            own.max(axis=0, out=total[b])
+        else:
+            strongest = own if len(own) <= count else np.partition(own, len(own) - count, axis=0)[-count:]
+            strongest.sum(axis=0, out=total[b])
+    return total
