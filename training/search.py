@@ -16,7 +16,8 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from training.study import Choice, Dimension, IntRange, SourceStudy, Study
+from training.source_study import Choice, Dimension, IntRange, SourceStudy
+from training.study import Study
 
 RANDOM_TRIALS = 6
 """Proposals of a source drawn at random before the sampler models the space (Optuna's default of 10 is for longer searches)."""

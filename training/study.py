@@ -1,7 +1,7 @@
 """Study files: what to tune, on what, for how long, as data. Read from TOML, checked against the models before any work.
 
-Owns the schema, its checks and the sharing of trials among sources. Proposing values is `training.search`'s, running trials is
-`training.tune`'s.
+Owns the schema of the whole and the sharing of trials among sources; a source's own part is `training.source_study`'s. Proposing
+values is `training.search`'s, running trials is `training.tune`'s.
 """
 
 from __future__ import annotations
@@ -10,95 +10,18 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from training.errors import StudyError
 from training.funnel_config import BlendConfig, FunnelConfig, RankerConfig, SourceConfig
-from training.models.registry import MODELS
+from training.source_study import SourceStudy, StudyPart, check_source
 
 ProtocolName = Literal["leave-one-out", "temporal", "stratified", "given", "cold-items"]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FloatRange(_Part):
-    """A real number from `low` to `high`, both included; `log` searches its logarithm."""
-
-    type: Literal["float"]
-    low: float
-    high: float
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        return _checked_range(self)
-
-
-class IntRange(_Part):
-    """A whole number from `low` to `high`, both included; `log` searches its logarithm."""
-
-    type: Literal["int"]
-    low: int
-    high: int
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        return _checked_range(self)
-
-
-class Choice(_Part):
-    """One of the listed values."""
-
-    type: Literal["categorical"]
-    choices: tuple[bool | int | float | str, ...] = Field(min_length=1)
-
-
-Dimension = Annotated[FloatRange | IntRange | Choice, Field(discriminator="type")]
-
-
-class SourceStudy(_Part):
-    """One candidate source: which model, what is fixed and what is searched."""
-
-    model: str
-    """Name in `training.models.registry.MODELS`."""
-    name: str | None = None
-    """Name of the source in the funnel; the model's, unless one model is used twice."""
-    optional: bool = False
-    """Whether the study goes on without it where this data or this machine's memory do not allow it, or its time is over."""
-    quota: int = Field(default=200, ge=1, le=5_000)
-    """Candidates that the funnel asks of this source for each query."""
-    trials: int | None = Field(default=None, ge=1)
-    """Trials of this source; None takes a share of the study's by the number of parameters searched."""
-    fixed: dict[str, Any] = Field(default_factory=dict)
-    """Parameters with one value."""
-    space: dict[str, Dimension] = Field(default_factory=dict)
-    """Parameters searched."""
-
-    @property
-    def source(self) -> str:
-        """Name of the source."""
-        return self.name or self.model
-
-    def default_params(self) -> dict[str, Any]:
-        """The model's own defaults of the searched parameters, as far as they lie in the space."""
-        config = MODELS[self.model].Config
-        inside: dict[str, Any] = {}
-        for name, dimension in self.space.items():
-            value = config.model_fields[name].get_default(call_default_factory=True)
-            if isinstance(dimension, Choice):
-                if value in dimension.choices:
-                    inside[name] = value
-            elif isinstance(value, int | float) and dimension.low <= value <= dimension.high:
-                inside[name] = value
-        return inside
-
-
-class FunnelStage(_Part):
+class FunnelStage(StudyPart):
     """What comes after the sources."""
 
     k_candidates: int = Field(default=500, ge=10, le=5_000)
@@ -114,7 +37,7 @@ class FunnelStage(_Part):
     """Learned rankers to compare. One ships only where it beats the blend on validation; the best of those wins."""
 
 
-class Study(_Part):
+class Study(StudyPart):
     """A whole study."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
@@ -150,7 +73,7 @@ class Study(_Part):
             if names.count(name) > 1:
                 raise ValueError(f"source {name!r} is listed twice: give one of them a `name`")
         for source in self.sources:
-            _check_source(source)
+            check_source(source)
         return self
 
     @property
@@ -261,47 +184,6 @@ def metric_direction(metric: str) -> Literal["maximize", "minimize"]:
         known = ", ".join(f"{name}@{{{','.join(map(str, KS))}}}" for name in METRICS)
         raise ValueError(f"unknown metric {metric!r}; known: {known}")
     return "maximize"
-
-
-def _checked_range(dimension: Any) -> Any:
-    if dimension.low >= dimension.high:
-        raise ValueError(f"low {dimension.low} must be below high {dimension.high}; put a single value under `fixed`")
-    if dimension.log and dimension.low <= 0:
-        raise ValueError(f"low {dimension.low} must be above 0 for a logarithmic search")
-    return dimension
-
-
-def _check_source(source: SourceStudy) -> None:
-    """Every parameter exists and takes the values that it may be given."""
-    if source.model not in MODELS:
-        raise ValueError(f"unknown model {source.model!r}; known: {', '.join(sorted(MODELS))}")
-    config = MODELS[source.model].Config
-    fields = config.model_fields
-    for name in (*source.fixed, *source.space):
-        if name not in fields:
-            raise ValueError(f"model {source.model!r} has no parameter {name!r}; it has: {', '.join(sorted(fields)) or 'none'}")
-    doubled = sorted(set(source.fixed) & set(source.space))
-    if doubled:
-        raise ValueError(f"parameter {doubled[0]!r} of {source.source!r} is both fixed and searched: keep one")
-    _try_config(source, {})
-    for name, dimension in source.space.items():
-        values = dimension.choices if isinstance(dimension, Choice) else (dimension.low, dimension.high)
-        for value in values:
-            _try_config(source, {name: value})
-
-
-def _try_config(source: SourceStudy, values: dict[str, Any]) -> None:
-    given = {**source.fixed, **values}
-    try:
-        MODELS[source.model].Config.model_validate(given)
-    except ValidationError as error:
-        for problem in error.errors():
-            name = str(problem["loc"][0]) if problem["loc"] else ""
-            # A rule between two parameters may hold inside a space whose corners break it: such a trial fails by itself.
-            if name in given:
-                raise ValueError(
-                    f"model {source.model!r}, parameter {name!r}: {given[name]!r} is not allowed ({problem['msg']})"
-                ) from None
 
 
 def _known_keys(location: tuple[int | str, ...]) -> str:
