@@ -44,5 +44,5 @@ def admin(demo: DemoResult) -> Iterator[Client]:
 @pytest.fixture(scope="session")
 def http(demo: DemoResult) -> Iterator[httpx.Client]:
     """Plain HTTP without a token."""
-    with httpx.Client(base_url=demo.state.base_url, timeout=10) as client:
+    with httpx.Client(base_url=demo.state.base_url, timeout=30) as client:
         yield client

@@ -24,7 +24,7 @@ DEMO_FILE = Path(experiments.__file__).parent / "ab" / "demo.toml"
 
 def wait_until_drained(demo: DemoResult) -> None:
     bus = RedisStreamBus(demo.state.bus_url, demo.dataset)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     time.sleep(0.3)  # exposures leave the gateway in small batches
     while any(group.entries for stream in (EVENTS, EXPOSURES) for group in bus.lag(stream).groups):
         assert time.monotonic() < deadline, "the worker is behind"
@@ -42,7 +42,7 @@ def until(http: httpx.Client, wanted: bool) -> dict[str, str]:
 
     It may notice between two of the 40 calls: what is returned is therefore read after a call that showed it.
     """
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while bool(assignments(http, range(1, 41))) != wanted:
         assert time.monotonic() < deadline, "the gateway has not noticed"
         time.sleep(0.1)

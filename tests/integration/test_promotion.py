@@ -36,7 +36,7 @@ class Traffic:
 
     def _run(self, base_url: str) -> None:
         user = 0
-        with httpx.Client(base_url=base_url, timeout=10) as client:
+        with httpx.Client(base_url=base_url, timeout=30) as client:
             while not self._stop.wait(0.01):
                 user = user % 900 + 1
                 answer = client.get(f"/v1/recommendations/{user}?top_k=10")

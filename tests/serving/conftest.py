@@ -178,7 +178,7 @@ class Stack:
         self.wait(lambda: ready.items() <= self.http.get("/readyz").json().items())
 
     @staticmethod
-    def wait(condition: Callable[[], bool], seconds: float = 10.0) -> float:
+    def wait(condition: Callable[[], bool], seconds: float = 60.0) -> float:
         """Poll until true; returns the seconds it took."""
         started = time.monotonic()
         while not condition():
@@ -222,7 +222,7 @@ def stack(
         deploy_version(config, "2", popular_bundle)
         base = f"http://{config.host}:{config.port}"
         admin = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-        with httpx.Client(base_url=base, timeout=10) as http, httpx.Client(base_url=base, headers=admin, timeout=10) as client:
+        with httpx.Client(base_url=base, timeout=30) as http, httpx.Client(base_url=base, headers=admin, timeout=10) as client:
             running = Stack(config, ServingControl(store, DATASET), http, client)
             running.serve("1", v1=str(bundle), v2=str(popular_bundle))
             yield running

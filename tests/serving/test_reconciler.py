@@ -174,9 +174,9 @@ def test_slow_loads_hold_up_no_promotion(planted: World) -> None:
         return planted.reconciler.look().champion == "3"
 
     planted.reconciler.look()
-    wait_until(lambda: slow <= set(planted.graph.deployments), seconds=30, what="the slow loads")
+    wait_until(lambda: slow <= set(planted.graph.deployments), seconds=120, what="the slow loads")
     planted.registry.set_alias("champion", "3")
-    wait_until(promoted, seconds=30, what="the promotion")
+    wait_until(promoted, seconds=120, what="the promotion")
     assert set(planted.control.state().versions) == {"3"}
     assert planted.control.state().shadow is None
     assert planted.tag("2") == "loading"
@@ -195,12 +195,12 @@ def test_a_queued_load_that_becomes_the_champion_waits_no_longer(planted: World)
         planted.registry.set_alias(alias, "2")
     planted.registry.set_tag("3", GATE_OVERRIDE_TAG, "for the test")
     planted.reconciler.look()
-    wait_until(lambda: len(planted.graph.deployments) == 3, seconds=30, what="the slow loads")
+    wait_until(lambda: len(planted.graph.deployments) == 3, seconds=120, what="the slow loads")
     planted.registry.set_alias("other", "3")
     assert planted.reconciler.look().champion == "1"
     assert "3" not in planted.graph.deployments
     planted.registry.set_alias("champion", "3")
-    wait_until(lambda: planted.reconciler.look().champion == "3", seconds=30, what="the promotion")
+    wait_until(lambda: planted.reconciler.look().champion == "3", seconds=120, what="the promotion")
     goes_on.set()
     planted.step()
 

@@ -31,7 +31,7 @@ def server(tmp_path: Path) -> Iterator[tuple]:
     child.stop()
 
 
-async def until(condition, seconds: float = 5.0) -> None:
+async def until(condition, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

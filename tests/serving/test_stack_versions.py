@@ -36,7 +36,7 @@ def test_a_switch_under_load_fails_no_request(stack, bundle: Path, popular_bundl
     stop, statuses, versions = threading.Event(), [], []
 
     def ask() -> None:
-        with httpx.Client(base_url=str(stack.http.base_url), timeout=10) as client:
+        with httpx.Client(base_url=str(stack.http.base_url), timeout=30) as client:
             number = 0
             while not stop.is_set():
                 number = (number + 1) % 200
@@ -52,7 +52,7 @@ def test_a_switch_under_load_fails_no_request(stack, bundle: Path, popular_bundl
         for champion in ("2", "1", "2", "1"):
             stack.serve(champion, **folders)
             asked = len(versions)
-            wait_until(lambda seen=asked, now=champion: now in versions[seen:], seconds=30, what=f"an answer of version {champion}")
+            wait_until(lambda seen=asked, now=champion: now in versions[seen:], seconds=120, what=f"an answer of version {champion}")
     finally:
         stop.set()
         for thread in threads:

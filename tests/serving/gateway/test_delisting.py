@@ -20,7 +20,7 @@ from features.control_store import ControlStore
 from serving.announce import announce
 from serving.control import ServingControl, ServingState
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 WITHIN_S, WITHOUT_REDIS_WITHIN_S, MARGIN_S = 1.0, 5.0, 9.0
 PATHS = (
