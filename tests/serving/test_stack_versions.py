@@ -52,7 +52,8 @@ def test_a_switch_under_load_fails_no_request(stack, bundle: Path, popular_bundl
         for champion in ("2", "1", "2", "1"):
             stack.serve(champion, **folders)
             asked = len(versions)
-            wait_until(lambda seen=asked, now=champion: now in versions[seen:], seconds=120, what=f"an answer of version {champion}")
+            answer = f"an answer of version {champion}"
+            wait_until(lambda seen=asked, now=champion: now in versions[seen:], seconds=120, what=answer)
     finally:
         stop.set()
         for thread in threads:
