@@ -7,6 +7,7 @@ time, so that however slow the shadow is, it costs the gateway a few microsecond
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -31,10 +32,11 @@ _log = logging.getLogger("shortlist.serving")
 
 BUFFERED = 128
 """Answers that wait; a burst beyond them is shed."""
-BATCH = 16
+BATCH = 32
+"""Most answers of one hop. A hop costs the gateway as much as several answers: it waits for so many, or for `LINGER_S`."""
 LISTED = 20
 """Items of a live list that are compared."""
-PAUSE_S = 0.05
+LINGER_S = 0.5
 STORE_EVERY_S = 2.0
 TIMEOUT_S = 30.0
 
@@ -62,7 +64,7 @@ class ShadowSender:
         self._sums: dict[str, ShadowTally] = {}
         self._unsaved: set[str] = set()
         self._saved_at = 0.0
-        self._some = asyncio.Event()
+        self._some, self._many = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -90,16 +92,21 @@ class ShadowSender:
             ShadowAsk(replace(request, log_as=None), items, tuple(answer.score[: len(shown)].tolist()), 1000 * seconds)
         )
         self._some.set()
+        if len(self._waiting) >= BATCH:
+            self._many.set()
 
     async def _run(self) -> None:
         while True:
             if not self._waiting and not self._unsaved:
                 self._some.clear()
                 await self._some.wait()
-            await asyncio.sleep(PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await self._many.wait()
             target = self._target()
             if target is None:
                 self._waiting.clear()
+                self._many.clear()
             elif self._waiting:
                 await self._send(target.version)
             if self._unsaved and time.monotonic() - self._saved_at >= STORE_EVERY_S:
@@ -107,6 +114,8 @@ class ShadowSender:
 
     async def _send(self, version: str) -> None:
         batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        if len(self._waiting) < BATCH:
+            self._many.clear()
         try:
             async with asyncio.timeout(TIMEOUT_S):  # wait_for may swallow the cancellation of `stop`
                 tally = await self._score(version, batch)

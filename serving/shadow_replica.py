@@ -1,7 +1,9 @@
 """The shadow's replica: scores what live users asked for and compares, while nobody waits. Its Serve deployment.
 
-It runs at the lowest priority, so that on a full machine it is the shadow that waits. The comparison is made here and not in the
-gateway, which only hands over what the live version has answered.
+It runs at the lowest priority, so that on a full machine it is the shadow that waits. Priority alone does not keep it out of the
+way where cores are few: while it is kept off the processor, live answers wait too. So it pauses for a multiple of that time, and
+what it does not get to is shed by its sender. The comparison is made here and not in the gateway, which only hands over what the
+live version has answered.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ from serving.shadow_tally import TOP, ShadowTally, count_ms
 
 _log = logging.getLogger("shortlist.serving")
 NICENESS = 19
+YIELD = 8.0
+"""Pause after some answers, as a multiple of the time in which they were kept off the processor."""
+LONGEST_PAUSE_S = 1.0
 
 
 class ShadowReplica:
@@ -45,9 +50,9 @@ class ShadowReplica:
         tally, trouble = ShadowTally(), None
         for start in range(0, len(asks), MOST):
             together = asks[start : start + MOST]
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             answers = await asyncio.gather(*(self._retriever.compute(ask.request) for ask in together), return_exceptions=True)
-            milliseconds = 1000 * (time.perf_counter() - began)
+            seconds, worked = time.perf_counter() - began, time.process_time() - used
             for ask, found in zip(together, answers, strict=True):
                 answer = None if isinstance(found, BaseException) else decode_list(found)
                 if answer is None:  # a shadow's failure is a finding, never an error of anybody's request
@@ -55,12 +60,17 @@ class ShadowReplica:
                     continue
                 shown = answer.item_idx[: ask.request.k]
                 compare(tally, ask, self._retriever.items.item_ids[shown].tolist(), answer.score[: len(shown)].tolist())
-                count_ms(tally.shadow_ms, milliseconds)
+                count_ms(tally.shadow_ms, 1000 * seconds)
                 count_ms(tally.live_ms, ask.milliseconds)
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause_s(seconds, worked))
         if trouble is not None:
             _log.warning("shadow: %d of %d failed, the last with %s: %s", tally.failed, len(asks), type(trouble).__name__, trouble)
         return tally
+
+
+def pause_s(seconds: float, worked_s: float) -> float:
+    """How long to pause after `seconds` of which the processor was had for `worked_s`; waiting for Redis is taken for the same."""
+    return min(YIELD * max(seconds - worked_s, 0.0), LONGEST_PAUSE_S)
 
 
 def compare(tally: ShadowTally, ask: ShadowAsk, item_ids: Sequence[str], scores: Sequence[float]) -> None:

@@ -21,7 +21,7 @@ from serving.control import ServingControl, ShadowTarget
 from serving.messages import ComputeRequest, ShadowAsk
 from serving.metrics import GatewayMetrics
 from serving.shadow import BATCH, BUFFERED, ShadowSender
-from serving.shadow_replica import compare
+from serving.shadow_replica import LONGEST_PAUSE_S, YIELD, compare, pause_s
 from serving.shadow_tally import ShadowTallies, ShadowTally, count_ms
 
 
@@ -86,6 +86,38 @@ def test_a_stuck_shadow_sheds_and_is_asked_one_batch_at_a_time(make_config: Any)
     total = asyncio.run(drive())
     assert (total.scored, total.shed) == (BUFFERED + 1, 30)
     assert max(sizes) == BATCH
+
+
+def test_answers_that_trickle_in_go_in_one_hop(make_config: Any) -> None:
+    config = make_config()
+    ControlStore(config.control_url).create()
+    live: Any = SimpleNamespace(version="1", items=SimpleNamespace(item_ids=np.array(["a"], dtype=object)))
+    answer = CachedList(np.array([0], np.int32), np.array([1.0], np.float32), np.zeros(1, np.uint8), 0, 0)
+    sizes = []
+
+    async def score(version: str, asks: Sequence[ShadowAsk]) -> ShadowTally:
+        sizes.append(len(asks))
+        return ShadowTally(scored=len(asks))
+
+    async def drive() -> None:
+        sender = ShadowSender(config, score, lambda: ShadowTarget("2"), GatewayMetrics())
+        sender.start()
+        for _ in range(5):
+            sender.offer(live, ComputeRequest("u", 10), answer, 0.01)
+            await asyncio.sleep(0)
+        while not sizes:
+            await asyncio.sleep(0.01)
+        await sender.stop()
+
+    asyncio.run(drive())
+    assert sizes == [5]
+
+
+def test_a_shadow_that_is_kept_off_the_processor_pauses() -> None:
+    assert pause_s(0.020, 0.020) == 0
+    assert pause_s(0.020, 0.030) == 0  # several threads
+    assert pause_s(0.030, 0.020) == pytest.approx(YIELD * 0.010)
+    assert pause_s(60.0, 0.1) == LONGEST_PAUSE_S
 
 
 def test_a_shadow_that_is_the_live_version_or_not_sampled_is_not_asked(make_config: Any) -> None:
