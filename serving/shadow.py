@@ -100,13 +100,14 @@ class ShadowSender:
             if not self._waiting and not self._unsaved:
                 self._some.clear()
                 await self._some.wait()
+            if len(self._waiting) < BATCH:
+                self._many.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LINGER_S):
                     await self._many.wait()
             target = self._target()
             if target is None:
                 self._waiting.clear()
-                self._many.clear()
             elif self._waiting:
                 await self._send(target.version)
             if self._unsaved and time.monotonic() - self._saved_at >= STORE_EVERY_S:
@@ -114,8 +115,6 @@ class ShadowSender:
 
     async def _send(self, version: str) -> None:
         batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-        if len(self._waiting) < BATCH:
-            self._many.clear()
         try:
             async with asyncio.timeout(TIMEOUT_S):  # wait_for may swallow the cancellation of `stop`
                 tally = await self._score(version, batch)

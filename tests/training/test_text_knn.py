@@ -46,6 +46,15 @@ def test_it_is_the_slow_sum_over_the_history(strongest: int) -> None:
     np.testing.assert_allclose(TextKnn(config).fit(data).score(queries), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_histories_and_catalogues_that_are_too_large_for_one_block_score_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = world()
+    model = TextKnn(TextKnnConfig(strongest=2)).fit(data)
+    queries = queries_from_users(data.interactions, np.arange(data.interactions.num_users, dtype=np.int32))
+    expected = model.score(queries)
+    monkeypatch.setattr("training.models.text_knn.CELLS_AT_ONCE", 20)
+    np.testing.assert_allclose(model.score(queries), expected, rtol=1e-5)
+
+
 def test_a_mask_leaves_the_scores_of_what_it_allows() -> None:
     data = world()
     model = TextKnn(TextKnnConfig(strongest=2)).fit(data)

@@ -139,9 +139,14 @@ class TextKnn(Retriever):
             shape = (len(queries), len(keep))
             history = sp.csr_matrix((weight, (row, np.arange(len(keep)))), shape=shape)
             return np.asarray((history @ similar).todense(), dtype=np.float32)
-        value = similar.toarray()
-        value *= weight[:, None]
-        return _strongest(value, np.searchsorted(row, np.arange(len(queries) + 1)), self.config.strongest)
+        indptr = np.searchsorted(row, np.arange(len(queries) + 1))
+        total = np.empty((len(queries), across.shape[1]), dtype=np.float32)
+        width = max(1, CELLS_AT_ONCE // max(len(keep), 1))  # one long history over a large catalogue is more than a block
+        for start in range(0, across.shape[1], width):
+            value = similar[:, start : start + width].toarray()
+            value *= weight[:, None]
+            total[:, start : start + width] = _strongest(value, indptr, self.config.strongest)
+        return total
 
 
 def _strongest(value: FloatArray, indptr: LongArray, count: int) -> FloatArray:
