@@ -5,11 +5,13 @@ Checked against the model before any work: every parameter exists and takes the 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.models.registry import MODELS
+
+Number = TypeVar("Number", int, float)
 
 
 class StudyPart(BaseModel):
@@ -18,30 +20,30 @@ class StudyPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FloatRange(StudyPart):
+class _Range(StudyPart, Generic[Number]):
+    low: Number
+    high: Number
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}; put a single value under `fixed`")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low {self.low} must be above 0 for a logarithmic search")
+        return self
+
+
+class FloatRange(_Range[float]):
     """A real number from `low` to `high`, both included; `log` searches its logarithm."""
 
     type: Literal["float"]
-    low: float
-    high: float
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        return _checked_range(self)
 
 
-class IntRange(StudyPart):
+class IntRange(_Range[int]):
     """A whole number from `low` to `high`, both included; `log` searches its logarithm."""
 
     type: Literal["int"]
-    low: int
-    high: int
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        return _checked_range(self)
 
 
 class Choice(StudyPart):
@@ -89,14 +91,6 @@ class SourceStudy(StudyPart):
             elif isinstance(value, int | float) and dimension.low <= value <= dimension.high:
                 inside[name] = value
         return inside
-
-
-def _checked_range(dimension: Any) -> Any:
-    if dimension.low >= dimension.high:
-        raise ValueError(f"low {dimension.low} must be below high {dimension.high}; put a single value under `fixed`")
-    if dimension.log and dimension.low <= 0:
-        raise ValueError(f"low {dimension.low} must be above 0 for a logarithmic search")
-    return dimension
 
 
 def check_source(source: SourceStudy) -> None:
