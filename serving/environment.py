@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from serving.ingress import CALLBACK
+
 MAX_SOCKET_PATH_BYTES = 107
 """Limit of Linux for the path of a Unix socket."""
 
@@ -33,6 +35,7 @@ def serve_env(
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK,
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # costs 70 us a request; the gateway has its own
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),

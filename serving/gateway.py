@@ -1,7 +1,7 @@
 """The gateway: the one HTTP ingress. Hot routes are answered here on raw ASGI, everything else by the FastAPI application below it.
 
 Owns a replica's life: loads the routing state before it is ready, follows its changes, keeps the cache connection, and hands
-requests to `serving.answers`. `Gateway` is the Serve deployment, bound in `serving.graph`.
+requests to `serving.answers`. Its Serve deployment is `serving.gateway_replica`'s.
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ from serving.exposure_log import ExposureLog
 from serving.http import AsgiScope, Message, Receive, Send, authorize, bounded, header, read_json, send_bytes, send_json
 from serving.intake import EventIntake
 from serving.live_state import Snapshot, SnapshotLoader
-from serving.logs import log_to_file
 from serving.metrics import GatewayMetrics
-from serving.process import shorten_pauses
 from serving.request_id import RequestId, begin
 from serving.request_parsing import parse_body, parse_browse, parse_get
 from serving.request_values import checked_id
@@ -55,11 +53,10 @@ class GatewayApp:
 
     Args:
         config: of the stack.
-        behind_serve: whether Ray Serve is in front, which puts the request's id into every answer itself.
     """
 
-    def __init__(self, config: ServingConfig, *, behind_serve: bool = False) -> None:
-        self.config, self._behind_serve = config, behind_serve
+    def __init__(self, config: ServingConfig) -> None:
+        self.config = config
         self.metrics = GatewayMetrics(replica=f"{socket.gethostname()}-{os.getpid()}")
         self._loader = SnapshotLoader(config)
         self._snapshot = self._loader.load()
@@ -96,14 +93,15 @@ class GatewayApp:
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
         if scope["type"] == "http":
-            await self._http(scope, receive, send)
+            await self.http(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
 
-    async def _http(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        path, request_id = scope["path"], begin(header(scope, b"x-request-id"))
+    async def http(self, scope: AsgiScope, receive: Receive, send: Send, *, by_serve: bool = False) -> None:
+        """Answer a request; `by_serve`: Ray Serve has passed it on, and writes the id that it knows into the answer itself."""
+        path, request_id = scope["path"], begin(header(scope, b"x-request-id"), by_serve=by_serve)
         route, status = "other", 200
         try:
             if path.startswith(_PER_USER):
@@ -124,47 +122,44 @@ class GatewayApp:
                 _only(scope, "POST")
                 authorize(self.config, scope, "write")
                 receipt = await self._intake.take(await read_json(scope, receive))
-                await send_json(send, 202, receipt.to_json(), request_id=self._named(request_id))
+                await send_json(send, 202, receipt.to_json(), request_id=request_id.header)
             elif path.startswith(_SESSIONS) and path.endswith(_MERGE):
                 route = "sessions"
                 _only(scope, "POST")
                 authorize(self.config, scope, "write")
                 session_id = checked_id(path[len(_SESSIONS) : -len(_MERGE)], "session_id")
                 merged = await self._sessions.merge(session_id, await read_json(scope, receive))
-                await send_json(send, 200, merged, request_id=self._named(request_id))
+                await send_json(send, 200, merged, request_id=request_id.header)
             elif path in _BROWSED or (path.startswith(_ITEMS) and path.endswith(_SIMILAR)):
                 route = path[4:] if path in _BROWSED else "similar"
                 _only(scope, "GET")
                 authorize(self.config, scope, "read")
-                await send_json(send, 200, await self._browse(path, scope["query_string"]), request_id=self._named(request_id))
+                await send_json(send, 200, await self._browse(path, scope["query_string"]), request_id=request_id.header)
             elif path == "/healthz":
-                await send_json(send, 200, {"status": "ok"})
+                await send_json(send, 200, {"status": "ok"}, request_id=request_id.header)
             elif path == "/readyz":
-                await send_json(send, 200, self._readiness())
+                await send_json(send, 200, self._readiness(), request_id=request_id.header)
             elif path == "/metrics":
-                await send_bytes(send, 200, self.metrics.text(), b"text/plain; version=0.0.4; charset=utf-8")
+                kind = b"text/plain; version=0.0.4; charset=utf-8"
+                await send_bytes(send, 200, self.metrics.text(), kind, request_id=request_id.header)
             else:
                 await self._other(scope, receive, send, request_id)
                 return
         except RequestError as error:
             status = error.status
-            await send_json(send, status, error.to_json(), request_id=self._named(request_id), headers=error.headers)
+            await send_json(send, status, error.to_json(), request_id=request_id.header, headers=error.headers)
         except Exception:
             status, told = 500, {"request_id": str(request_id), "route": route, "status": 500}
             _log.exception("request failed: %s %s", scope["method"], route, extra=told)  # a path may hold a user's id
             body = {"error": {"code": "internal", "message": "the request failed; the gateway's log says why"}}
-            await send_json(send, 500, body, request_id=self._named(request_id))
+            await send_json(send, 500, body, request_id=request_id.header)
         self.metrics.request(route, status)
-
-    def _named(self, request_id: RequestId) -> bytes | None:
-        """The id for the answer's header, unless Ray Serve writes it there, as it does with what the caller or itself has given."""
-        return None if self._behind_serve and request_id.given is not None else request_id.known
 
     async def _other(self, scope: AsgiScope, receive: Receive, send: Send, request_id: RequestId) -> None:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.metrics.request("api", message["status"])
-                if (named := self._named(request_id)) is not None:
+                if (named := request_id.header) is not None:
                     message["headers"] = [*message.get("headers", ()), (b"x-request-id", named)]
             await send(message)
 
@@ -178,7 +173,7 @@ class GatewayApp:
         self._exposures.add(answer)
         if answer.degraded:
             self._log_degraded(answer, request_id)
-        await send_json(send, 200, answer.to_json(), request_id=self._named(request_id))
+        await send_json(send, 200, answer.to_json(), request_id=request_id.header)
 
     def _log_degraded(self, answer: Answer, request_id: RequestId) -> None:
         """One line a second at most, which says how many there were: trouble comes in thousands."""
@@ -271,24 +266,6 @@ class GatewayApp:
                 await asyncio.to_thread(self._loader.availability.apply, self._snapshot.tables())
             except FeaturesError as error:
                 _log.error("availability not refreshed, the last one stays: %s", error)
-
-
-class Gateway:
-    """Serve deployment of the gateway.
-
-    Args:
-        config_json: ServingConfig as JSON.
-    """
-
-    def __init__(self, config_json: str) -> None:
-        config = ServingConfig.model_validate_json(config_json)
-        log_to_file(config, f"gateway-{os.getpid()}")
-        shorten_pauses()
-        self._app = GatewayApp(config, behind_serve=True)
-
-    def __serve_build_asgi_app__(self) -> GatewayApp:
-        """Ray Serve asks for the application after the constructor has loaded the routing state."""
-        return self._app
 
 
 def _only(scope: AsgiScope, method: str) -> None:

@@ -22,7 +22,7 @@ from ray.serve.schema import LoggingConfig
 
 from serving.config import ServingConfig
 from serving.errors import ServingError, VersionRefusedError
-from serving.gateway import Gateway
+from serving.gateway_replica import Gateway
 from serving.messages import ComputeRequest
 from serving.ranker import Ranker
 from serving.retriever_replica import Retriever

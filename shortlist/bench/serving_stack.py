@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from experiments.spec import parse_spec
 from features.activity_log import activity_log
@@ -32,6 +33,7 @@ from serving.announce import announce
 from serving.config import ServingConfig
 from serving.control import ServingControl, ServingState
 from serving.environment import serve_env
+from serving.ingress import answer_directly
 from serving.rule_store import RuleStore
 from serving.rules import Rule
 from shortlist.bench.stack import title
@@ -69,6 +71,16 @@ class NoOp:
     async def __call__(self, request: Request) -> Response:
         """One constant answer."""
         return Response(b'{"answer": "' + b"x" * (NO_OP_BYTES - 14) + b'"}', media_type="application/json")
+
+
+class NoOpPastServe(NoOp):
+    """The same constant the way that the gateway's answers take: past Ray Serve's work on each request."""
+
+    def __init__(self) -> None:
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            await (await self(Request(scope, receive)))(scope, receive, send)
+
+        answer_directly(answer)
 
 
 @dataclass(frozen=True)
@@ -157,7 +169,7 @@ def serving_stack(world: World, users: Sequence[str], replicas: int, notify: Not
     try:
         notify("putting users' features online")
         put_users_online(world, bus_url, users)
-        notify("starting Ray Serve, the gateway, the version and the no-op")
+        notify("starting Ray Serve, the gateway, the version and the no-ops")
         start_ray(home, temporary, serve_env(temporary, stats_port=free_port(), metrics_port=free_port()))
         from serving.graph import deploy_beside, deploy_gateway, deploy_version, start_serve, stop_serve
 
@@ -169,6 +181,7 @@ def serving_stack(world: World, users: Sequence[str], replicas: int, notify: Not
         deploy_version(config, VERSION, world.bundle)
         notify(f"the version was ready after {time.monotonic() - started:.1f} s")
         deploy_beside("no-op", "/no-op", NoOp)
+        deploy_beside("no-op-past-serve", "/no-op-past-serve", NoOpPastServe)
         with httpx.Client(base_url=f"http://{config.host}:{config.port}", timeout=30) as http:
             ready = {"model_version": VERSION}
             wait_until(lambda: ready.items() <= http.get("/readyz").json().items(), seconds=120, what="the gateway")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -42,10 +43,12 @@ def test_a_delisted_item_is_gone_within_a_second_from_cached_answers_too(stack) 
 
 
 def test_every_answer_has_its_request_s_id_once(stack) -> None:
-    for path in ("/v1/recommendations/u30", "/v1/recommendations/u30?top_k=0", "/v1/items/none-such", "/v1/popular"):
+    hot = ("/v1/recommendations/u30", "/v1/recommendations/u30?top_k=0", "/v1/popular", "/readyz", "/metrics")
+    for path in (*hot, "/v1/items/none-such"):
         for headers in ({}, {"X-Request-ID": "mine.1"}):
             (named,) = stack.http.get(path, headers=headers).headers.get_list("x-request-id")
             assert named == headers.get("X-Request-ID", named) != ""
+            assert headers or re.fullmatch("[0-9a-f]{16}", named), "Ray Serve drew the id: the request did not go past it"
 
 
 def test_items_are_created_read_and_deleted(stack) -> None:
