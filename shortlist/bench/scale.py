@@ -29,7 +29,8 @@ from serving.schemas import NO_SELECTION, Selection
 from shortlist.bench.answer_parts import QUERIES, in_a_loop, path_figures, some_users
 from shortlist.bench.world import DATASET, World
 from training.candidates import Retrieved
-from training.index import ExactIndex, ItemIndex, recall
+from training.exact_index import ExactIndex, ItemIndex
+from training.index import recall
 from training.interactions import BoolArray, FloatArray
 from training.models.vector_retriever import VectorRetriever
 from training.pipeline import Pipeline

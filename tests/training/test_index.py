@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import index as index_module
+from training import ivf_index
 from training.candidates import Retrieved
 from training.errors import BundleError
-from training.index import ExactIndex, IvfIndex, build_index, load_index, save_index
+from training.exact_index import ExactIndex
+from training.index import build_index, load_index, save_index
 from training.interactions import BoolArray, FloatArray
+from training.ivf_index import IvfIndex
 
 ITEMS, WIDTH, KNOWN = 60_000, 16, 55_000
 
@@ -53,7 +55,7 @@ def recall_at_20(index: IvfIndex, queries: FloatArray, allowed: BoolArray | None
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.2, 0.1, 0.01, 0.0001])
 def test_filtered_recall(found_index: IvfIndex, queries: FloatArray, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The 100 queries that the plan was not made on; exact search is kept out of the way where it would answer."""
-    monkeypatch.setattr(index_module, "EXACT_UP_TO_ITEMS", 100)
+    monkeypatch.setattr(ivf_index, "EXACT_UP_TO_ITEMS", 100)
     allowed = np.random.default_rng(7).random(ITEMS) < share
     assert recall_at_20(found_index, queries[100:], allowed if share < 1 else None) >= 0.95
 
@@ -69,7 +71,7 @@ def test_filter_far_from_the_query(found_index: IvfIndex, vectors: FloatArray, q
 
 def test_as_many_as_pass(found_index: IvfIndex, queries: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
     """k items where k pass, all that pass where they are fewer, each once, allowed and known, best first."""
-    monkeypatch.setattr(index_module, "EXACT_UP_TO_ITEMS", 10)
+    monkeypatch.setattr(ivf_index, "EXACT_UP_TO_ITEMS", 10)
     for passing in (0, 3, 499, 500, 2_000):
         allowed = np.zeros(ITEMS, dtype=bool)
         allowed[np.random.default_rng(passing).permutation(KNOWN)[:passing]] = True
@@ -84,13 +86,20 @@ def test_as_many_as_pass(found_index: IvfIndex, queries: FloatArray, monkeypatch
             assert (np.diff(scores[: len(there)]) <= 0).all()
 
 
-def test_what_the_head_makes_sure_of_needs_few_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long vectors answer wherever a filter leaves them; without them the plan's lists are looked at."""
+@pytest.mark.parametrize(
+    ("reach", "long_pass", "wide"), [(65_536, True, False), (65_536, False, False), (ivf_index.HEAD_ITEMS + 100, False, True)]
+)
+def test_what_length_makes_sure_of_needs_few_lists(
+    reach: int, long_pass: bool, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long vectors answer wherever a filter leaves them, then those within reach; without them the plan's lists are looked at."""
+    monkeypatch.setattr(ivf_index, "REACH_ITEMS", reach)
     rng = np.random.default_rng(8)
-    long = index_module.HEAD_ITEMS // 2
+    long = ivf_index.HEAD_ITEMS // 2
     vectors = (0.1 * rng.normal(size=(ITEMS, WIDTH))).astype(np.float32)
     vectors[:long] *= 30
     queries = rng.normal(size=(20, WIDTH)).astype(np.float32)
+    queries[3] = 0  # of somebody of whom nothing is known
     index = build_index(vectors, np.arange(ITEMS), lambda: queries)
     assert isinstance(index, IvfIndex)
     most = int(index.inverted.nlist)
@@ -104,12 +113,14 @@ def test_what_the_head_makes_sure_of_needs_few_lists(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(index, "probe", noted)
     allowed = rng.random(ITEMS) < 0.5
-    for wanted in ([index_module.FEWEST_LISTS], [index_module.FEWEST_LISTS, most]):
-        looked.clear()
-        found = index.search(queries, 50, allowed)
-        assert looked == wanted
-        np.testing.assert_array_equal(found.item_idx[:, :20], index.exact.search(queries, 20, allowed).item_idx)
-        allowed[:long] = False
+    allowed[:long] &= long_pass
+    found = index.search(queries, 50, allowed)
+    assert looked == ([ivf_index.FEWEST_LISTS, most] if wide else [ivf_index.FEWEST_LISTS])
+    some = np.arange(len(queries)) != 3
+    expected = index.exact.search(queries, 20, allowed)
+    np.testing.assert_array_equal(found.item_idx[some, :20], expected.item_idx[some])
+    np.testing.assert_allclose(found.score[:, :20], expected.score, rtol=1e-5)
+    assert all(len(set(row[row >= 0].tolist())) == (row >= 0).sum() for row in found.item_idx)
 
 
 def test_scores_are_exact(found_index: IvfIndex, vectors: FloatArray, queries: FloatArray) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from training.candidates import Retrieved
-from training.index import ItemIndex, build_index, load_index, save_index
+from training.exact_index import ItemIndex
+from training.index import build_index, load_index, save_index
 from training.interactions import BoolArray, FloatArray, Interactions
 from training.models.base import ModelConfig, Retriever
 from training.queries import QueryBatch, queries_from_users
