@@ -1,9 +1,9 @@
 """The shadow's replica: scores what live users asked for and compares, while nobody waits. Its Serve deployment.
 
 It runs at the lowest priority, so that on a full machine it is the shadow that waits. Priority alone does not keep it out of the
-way where cores are few: while it is kept off the processor, live answers wait too. So it pauses for a multiple of that time, and
-what it does not get to is shed by its sender. The comparison is made here and not in the gateway, which only hands over what the
-live version has answered.
+way where cores are few: they share caches, and while it is kept off the processor, live answers wait too. So it pauses until it
+has had no more than a quarter of what the machine's cores would have idled without it, and what it does not get to is shed by its
+sender. The comparison is made here and not in the gateway, which only hands over what the live version has answered.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+import psutil
 
 from serving.cached_list import decode_list
 from serving.gathered import MOST
@@ -24,8 +25,8 @@ from serving.shadow_tally import TOP, ShadowTally, count_ms
 
 _log = logging.getLogger("shortlist.serving")
 NICENESS = 19
-YIELD = 8.0
-"""Pause after some answers, as a multiple of the time in which they were kept off the processor."""
+SHARE = 0.25
+"""Of the processor time that would be idle without it, what a shadow takes."""
 LONGEST_PAUSE_S = 1.0
 
 
@@ -40,6 +41,7 @@ class ShadowReplica:
     def __init__(self, config_json: str, bundle_folder: str) -> None:
         self._retriever = Retriever(config_json, bundle_folder)
         os.nice(NICENESS)  # not before: on a full machine it would not be ready in time
+        self._idle = IdleCores()
 
     async def compute(self, request: ComputeRequest) -> bytes:
         """As of `Retriever.compute`: for the check before the version is used."""
@@ -62,15 +64,29 @@ class ShadowReplica:
                 compare(tally, ask, self._retriever.items.item_ids[shown].tolist(), answer.score[: len(shown)].tolist())
                 count_ms(tally.shadow_ms, 1000 * seconds)
                 count_ms(tally.live_ms, ask.milliseconds)
-            await asyncio.sleep(pause_s(seconds, worked))
+            await asyncio.sleep(pause_s(seconds, worked, self._idle.without(time.process_time())))
         if trouble is not None:
             _log.warning("shadow: %d of %d failed, the last with %s: %s", tally.failed, len(asks), type(trouble).__name__, trouble)
         return tally
 
 
-def pause_s(seconds: float, worked_s: float) -> float:
-    """How long to pause after `seconds` of which the processor was had for `worked_s`; waiting for Redis is taken for the same."""
-    return min(YIELD * max(seconds - worked_s, 0.0), LONGEST_PAUSE_S)
+class IdleCores:
+    """How many of the machine's cores would have been idle lately without this process."""
+
+    def __init__(self) -> None:
+        self._at, self._idle_s, self._own_s = time.monotonic(), psutil.cpu_times().idle, time.process_time()
+
+    def without(self, own_s: float) -> float:
+        """Since the last call; `own_s`: processor time of this process so far."""
+        now, idle_s = time.monotonic(), psutil.cpu_times().idle
+        cores = (idle_s - self._idle_s + own_s - self._own_s) / max(now - self._at, 1e-6)
+        self._at, self._idle_s, self._own_s = now, idle_s, own_s
+        return float(max(cores, 0.0))
+
+
+def pause_s(seconds: float, worked_s: float, idle_cores: float) -> float:
+    """How long to pause after `seconds` of which the processor was had for `worked_s`, so that it was `SHARE` of the idle cores."""
+    return min(max(worked_s / max(SHARE * idle_cores, 1e-6) - seconds, 0.0), LONGEST_PAUSE_S)
 
 
 def compare(tally: ShadowTally, ask: ShadowAsk, item_ids: Sequence[str], scores: Sequence[float]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from serving.control import ServingControl, ShadowTarget
 from serving.messages import ComputeRequest, ShadowAsk
 from serving.metrics import GatewayMetrics
 from serving.shadow import BATCH, BUFFERED, ShadowSender
-from serving.shadow_replica import LONGEST_PAUSE_S, YIELD, compare, pause_s
+from serving.shadow_replica import LONGEST_PAUSE_S, SHARE, IdleCores, compare, pause_s
 from serving.shadow_tally import ShadowTallies, ShadowTally, count_ms
 
 
@@ -113,11 +115,20 @@ def test_answers_that_trickle_in_go_in_one_hop(make_config: Any) -> None:
     assert sizes == [5]
 
 
-def test_a_shadow_that_is_kept_off_the_processor_pauses() -> None:
-    assert pause_s(0.020, 0.020) == 0
-    assert pause_s(0.020, 0.030) == 0  # several threads
-    assert pause_s(0.030, 0.020) == pytest.approx(YIELD * 0.010)
-    assert pause_s(60.0, 0.1) == LONGEST_PAUSE_S
+def test_a_shadow_takes_a_share_of_what_would_be_idle() -> None:
+    assert pause_s(0.020, 0.020, idle_cores=1 / SHARE) == 0
+    assert pause_s(0.020, 0.020, idle_cores=60.0) == 0  # a large machine
+    assert pause_s(0.030, 0.020, idle_cores=1.0) == pytest.approx(0.020 / SHARE - 0.030)
+    assert pause_s(0.020, 0.020, idle_cores=0.0) == LONGEST_PAUSE_S  # a full one
+
+
+def test_idle_cores_are_those_of_the_machine_and_what_the_process_itself_has_used() -> None:
+    idle = IdleCores()
+    time.sleep(0.3)
+    cores = idle.without(time.process_time())
+    assert 0 <= cores <= 1.2 * (os.cpu_count() or 1)
+    time.sleep(0.3)
+    assert idle.without(time.process_time() + 3.0) > 5  # three seconds of its own within a third of one
 
 
 def test_a_shadow_that_is_the_live_version_or_not_sampled_is_not_asked(make_config: Any) -> None:
