@@ -128,7 +128,7 @@ def test_idle_cores_are_those_of_the_machine_and_what_the_process_itself_has_use
     cores = idle.without(time.process_time())
     assert 0 <= cores <= 1.2 * (os.cpu_count() or 1)
     time.sleep(0.3)
-    assert idle.without(time.process_time() + 3.0) > 5  # three seconds of its own within a third of one
+    assert idle.without(time.process_time() + 600.0) > 5  # ten minutes of its own, however long the sleep took
 
 
 def test_a_shadow_that_is_the_live_version_or_not_sampled_is_not_asked(make_config: Any) -> None:
