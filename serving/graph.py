@@ -20,6 +20,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.schema import LoggingConfig
 
+from serving.application_status import ApplicationStatus, application_statuses
 from serving.config import ServingConfig
 from serving.errors import ServingError, VersionRefusedError
 from serving.gateway_replica import Gateway
@@ -103,7 +104,7 @@ def deploy_version(config: ServingConfig, version: str, bundle_folder: Path) -> 
 def _wait_running(name: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
-        found = serve.status().applications.get(name)
+        found = application_statuses().get(name)
         if found is not None and found.status == "RUNNING":
             return
         if found is not None and found.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
@@ -113,10 +114,9 @@ def _wait_running(name: str, timeout_s: float) -> None:
         time.sleep(0.05)
 
 
-def _reason(application: Any) -> str:
+def _reason(application: ApplicationStatus) -> str:
     """The last line of the replicas' own error, which Serve buries in a traceback."""
-    told = [deployment.message for deployment in application.deployments.values() if deployment.message] or [application.message]
-    lines = [line.strip() for line in told[0].splitlines() if line.strip()]
+    lines = [line.strip() for message in application.messages[:1] for line in message.splitlines() if line.strip()]
     errors = [line for line in lines if "Error:" in line]
     return re.sub(r"^(\w+\.)+(?=\w+: )", "", (errors or lines or ["it does not start"])[-1])
 
@@ -151,15 +151,14 @@ def _handle_loop() -> asyncio.AbstractEventLoop:
 def delete_version(config: ServingConfig, version: str) -> None:
     """Drain and remove a version's application; nothing happens where there is none."""
     name = version_app(config, version)
-    if name in serve.status().applications:
+    if name in application_statuses():
         serve.delete(name)
 
 
 def running_versions(config: ServingConfig) -> dict[str, str]:
     """Version -> Serve's status of its application (`RUNNING`, `DEPLOYING`, `DEPLOY_FAILED`, ...)."""
     prefix = version_app(config, "")
-    applications = serve.status().applications
-    return {name.removeprefix(prefix): str(app.status.value) for name, app in applications.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): app.status for name, app in application_statuses().items() if name.startswith(prefix)}
 
 
 def is_fused(config: ServingConfig) -> bool:

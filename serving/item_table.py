@@ -30,8 +30,8 @@ from serving.filter_masks import EVERYWHERE, PATHS
 from serving.filters import compile_filter
 from serving.schemas import Selection
 from training.arrays import map_arrays
+from training.bundle import ITEMS_FILE, POPULARITY_FILE
 from training.interactions import BoolArray, IntArray
-from training.pipeline import ITEMS_FILE, POPULARITY_FILE
 
 CACHED_SELECTIONS, CACHED_EXPRESSIONS, CACHED_MASKS = 64, 256, 16
 """Masks kept, least recently used first out; rules hold some of those of expressions. A mask of 1M items is 1 MB."""

@@ -29,11 +29,9 @@ from serving.process import give_back_memory
 from serving.request_values import body_seen, item_filter
 from serving.rule_store import RuleStore
 from serving.rules import RuleBook
-from training.bundle import MANIFEST_FILE, BundleManifest
+from training.bundle import FEATURES_FOLDER, MANIFEST_FILE, POPULARITY_FILL, BundleManifest
 from training.interactions import FloatArray
-from training.pipeline import POPULARITY_FILL
 from training.ranking_features import stored_vectors
-from training.ranking_stage import FEATURES_FOLDER
 
 _log = logging.getLogger("shortlist.serving")
 

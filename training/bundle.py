@@ -6,7 +6,7 @@
     popularity.safetensors  item numbers by popularity, to fill lists that run short
     users.parquet, histories.safetensors    who was known and what they did, as of training
     sources/<name>/         what each retriever saved
-    ranker/                 what the ranker saved, where there is one
+    ranker/, features/      what the ranker and its features saved, where there is one
 
 `training.pipeline` writes and reads the contents; this module seals a folder and refuses one that cannot be trusted. Nothing in
 a bundle is a pickle.
@@ -29,9 +29,14 @@ from training.interactions import IdArray, Interactions
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+ITEMS_FILE = "items.parquet"
+POPULARITY_FILE = "popularity.safetensors"
+RANKER_FOLDER, FEATURES_FOLDER = "ranker", "features"
+POPULARITY_FILL = "popular"
+"""Source of items that no retriever returned and that fill a list which would run short."""
 FEATURE_SERVICES = frozenset({"ranking_v1"})
 """Feature services whose columns this release gives a ranker when it answers."""
-WEIGHT_FOLDERS = ("sources", "ranker")
+WEIGHT_FOLDERS = ("sources", RANKER_FOLDER)
 """Folders whose arrays must be finite and which may hold no file that the manifest does not list."""
 FORBIDDEN_SUFFIXES = frozenset({".pkl", ".pickle", ".joblib", ".pt", ".pth", ".npy", ".npz"})
 """Files of these kinds are, or may hold, pickles."""

@@ -23,7 +23,16 @@ from pydantic import ValidationError
 
 from training.arrays import map_arrays, save_arrays
 from training.blend import Blend
-from training.bundle import BundleManifest, DataFingerprint, feature_hash, open_bundle, seal_bundle
+from training.bundle import (
+    ITEMS_FILE,
+    POPULARITY_FILE,
+    POPULARITY_FILL,
+    BundleManifest,
+    DataFingerprint,
+    feature_hash,
+    open_bundle,
+    seal_bundle,
+)
 from training.candidates import CandidateSet, RankedLists
 from training.errors import BundleError, StudyError
 from training.funnel_config import FunnelConfig, SourceConfig
@@ -41,10 +50,6 @@ from training.union import fill, unite
 from training.vocabulary import Vocabulary
 
 FUNNEL_FILE = "funnel.json"
-ITEMS_FILE = "items.parquet"
-POPULARITY_FILE = "popularity.safetensors"
-POPULARITY_FILL = "popular"
-"""Source of items that no retriever returned and that fill a list which would run short."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from training.blend import Blend
+from training.bundle import FEATURES_FOLDER, RANKER_FOLDER
 from training.candidates import CandidateSet
 from training.funnel_config import RankerConfig
 from training.interactions import FloatArray
@@ -16,8 +17,6 @@ from training.queries import QueryBatch
 from training.rankers.base import Ranker, mixed
 from training.rankers.registry import ranker_class, ranker_settings
 from training.ranking_features import RankingFeatures
-
-RANKER_FOLDER, FEATURES_FOLDER = "ranker", "features"
 
 
 @dataclass(frozen=True)

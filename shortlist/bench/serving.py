@@ -24,8 +24,9 @@ from shortlist.bench.scale import FILTER
 from shortlist.bench.serving_stack import BOOST, EXCLUDE, NO_OP_BYTES, BenchStack, Notify, serving_stack
 from shortlist.bench.world import World
 from training.arrays import map_arrays
+from training.bundle import POPULARITY_FILE
 from training.histories import Histories
-from training.pipeline import POPULARITY_FILE, Pipeline
+from training.pipeline import Pipeline
 
 USERS = 2_000
 """Users that are asked for, in turn."""

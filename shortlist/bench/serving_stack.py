@@ -41,10 +41,9 @@ from shortlist.bench.world import DATASET, World
 from shortlist.stack.ports import free_port, wait_until
 from shortlist.stack.ray_cluster import short_temporary_folder, start_ray, stop_ray
 from shortlist.stack.redis_server import start_redis
+from training.bundle import FEATURES_FOLDER, ITEMS_FILE
 from training.histories import Histories
-from training.pipeline import ITEMS_FILE
 from training.ranking_features import RankingFeatures
-from training.ranking_stage import FEATURES_FOLDER
 
 VERSION, AGAIN = "1", "2"
 """The version that answers, and the same bundle once more, for its cold start."""

@@ -13,7 +13,8 @@ from training.dataset import from_frame
 from training.errors import NotTrainableError
 from training.models.base import Retriever, TrainingData
 from training.models.two_tower import TwoTowerConfig, TwoTowerHybrid
-from training.models.two_tower_network import dense_features, sampled_softmax
+from training.models.two_tower_features import dense_features
+from training.models.two_tower_network import sampled_softmax
 from training.queries import queries_from_histories
 from training.testing import small_world
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-import torch
 
 from training.interactions import FloatArray, LongArray
 from training.models.item_item import keep_strongest
@@ -155,6 +154,8 @@ def _solve(
     l2: float,
 ) -> FloatArray:
     """(b, M') weights of the members of each item: (G' + l2 I)^-1 g by Cholesky; padding is a unit row that answers 0."""
+    import torch  # here: a replica that serves the weights does without
+
     num_items = len(diagonal)
     width = members.shape[1]
     left = np.zeros((len(items), width, width), dtype=np.float32)

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from pydantic import Field
 
 from training.arrays import AnyArray, map_arrays, save_arrays
@@ -26,11 +25,15 @@ from training.errors import NotTrainableError
 from training.interactions import FloatArray, Interactions, LongArray
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
 from training.models.item_item import PRIOR, popularity_share
-from training.models.two_tower_network import Features, TwoTower, dense_features, sampled_softmax
+from training.models.two_tower_features import Features, dense_features
 from training.models.vector_retriever import VectorRetriever
 from training.queries import QueryBatch
 from training.text_vectors import TextModel, text_vectors, token_weights
-from training.torch_threads import torch_threads
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.models.two_tower_network import TwoTower
 
 STATE_FILE = "two_tower.safetensors"
 ITEMS_AT_ONCE = 20_000
@@ -100,6 +103,11 @@ class TwoTowerHybrid(VectorRetriever):
         Raises:
             NotTrainableError: no user has taken two items, or the text model's package is not installed.
         """
+        import torch
+
+        from training.models.two_tower_network import TwoTower
+        from training.torch_threads import torch_threads
+
         config, interactions = self.config, data.interactions
         samples = np.flatnonzero(np.arange(len(interactions)) > interactions.indptr[interactions.user_idx])
         if not len(samples):
@@ -194,6 +202,10 @@ class TwoTowerHybrid(VectorRetriever):
         optimizers: list[torch.optim.Optimizer],
         rng: np.random.Generator,
     ) -> float:
+        import torch
+
+        from training.models.two_tower_network import sampled_softmax
+
         config, device, total = self.config, network.fold.weight.device, 0.0
         count = np.bincount(interactions.item_idx, minlength=interactions.num_items)
         active = np.flatnonzero(count)
@@ -235,6 +247,8 @@ class TwoTowerHybrid(VectorRetriever):
 
     def _take(self, network: TwoTower, items: Features, popularity: FloatArray) -> None:
         """Take over what serving needs; items without activity go by their content."""
+        import torch
+
         network.eval()
         count, width = len(popularity), self.config.width
         self.vectors = np.empty((count, width + 1), dtype=np.float32)

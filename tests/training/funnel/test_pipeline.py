@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from training.bundle import POPULARITY_FILL
 from training.funnel import FunnelConfig, fit_funnel, refit
 from training.interactions import Interactions
 from training.models.base import TrainingData
-from training.pipeline import POPULARITY_FILL, Pipeline
+from training.pipeline import Pipeline
 from training.splits import leave_one_out
 from training.union import fill
 
