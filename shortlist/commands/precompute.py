@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from serving.precompute import CLUSTER_FROM_USERS, load_only, precompute
 from shortlist.commands import console
 from shortlist.stack.ray_cluster import attach_ray
 from shortlist.stack.serving_config import serving_config
@@ -33,6 +32,9 @@ def run(
     Users whose activity is newer than their list get a computed answer all the same. Run it after a promotion; with --load-only
     after the cache was lost. Large user bases are computed on all CPUs of the stack's Ray.
     """
+    # Here: models take seconds to import, and this file is read for every command.
+    from serving.precompute import CLUSTER_FROM_USERS, load_only, precompute
+
     settings = console.settings()
     home = settings.home.absolute()
     state = running_stack(home)
