@@ -2,7 +2,7 @@
 
 It runs at the lowest priority, so that on a full machine it is the shadow that waits. Priority alone does not keep it out of the
 way where cores are few: they share caches, and while it is kept off the processor, live answers wait too. So it pauses until it
-has had no more than a quarter of what the machine's cores would have idled without it, and what it does not get to is shed by its
+has had no more than a tenth of what the machine's cores would have idled without it, and what it does not get to is shed by its
 sender. The comparison is made here and not in the gateway, which only hands over what the live version has answered.
 """
 
@@ -25,7 +25,7 @@ from serving.shadow_tally import TOP, ShadowTally, count_ms
 
 _log = logging.getLogger("shortlist.serving")
 NICENESS = 19
-SHARE = 0.25
+SHARE = 0.1
 """Of the processor time that would be idle without it, what a shadow takes."""
 LONGEST_PAUSE_S = 1.0
 

@@ -23,9 +23,9 @@ CONNECTIONS = 8
 SATURATE_S, SATURATE_TIMES = 8.0, 8
 STILL_FASTER = 1.1
 """A measurement so many times the one before says that the stack was not warm."""
-ROUND_S = 10.0
+ROUND_S = 20.0
 ROUNDS = 5
-"""Pairs of a round without and one with the shadow: the machine moves from one half minute to the next, their ratio less."""
+"""Pairs of a round without and one with the shadow: the machine moves from one minute to the next, their ratio less."""
 MUST_P50_RATIO = 1.2
 
 
