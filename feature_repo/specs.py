@@ -1,6 +1,6 @@
 """What the features are: views, names, kinds, units and descriptions, and where their tables lie. Free of Feast.
 
-Feast takes seconds to import; what only computes or reads columns imports this module and not the views made of it.
+Feast takes a second or more to import; what only computes or reads columns imports this module and not the views made of it.
 
 The numpy form of a kind (dtype, what stands for a missing value) is `features.columns`' work. A dataset's schema reaches this
 package as the decoded `schema.json`, a plain mapping, because `feature_repo` is the lowest layer.

@@ -1,6 +1,6 @@
 """What Feast's online store says of a user at the moment of asking: recent items, and the features that a ranker reads.
 
-Feast takes seconds and 0.3 GB to import, so it is loaded in the background: until then, and whenever it cannot be read in time, a
+Feast takes a second or more to import, so it is loaded in the background: until then, and whenever it cannot be read in time, a
 request goes on with the history that it has, from which the same features follow. A reader that was slow once is left alone for a
 while, so that a store that is gone costs one short wait and not one a request.
 """

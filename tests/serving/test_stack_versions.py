@@ -90,3 +90,13 @@ def test_a_replica_that_cannot_load_is_refused_with_its_own_reason(stack, tmp_pa
             deploy_version(stack.config, "7", tmp_path)
     finally:
         delete_version(stack.config, "7")
+
+
+def test_applications_have_the_status_that_serve_itself_tells(stack) -> None:
+    from ray import serve
+
+    from serving.application_status import application_statuses
+
+    told = {name: one.status.value for name, one in serve.status().applications.items()}
+    assert {name: one.status for name, one in application_statuses().items()} == told
+    assert told["gateway"] == "RUNNING"
