@@ -127,7 +127,7 @@ class IdColumn:
     def where_any(self, ids: Iterable[str]) -> BoolArray:
         """(N,) bool: items with one of the ids."""
         found = np.zeros(len(self.ids), dtype=bool)
-        found[[self.row_of[one] for one in ids if one in self.row_of]] = True
+        found[[row for one in ids if (row := self.row_of.get(one)) is not None]] = True
         return found
 
     def value(self, item_idx: int) -> object:

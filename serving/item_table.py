@@ -28,6 +28,7 @@ from serving.column_edits import edited_columns
 from serving.columns import BoolColumn, Column, IdColumn, ListColumn, column_from_arrow, words_equal
 from serving.filter_masks import EVERYWHERE, PATHS
 from serving.filters import compile_filter
+from serving.id_rows import IdRows
 from serving.schemas import Selection
 from training.arrays import map_arrays
 from training.bundle import ITEMS_FILE, POPULARITY_FILE
@@ -60,7 +61,7 @@ class ItemTable:
         self.num_trained = len(item_ids) if num_trained is None else num_trained
         self.popularity_rank: IntArray = np.empty(len(item_ids), dtype=np.int32)
         self.popularity_rank[by_popularity] = np.arange(len(item_ids), dtype=np.int32)
-        self._row_of = {item_id: row for row, item_id in enumerate(item_ids.tolist())}
+        self._row_of = IdRows(item_ids)
         available = self.columns.get("available")
         self.available: BoolArray = (
             available.values | available.missing if isinstance(available, BoolColumn) else np.ones(len(item_ids), dtype=bool)
@@ -115,7 +116,7 @@ class ItemTable:
             items: item_id -> all of its attributes as the catalogue has them; `available` is not looked at.
         """
         new = [item_id for item_id in items if item_id not in self._row_of]
-        rows = np.array([self._row_of.get(item_id, -1) for item_id in items], dtype=np.int32)
+        rows = self._row_of.find(list(items))
         rows[rows < 0] = len(self) + np.arange(len(new), dtype=np.int32)
         ids = np.empty(len(self) + len(new), dtype=object)
         ids[: len(self)], ids[len(self) :] = self.item_ids, new
@@ -135,8 +136,8 @@ class ItemTable:
 
     def rows(self, item_ids: Iterable[str]) -> IntArray:
         """Rows of the known ones among `item_ids`."""
-        known = [self._row_of[item_id] for item_id in item_ids if item_id in self._row_of]
-        return np.array(known, dtype=np.int32)
+        found = self._row_of.find(list(item_ids))
+        return found[found >= 0]
 
     @cached_property
     def id_hashes(self) -> npt.NDArray[np.uint32]:
