@@ -15,7 +15,7 @@ from serving.online_users import OnlineUser, ReadUsers, parse_user
 from serving.ranker import RankerStage
 from serving.recent_activity import RecentActivity
 from serving.retriever import RetrieverStage
-from serving.schemas import Selection
+from serving.schemas import NO_SELECTION, Selection
 from serving.version_lists import encode_answer
 from training.candidates import Retrieved
 from training.pipeline import Pipeline, Source
@@ -24,6 +24,8 @@ from training.union import unite
 
 QUERIES = 100
 PACE_S = 0.004
+WARM_UP = 4
+"""Answers that do not count: the first compile the filter and touch the pages."""
 
 Each = Callable[[Callable[[int], Any]], tuple[list[Any], float]]
 
@@ -77,8 +79,7 @@ def path_figures(
         return parse_user(read_users([users[b]])) if read_users is not None else None
 
     def whole(b: int) -> bytes:
-        query, left_out = stage.query(requests[b], activity, now_us, online(b))
-        return encode_answer(ranker.rank(query, stage.retrieve(requests[b], query, left_out), k), activity, now_us, k)
+        return _answer(stage, ranker, requests[b], now_us, online(b))
 
     whole(0)
     whole(1)
@@ -111,6 +112,29 @@ def path_figures(
         "ratio": round(whole_ms / total, 3),
         "candidates": round(float(np.mean([one.valid.sum() for one in candidates]))),
     }
+
+
+def filter_adds_ms(pipeline: Pipeline, items: ItemTable, selection: Selection, k: int, users: Sequence[str]) -> float:
+    """Processor time that a selection adds to a computed answer: the median over users of with minus without, each pair at once."""
+    stage, ranker = RetrieverStage(pipeline, items), RankerStage(pipeline)
+    now_us, added = time.time_ns() // 1000, []
+    for number, user in enumerate(users[:QUERIES]):
+        spent = {}
+        for one in (NO_SELECTION, selection)[:: 1 if number % 2 else -1]:
+            request = ComputeRequest(user_id=user, k=k, selection=one, seen=None)
+            started = time.process_time()
+            _answer(stage, ranker, request, now_us, None)
+            spent[one] = time.process_time() - started
+        if number >= WARM_UP:
+            added.append(spent[selection] - spent[NO_SELECTION])
+    return float(np.median(added)) * 1e3
+
+
+def _answer(stage: RetrieverStage, ranker: RankerStage, request: ComputeRequest, now_us: int, online: OnlineUser | None) -> bytes:
+    activity = RecentActivity()
+    query, left_out = stage.query(request, activity, now_us, online)
+    ranked = ranker.rank(query, stage.retrieve(request, query, left_out), request.k)
+    return encode_answer(ranked, activity, now_us, request.k)
 
 
 def in_a_loop(count: int, run: Callable[[int], Any]) -> tuple[list[Any], float]:
