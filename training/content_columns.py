@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from sklearn.feature_extraction.text import CountVectorizer
 
 from training.interactions import FloatArray
 
@@ -112,6 +111,8 @@ def _is_flag(column: npt.NDArray[np.generic]) -> bool:
 
 def _tag_matrix(tags: list[list[str]]) -> tuple[sp.csr_matrix, tuple[str, ...]]:
     """Zeros and ones; a tag that one item alone has, or that all have, says nothing of other items."""
+    from sklearn.feature_extraction.text import CountVectorizer  # here: replicas import this file and do without
+
     most = sum(1 for own in tags if own)
     counter = CountVectorizer(analyzer=set, min_df=2, max_features=MAX_TAGS, binary=True, dtype=np.float32)
     try:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from sklearn.linear_model import LogisticRegression
 
 from training.content_columns import content_columns
 from training.interactions import Interactions, LongArray
@@ -66,6 +65,8 @@ def learned_tokens(tokens: sp.csr_matrix, interactions: Interactions, freedom: f
     """
     if freedom == 0:
         return tokens
+    from sklearn.linear_model import LogisticRegression  # here: replicas import this file and do without
+
     left, right, together = _pairs(tokens, interactions, np.random.default_rng(seed))
     if not len(together) or together.all() or not together.any():
         return tokens
