@@ -43,6 +43,8 @@ class BusSender:
     def __init__(self, stream: str, bus: EventBus, count: Callable[[str, int], None]) -> None:
         self._stream, self._bus, self._count = stream, bus, count
         self._waiting: deque[Row] = deque()
+        self._some = asyncio.Event()
+        """Set by rows that came since the last turn: nobody wakes up for none."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -64,9 +66,12 @@ class BusSender:
             self._waiting.popleft()
             self._count("dropped", 1)
         self._waiting.append(row)
+        self._some.set()
 
     async def _run(self) -> None:
         while True:
+            await self._some.wait()
+            self._some.clear()
             await asyncio.sleep(PAUSE_S)
             try:
                 # What comes while these are sent waits for the next turn: a call costs as much as the encoding of 200 rows.
@@ -74,6 +79,7 @@ class BusSender:
                     await self._send()
             except BusUnavailableError as error:
                 _log.warning("%s wait (%d): %s", self._stream, len(self._waiting), error)
+                self._some.set()
                 await asyncio.sleep(RETRY_S)
 
     async def _send(self) -> None:
