@@ -47,3 +47,12 @@ def test_importing_the_gateway_does_not_load_ray() -> None:
     code = "import sys; import serving.gateway, shortlist.stack.ray_cluster; print('ray' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert said.strip() == "False"  # Ray reads where its token is when it is imported
+
+
+def test_gateways_replicas_and_commands_start_without_the_libraries_of_training() -> None:
+    """Seconds of a new version's way to its first answer, and a hundred MB a process each."""
+    heavy = ("feast", "lightgbm", "mlflow", "sklearn", "torch")
+    for module in ("serving.gateway", "serving.retriever_replica", "shortlist.commands.precompute", "training.pipeline"):
+        code = f"import sys; import {module}; print([m for m in {heavy} if m in sys.modules])"
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        assert said.strip() == "[]", module
