@@ -288,8 +288,6 @@ def main() -> None:
     """Run until SIGTERM; the batch in hand is finished first."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("feast").setLevel(logging.WARNING)  # it notes every push
-    # Feast imports torch where it can, only to give answers as tensors, which nobody asks here: 180 MB and some seconds.
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # None is Python's way to say that it must not be imported
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
