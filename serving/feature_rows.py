@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,9 @@ def _values(
     stage = pipeline.stage
     if stage is None:
         return tuple(f"{source}_score" for source in candidates.sources), candidates.score.astype(np.float32), {}
-    batch = stage.features.batch(queries, candidates, pipeline.blend, pipeline.timeline)
-    return batch.names, batch.features, stage.features.user_features(queries)
+    users = stage.features.user_features(queries)  # of users whom the online store does not know: milliseconds, so once
+    batch = stage.features.batch(replace(queries, user_features=users), candidates, pipeline.blend, pipeline.timeline)
+    return batch.names, batch.features, users
 
 
 def _plain(value: Any) -> Any:

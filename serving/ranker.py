@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from serving.config import ServingConfig
+from serving.process import import_trees
 from training.candidates import CandidateSet, RankedLists
 from training.pipeline import Pipeline
 from training.queries import QueryBatch
@@ -31,6 +32,7 @@ class Ranker:
 
     def __init__(self, config_json: str, bundle_folder: str) -> None:
         config = ServingConfig.model_validate_json(config_json)
+        import_trees(Path(bundle_folder))
         self._stage = RankerStage(Pipeline.load(Path(bundle_folder), expected_dataset=config.dataset))
 
     async def rank(self, queries: QueryBatch, candidates: CandidateSet, k: int) -> RankedLists:

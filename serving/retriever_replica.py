@@ -29,7 +29,7 @@ from serving.list_computer import ListComputer
 from serving.logs import log_to_file
 from serving.messages import ComputeRequest, Failure
 from serving.online_users import OnlineUsers
-from serving.process import give_back_memory, shorten_pauses
+from serving.process import give_back_memory, import_trees, shorten_pauses
 from serving.ranker import RankerStage
 from serving.recent_activity import decode_activity
 from serving.request_id import begin
@@ -54,6 +54,7 @@ class Retriever:
         shorten_pauses()
         log_to_file(config, f"retriever-{os.getpid()}")
         folder = Path(bundle_folder)
+        import_trees(folder)
         pipeline = Pipeline.load(folder, expected_dataset=config.dataset)
         items = ItemTable.from_arrow(pipeline.items, np.array(pipeline.by_popularity))
         pipeline = pipeline.without_attributes()

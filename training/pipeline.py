@@ -89,7 +89,8 @@ class Pipeline:
 
     def without_attributes(self) -> Self:
         """The same with no more of the items than their ids, for an owner that holds the attributes in another form."""
-        return replace(self, items=self.items.select(["item_id"]))
+        # In one piece: Arrow joins the pieces anew whenever some ids are taken, 2 ms at a million items.
+        return replace(self, items=self.items.select(["item_id"]).combine_chunks())
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

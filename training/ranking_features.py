@@ -57,6 +57,7 @@ USER_FEATURES: tuple[str, ...] = (
     "recent_distinct_items",
 )
 """Columns of `user_activity` that a ranker reads: what serving has to fetch from the online store."""
+USER_SPECS = tuple(spec for spec in USER_ACTIVITY_SPECS if spec.name in USER_FEATURES)
 PAST_WINDOWS = {"item_events_7d": 7, "item_events_30d": 30}
 """Request features that are item windows, and their UTC days."""
 REQUEST_PARTS = ("day_sums", "last_day", "born_us", "categories", "num_categories")
@@ -161,20 +162,20 @@ class RankingFeatures:
         A column that was given for some features only is taken as not known for the rest.
         """
         if queries.user_features:
-            missing = missing_columns(len(queries), USER_ACTIVITY_SPECS)
+            missing = missing_columns(len(queries), USER_SPECS)
             return {name: queries.user_features.get(name, missing[name]) for name in USER_FEATURES}
         return self._from_history(queries)
 
     def _from_history(self, queries: QueryBatch) -> dict[str, npt.NDArray[Any]]:
         """The same values without the join: the state after the last entry of each history."""
-        columns = missing_columns(len(queries), USER_ACTIVITY_SPECS)
+        columns = missing_columns(len(queries), USER_SPECS)
         asked = np.flatnonzero(np.diff(queries.indptr))
         if not len(asked):
             return columns
         log = activity_log(self.events(queries)[0], "user", has_times=self.has_times)
         rows = np.arange(len(log.ids), dtype=np.int64)
         states = pa.concat_tables(UserStates(log, self.categories_of(queries)).after(rows, log.indptr[1:]))
-        known = table_columns(states, USER_ACTIVITY_SPECS)
+        known = table_columns(states, USER_SPECS)
         for name, column in columns.items():
             column[asked] = known[name]
         return columns
