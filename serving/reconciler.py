@@ -37,6 +37,8 @@ _log = logging.getLogger("shortlist.serving")
 
 ACTOR = "reconciler"
 STOP_WITHIN_S = 0.5
+RUNNING = frozenset({"RUNNING", "UNHEALTHY"})
+"""Serve's words for an application that is there. One of its replicas may have died: Serve starts another, beside those that live."""
 
 
 class Reconciler:
@@ -151,13 +153,13 @@ class Reconciler:
                 self._loads.hurry(key)
             return None
         folder = self._loader.ready(version, known_folder, key=key, shown_as=shown_as)
-        if folder is None and not self._is_refused(version):
+        if folder is None and not self._is_refused(version, key):
             self._loads.start(key, partial(self._loader.bring_up, version, key=key, shown_as=shown_as), urgent=urgent)
         return folder
 
-    def _is_refused(self, version: str) -> bool:
+    def _is_refused(self, version: str, key: str) -> bool:
         try:
-            return self._loader.is_refused(version)
+            return self._loader.is_refused(version, key=key)
         except RegistryError:
             return True  # MLflow went away just now
 
@@ -183,7 +185,7 @@ class Reconciler:
                     self._registry.observe(alias)
                     self._audit_alias(alias, self._seen_aliases.get(alias), version)
                     # Pointing an alias at a refused version again is the operator's way to say: try once more.
-                    self._loader.refused.pop(version, None)
+                    self._loader.refused.pop(shadow_key(version) if alias == SHADOW else version, None)
             for alias in self._seen_aliases.keys() - aliases.keys():
                 self._audit_alias(alias, self._seen_aliases[alias], None)
             self._seen_aliases = aliases
@@ -269,7 +271,7 @@ class ServeGraph:
         """See `Graph.running`."""
         from serving.graph import running_versions
 
-        return {version for version, status in running_versions(self._config).items() if status == "RUNNING"}
+        return {version for version, status in running_versions(self._config).items() if status in RUNNING}
 
 
 def _listen(config: ServingConfig, look: threading.Event) -> None:

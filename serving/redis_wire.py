@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -49,6 +50,7 @@ class RedisWire:
             self._greeting.append(("SELECT", database))
         self._timeout_s = timeout_s
         self._transport: asyncio.Transport | None = None
+        self._greeted = False
         self._waiting: deque[tuple[float, Done]] = deque()
         self._reader = hiredis.Reader()
         self._keeper: asyncio.Task[None] | None = None
@@ -59,7 +61,7 @@ class RedisWire:
     @property
     def up(self) -> bool:
         """Whether commands can be sent now."""
-        return self._transport is not None
+        return self._greeted
 
     async def start(self) -> None:
         """Connect, and keep connected until `stop`. Returns after the first attempt, whether it worked or not."""
@@ -77,10 +79,14 @@ class RedisWire:
 
     def send(self, done: Done, *command: str | bytes | int) -> None:
         """Send a command; `done` gets its reply or the error, at once where the server is known to be gone."""
-        if self._transport is None:
+        if not self._greeted:  # before that it would go to another database than the url says, or without the password
             done(CacheDownError("the cache Redis cannot be reached"))
             return
+        self._write(done, command)
+
+    def _write(self, done: Done, command: tuple[str | bytes | int, ...]) -> None:
         loop = asyncio.get_running_loop()
+        assert self._transport is not None
         self._waiting.append((loop.time() + self._timeout_s, done))
         self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says one argument
         if self._watch is None:
@@ -92,17 +98,7 @@ class RedisWire:
         Raises:
             CacheDownError: the server is gone, too slow, or answered with an error.
         """
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-
-        def done(reply: Reply | Exception) -> None:
-            if not future.done():
-                future.set_result(reply)
-
-        self.send(done, *command)
-        reply = await future
-        if isinstance(reply, Exception):
-            raise CacheDownError(str(reply))
-        return reply
+        return await _reply(lambda done: self.send(done, *command))
 
     async def _keep(self, first: asyncio.Event) -> None:
         pause_s = FIRST_PAUSE_S
@@ -140,7 +136,10 @@ class RedisWire:
         self._transport = transport
         # A PING even without AUTH or SELECT: a server that is still loading its data, or wants a password, must not count as up.
         for command in (*self._greeting, ("PING",)):
-            await self.call(*command)
+            if self._transport is not transport:
+                raise CacheDownError("the connection was lost while it was made")
+            await _reply(partial(self._write, command=command))
+        self._greeted = self._transport is transport
 
     def _received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -170,10 +169,24 @@ class RedisWire:
             self._drop(CacheDownError(f"the cache Redis did not answer within {self._timeout_s * 1000:.0f} ms"))
 
     def _drop(self, error: CacheDownError) -> None:
-        transport, self._transport = self._transport, None
+        transport, self._transport, self._greeted = self._transport, None, False
         if transport is not None:
             transport.abort()
         waiting, self._waiting = self._waiting, deque()
         for _, done in waiting:
             done(error)
         self._lost.set()
+
+
+async def _reply(send: Callable[[Done], None]) -> Reply:
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    def done(reply: Reply | Exception) -> None:
+        if not future.done():
+            future.set_result(reply)
+
+    send(done)
+    reply = await future
+    if isinstance(reply, Exception):
+        raise CacheDownError(str(reply))
+    return reply

@@ -69,6 +69,7 @@ class VersionLoader:
         self._first_pause_s = first_pause_s
         self._tags: dict[str, str] = {}
         self.refused: dict[str, Refusal] = {}
+        """By the application's key: a version may run for its users and fail as its own shadow."""
         self.running: set[str] = set()
 
     def look(self) -> None:
@@ -84,23 +85,23 @@ class VersionLoader:
             key: of the application.
             shown_as: what the registry's tag says while it runs; None leaves the tag to another application of the version.
         """
-        if known_folder is None or key not in self.running or version in self.refused:
+        if known_folder is None or key not in self.running or key in self.refused:
             return None
         self.tag(version, shown_as)
         return Path(known_folder)
 
-    def is_refused(self, version: str) -> bool:
-        """Whether a version is not to be loaded. One that the gate failed may have been overridden since.
+    def is_refused(self, version: str, *, key: str) -> bool:
+        """Whether a version is not to be loaded as this application. One that the gate failed may have been overridden since.
 
         Raises:
             RegistryError: the registry cannot be asked.
         """
-        refusal = self.refused.get(version)
+        refusal = self.refused.get(key)
         if refusal is None:
             return False
         if not (refusal.overridable and self._registry.version(version).servable):
             return True
-        del self.refused[version]
+        del self.refused[key]
         return False
 
     def bring_up(self, version: str, *, key: str, shown_as: str | None = "live") -> Path | None:
@@ -111,27 +112,28 @@ class VersionLoader:
         """
         try:
             if not self._registry.version(version).servable:
-                self._refuse(version, Refusal("the gate failed it; set shortlist.gate_override=<reason> to serve it", True))
+                gate = Refusal("the gate failed it; set shortlist.gate_override=<reason> to serve it", overridable=True)
+                self._refuse(version, gate, key=key, shown_as=shown_as)
                 return None
             self.tag(version, "loading" if shown_as is not None else None)
             folder = self._registry.download(version)
             open_bundle(folder, expected_dataset=self._config.dataset)  # what is damaged is not worth three attempts
         except TrainingError as error:
-            self._refuse(version, Refusal(first_line(error)))
+            self._refuse(version, Refusal(first_line(error)), key=key, shown_as=shown_as)
             return None
-        if self.restore(version, folder, key=key) is None:
+        if self.restore(version, folder, key=key, shown_as=shown_as) is None:
             return None
         self.tag(version, shown_as)
         return folder
 
-    def restore(self, version: str, folder: Path, *, key: str) -> Path | None:
+    def restore(self, version: str, folder: Path, *, key: str, shown_as: str | None = "live") -> Path | None:
         """Load a version whose folder is known, without the registry; None where it is refused."""
         try:
             self.load(key, folder)
         except RetryError as error:
             cause = error.last_attempt.exception()
             kind = "" if isinstance(cause, VersionRefusedError) else f"{type(cause).__name__}: "
-            self._refuse(version, Refusal(f"{kind}{first_line(cause)}"))
+            self._refuse(version, Refusal(f"{kind}{first_line(cause)}"), key=key, shown_as=shown_as)
             return None
         return folder
 
@@ -157,10 +159,11 @@ class VersionLoader:
                 self.running.add(key)
                 _log.info("version %s is ready after %.1f s", key, time.monotonic() - started)
 
-    def _refuse(self, version: str, refusal: Refusal) -> None:
-        _log.error("version %s is refused: %s", version, refusal.reason)
-        self.refused[version] = refusal
-        self.tag(version, f"refused: {refusal.reason}"[:REASON_CHARACTERS])
+    def _refuse(self, version: str, refusal: Refusal, *, key: str, shown_as: str | None) -> None:
+        _log.error("version %s is refused as %s: %s", version, key, refusal.reason)
+        self.refused[key] = refusal
+        if shown_as is not None:  # else the version runs in another application, of which the tag speaks
+            self.tag(version, f"refused: {refusal.reason}"[:REASON_CHARACTERS])
 
     def tag(self, version: str, value: str | None) -> None:
         """Show in the registry what serving does with a version (None: nothing new); a registry that is gone is told later."""

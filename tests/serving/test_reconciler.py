@@ -205,6 +205,22 @@ def test_a_queued_load_that_becomes_the_champion_waits_no_longer(planted: World)
     planted.step()
 
 
+def test_a_version_that_fails_as_its_own_shadow_goes_on_answering(planted: World) -> None:
+    assert planted.step(champion="1") == ("1", {"1"})
+    planted.graph.failures[shadow_key("1")] = 3
+    assert planted.step(shadow="1") == ("1", {"1"})
+    assert planted.control.state().shadow is None
+    assert planted.tag("1") == "live"
+    planted.graph.delete("1")  # its application goes away: it is brought back
+    assert planted.step() == ("1", {"1"})
+    assert planted.graph.running() == {"1"}
+    assert planted.graph.deployments.count(shadow_key("1")) == 3  # not tried again and again
+    planted.registry.delete_alias("shadow")
+    planted.step()
+    planted.step(shadow="1")  # the alias set anew is the operator's way to say: once more
+    assert planted.graph.running() == {"1", shadow_key("1")}
+
+
 def test_nonsense_is_refused_and_the_old_version_stays(planted: World) -> None:
     planted.step(champion="1")
     planted.graph.spoil = lambda blob: b"rubbish"

@@ -84,6 +84,54 @@ def test_a_server_that_hangs_or_dies_is_given_up_at_once_and_found_again(server)
     asyncio.run(talk())
 
 
+def test_nothing_is_sent_before_the_database_is_selected(server) -> None:
+    _, url = server
+    port, other = int(url.rsplit(":", 1)[1].split("/")[0]), free_port()
+
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Between the wire and Redis: the first reply takes its time."""
+        from_redis, to_redis = await asyncio.open_connection("127.0.0.1", port)
+
+        async def back() -> None:
+            pause_s = 0.3
+            while data := await from_redis.read(65536):
+                await asyncio.sleep(pause_s)
+                writer.write(data)
+                pause_s = 0.0
+
+        task = asyncio.create_task(back())
+        while data := await reader.read(65536):
+            to_redis.write(data)
+        to_redis.close()
+        await task
+        writer.close()
+
+    async def talk() -> None:
+        proxy = await asyncio.start_server(slowly, "127.0.0.1", other)
+        wire = RedisWire(f"redis://127.0.0.1:{other}/2", 5.0)
+        start = asyncio.create_task(wire.start())
+        refused = 0
+        while not start.done():
+            try:
+                await wire.call("SET", "early", "1")
+            except CacheDownError:
+                refused += 1
+            await asyncio.sleep(0.01)
+        assert refused > 1
+        assert wire.up
+        await wire.call("SET", "k", "2")
+        direct = RedisWire(f"redis://127.0.0.1:{port}/0", 5.0)
+        await direct.start()
+        assert await direct.call("DBSIZE") == 0
+        await direct.call("SELECT", "2")
+        assert await direct.call("KEYS", "*") == [b"k"]
+        await direct.stop()
+        await wire.stop()
+        proxy.close()
+
+    asyncio.run(talk())
+
+
 def test_nobody_there_is_no_error_for_the_gateway(make_config) -> None:
     async def talk() -> None:
         cache = ListCache(make_config(cache_url=f"redis://127.0.0.1:{free_port()}/0"))
