@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,10 +52,11 @@ class ListComputer:
         stage: the retrievers.
         ranker: in this process, or a handle to `serving.ranker.Ranker` replicas.
         log: gets the feature values of the lists that are to be logged.
+        deadline_s: of a ranker in another process; who asked has given up by then.
     """
 
-    def __init__(self, stage: RetrieverStage, ranker: Any, log: FeatureLog) -> None:
-        self._stage, self._ranker, self._log = stage, ranker, log
+    def __init__(self, stage: RetrieverStage, ranker: Any, log: FeatureLog, deadline_s: float = 1.0) -> None:
+        self._stage, self._ranker, self._log, self._deadline_s = stage, ranker, log, deadline_s
 
     async def compute(
         self, requests: Sequence[ComputeRequest], online: Sequence[OnlineUser | None], now_us: int
@@ -96,8 +98,9 @@ class ListComputer:
         try:
             found = await self._ranked(group, allowed, now_us)
         except Exception as error:
-            if len(group) == 1:
-                group[0].answer = error
+            if len(group) == 1 or isinstance(error, TimeoutError):  # a ranker that hangs hangs for each of them
+                for job in group:
+                    job.answer = error
                 return
             for job in group:
                 await self._advance([job], allowed, now_us)
@@ -118,7 +121,9 @@ class ListComputer:
         if isinstance(self._ranker, RankerStage):
             lists = self._ranker.rank(queries, candidates, k)
         else:
-            lists = await self._ranker.rank.remote(queries, candidates, k)
+            # Lists are computed one batch at a time: one ranker that hangs must not hold up what another would answer.
+            async with asyncio.timeout(self._deadline_s):
+                lists = await self._ranker.rank.remote(queries, candidates, k)
         found = [one_list(lists, b) for b in range(len(group))]
         for b, job in enumerate(group):
             if job.request.log_as is not None:

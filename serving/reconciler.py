@@ -38,7 +38,7 @@ _log = logging.getLogger("shortlist.serving")
 ACTOR = "reconciler"
 STOP_WITHIN_S = 0.5
 RUNNING = frozenset({"RUNNING", "UNHEALTHY"})
-"""Serve's words for an application that is there. One of its replicas may have died: Serve starts another, beside those that live."""
+"""Serve's words for an application that is there. Where one of its replicas has died, Serve starts another beside the living."""
 
 
 class Reconciler:

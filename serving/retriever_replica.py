@@ -68,7 +68,10 @@ class Retriever:
         self._online = OnlineUsers(config, with_ranking=bool(pipeline.user_feature_names))
         self._online.start()
         self._computer = ListComputer(
-            self._stage, RankerStage(pipeline) if ranker is None else ranker, FeatureLog(config, pipeline)
+            self._stage,
+            RankerStage(pipeline) if ranker is None else ranker,
+            FeatureLog(config, pipeline),
+            config.deadline_ms / 1000,
         )
         self._gathered = Gathered(self._compute)
         self._answers, self._seconds = 0, 0.0

@@ -116,3 +116,31 @@ def test_feature_values_are_logged_of_those_that_ask_for_it(stage: RetrieverStag
     assert query.history(0).tolist() == stage.query(requests[1], RecentActivity(), NOW_US)[0].history(0).tolist()
     assert candidates.item_idx.shape[0] == 1
     assert lists.item_idx[0][lists.item_idx[0] >= 0].tolist() == of(answers[1]).item_idx.tolist()
+
+
+class HangingRanker:
+    """A handle to rankers of which the first call never comes back."""
+
+    def __init__(self, ranker: RankerStage) -> None:
+        self._ranker, self.asked = ranker, 0
+        self.rank = self
+
+    async def remote(self, *arguments: Any) -> Any:
+        self.asked += 1
+        if self.asked == 1:
+            await asyncio.sleep(3600)
+        return self._ranker.rank(*arguments)
+
+
+def test_a_ranker_that_hangs_is_given_up_once_for_all_of_a_batch(stage: RetrieverStage) -> None:
+    ranker = HangingRanker(RankerStage(stage.pipeline))
+    computer = ListComputer(stage, ranker, Log(), deadline_s=0.05)
+    requests = [ComputeRequest(f"u{n}", 10) for n in range(4)]
+
+    async def twice() -> tuple[list[bytes | Exception], list[bytes | Exception]]:
+        return await computer.compute(requests, [None] * 4, NOW_US), await computer.compute(requests, [None] * 4, NOW_US)
+
+    given_up, found = asyncio.run(twice())
+    assert all(isinstance(one, TimeoutError) for one in given_up)
+    assert ranker.asked == 2
+    assert [of(one).item_idx.tolist() for one in found] == [of(one).item_idx.tolist() for one in computed(stage, requests)]

@@ -53,15 +53,16 @@ def has_nan_weights(folder: Path) -> None:
     edited(folder, spoil)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "reason"),
-    [
-        (lacks_a_file, "lacks items.parquet"),
-        (names_another_dataset, "belongs to dataset 'another'"),
-        (names_another_feature_service, "reads feature service 'ranking_v0'"),
-        (has_nan_weights, "NaN"),
-    ],
-)
+SPOILT = [
+    (lacks_a_file, "lacks items.parquet"),
+    (names_another_dataset, "belongs to dataset 'another'"),
+    (names_another_feature_service, "reads feature service 'ranking_v0'"),
+    (has_nan_weights, "NaN"),
+]
+"""How to spoil a bundle below a folder, and what its refusal says."""
+
+
+@pytest.mark.parametrize(("spoil", "reason"), SPOILT)
 def test_what_cannot_be_served_is_refused(bundle: Path, tmp_path: Path, spoil: Callable[[Path], None], reason: str) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from serving.errors import VersionRefusedError
@@ -14,21 +17,47 @@ from shortlist.stack.ports import wait_until
 pytestmark = pytest.mark.integration
 
 
-def test_fused_and_separate_graphs_give_equal_lists(stack, bundle: Path, empty_cache) -> None:
+@pytest.mark.parametrize("kind", ["bundle", "ranked_bundle"])
+def test_fused_and_separate_graphs_give_equal_lists(stack, kind: str, request: pytest.FixtureRequest, empty_cache) -> None:
     from serving.graph import delete_version, deploy_version
 
-    separate = stack.config.model_copy(update={"fuse": "separate"})
-    deploy_version(separate, "9", bundle)
+    folder: Path = request.getfixturevalue(kind)
+    deploy_version(stack.config, "8", folder)
+    deploy_version(stack.config.model_copy(update={"fuse": "separate"}), "9", folder)
     try:
-        stack.serve("1", v1=str(bundle), v2=str(bundle), v9=str(bundle))
+        stack.serve("8", v8=str(folder), v9=str(folder))
         for number in range(0, 200, 9):
             asked = {"user_id": f"u{number}", "top_k": 25, "exclude_seen": number % 2 == 0, "filter": "year < 2030"}
             fused, apart = (
-                stack.admin.post("/v1/recommendations", json=asked | {"model_version": version}).json() for version in ("1", "9")
+                stack.admin.post("/v1/recommendations", json=asked | {"model_version": version}).json() for version in ("8", "9")
             )
             assert (fused["served_from"], apart["served_from"]) == ("online", "online")
             assert fused["recommended_items"] == apart["recommended_items"]
     finally:
+        for version in ("8", "9"):
+            delete_version(stack.config, version)
+
+
+def test_a_ranker_that_hangs_costs_the_deadline_and_another_goes_on(stack, ranked_bundle: Path, empty_cache) -> None:
+    from serving.graph import delete_version, deploy_version
+
+    apart = stack.config.model_copy(update={"fuse": "separate", "version_replicas": 2, "deadline_ms": 500})
+    deploy_version(apart, "9", ranked_bundle)
+    hanging = None
+    try:
+        stack.serve("9", v9=str(ranked_bundle))
+        rankers = [one for one in psutil.Process().children(recursive=True) if "v9:Ranker" in " ".join(one.cmdline()[:1])]
+        assert len(rankers) == 2
+        hanging = rankers[0]
+        os.kill(hanging.pid, signal.SIGSTOP)
+        answers = [stack.http.get(f"/v1/recommendations/u{number}?exclude_seen=false").json() for number in range(40)]
+        assert {len(answer["recommended_items"]) for answer in answers} == {10}
+        rung = [(answer["served_from"], answer["degraded"]) for answer in answers]
+        assert set(rung) <= {("online", False), ("popular", True)}
+        assert rung.count(("online", False)) > 20
+    finally:
+        if hanging is not None:
+            os.kill(hanging.pid, signal.SIGCONT)
         delete_version(stack.config, "9")
 
 

@@ -27,7 +27,6 @@ from training.model_version import GATE_TAG, SERVING_TAG
 from training.registry import Registry
 
 DATASET, MODEL = "planted", "shortlist-planted"
-FOLLOWS_WITHIN_S = 10.0
 
 
 class Load:

@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
-from safetensors.numpy import load_file, save_file
 
+from shortlist.bench.stack import title
+from shortlist.client import ApiError
+from tests.serving.test_refused_bundles import SPOILT
 from training.model_version import GATE_TAG
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -43,37 +44,21 @@ def part(rollout: Any, name: str) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
+def noted(rollout: Any, message: str) -> int:
+    """How often the supervisor's log says something."""
+    return (rollout.settings.home / "logs" / "supervisor.log").read_text().count(message)
+
+
 def replicas(rollout: Any, version: str) -> list[psutil.Process]:
     """Replicas of a version."""
     family = psutil.Process(rollout.state.supervisor_pid).children(recursive=True)
     wanted = f"ray::ServeReplica:shortlist-planted-v{version}:"
-    return [process for process in family if " ".join(process.cmdline()).startswith(wanted)]
+    return [process for process in family if title(process).startswith(wanted)]
 
 
-def without_a_file(folder: Path) -> None:
-    (folder / "items.parquet").unlink()
-
-
-def of_another_dataset(folder: Path) -> None:
-    manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"planted"', '"another"'))
-
-
-def with_nan_weights(folder: Path) -> None:
-    changed = 0
-    for path in folder.rglob("*.safetensors"):
-        arrays = load_file(path)
-        for name, values in arrays.items():
-            if values.dtype.kind == "f" and values.size:
-                arrays[name] = np.full_like(values, np.nan)
-                changed += 1
-        save_file(arrays, path)
-    assert changed
-
-
-@pytest.mark.parametrize("spoil", [without_a_file, of_another_dataset, with_nan_weights])
+@pytest.mark.parametrize(("spoil", "reason"), SPOILT)
 def test_a_bundle_that_cannot_be_served_is_refused_and_the_old_version_stays(
-    rollout, bundle: Path, tmp_path: Path, spoil: Callable[[Path], None]
+    rollout, bundle: Path, tmp_path: Path, spoil: Callable[[Path], None], reason: str
 ) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
@@ -81,13 +66,30 @@ def test_a_bundle_that_cannot_be_served_is_refused_and_the_old_version_stays(
     spoil(rollout.registry.download(version))
     rollout.registry.set_alias("champion", version)
     rollout.wait(lambda: (rollout.tag(version) or "").startswith("refused: "), f"the refusal, now {rollout.tag(version)}", 120)
+    assert reason in rollout.tag(version)
     assert rollout.champion_versions() == {"1"}
     assert rollout.http.get("/v1/recommendations/u1").json()["degraded"] is False
 
 
+def test_a_version_that_nothing_wants_any_more_leaves_no_process(rollout) -> None:
+    rollout.registry.set_alias("challenger", "2")
+    rollout.wait(lambda: bool(replicas(rollout, "2")) and rollout.tag("2") == "live", "the version beside the champion")
+    rollout.registry.delete_alias("challenger")
+    rollout.wait(lambda: not replicas(rollout, "2"), "its processes to end")
+    rollout.wait(lambda: rollout.tag("2") == "unloaded", "the tag")
+    assert replicas(rollout, "1")
+
+
 def test_with_mlflow_hanging_answers_go_on_and_aliases_are_followed_afterwards(rollout) -> None:
+    """For as long as it takes the reconciler to notice: nothing counts how long it lasts."""
+    noticed = noted(rollout, "aliases cannot be followed")
     with stopped(part(rollout, "mlflow")), rollout.load() as load:
-        rollout.wait(lambda: len(load.answers) > 200, "answers")
+        with pytest.raises(ApiError) as refused:
+            rollout.admin.update_model("shortlist-planted", {"version": "2"})
+        assert refused.value.status == 503
+        rollout.wait(lambda: noted(rollout, "aliases cannot be followed") > noticed, "the reconciler to notice")
+        count = len(load.answers)
+        rollout.wait(lambda: len(load.answers) > count + 200, "answers")
         assert rollout.http.get("/readyz").json()["model_version"] == "1"
     assert load.statuses == {200}
     assert set(load.versions) == {"1"}

@@ -7,10 +7,28 @@ import shutil
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
+
+from features.control_store import ControlStore
+from serving.webhooks import DELIVERIES
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 MODEL = "shortlist-planted"
+
+
+def test_mlflow_itself_delivers_what_has_moved_signed_and_once(rollout) -> None:
+    """Polling would follow the alias as well: this is the webhook, from MLflow's process to the gateway's."""
+    store = ControlStore(rollout.settings.control_url)
+
+    def deliveries() -> int:
+        with store.begin() as connection:
+            return len(connection.execute(select(DELIVERIES.c.delivery_id)).all())
+
+    before = deliveries()
+    rollout.registry.set_alias("challenger", "2")
+    rollout.wait(lambda: deliveries() > before, "a delivery that the gateway accepted")
+    store.close()
 
 
 def chromium() -> str:
