@@ -14,7 +14,6 @@ import numpy as np
 
 from experiments.assignment import Assignment
 from serving.errors import RequestError
-from serving.filters import both
 from serving.item_table import ItemTable
 from serving.placements import NO_PLACEMENT, Exploration, Placement
 from serving.request_values import body_seen
@@ -89,9 +88,10 @@ def resolved(
         placement = found
     plan = rules.plan(request.placement, _context(request), now, placement.rules)
     selection = request.selection
-    if placement.filter is not None or plan.filter is not None:
-        category, region, language, own = selection
-        selection = Selection(category, region, language, both(both(own, placement.filter), plan.filter))
+    if placement.filter is not None or plan.required or plan.barred:
+        category, region, language, own, required, _ = selection
+        placed = () if placement.filter is None else (placement.filter,)
+        selection = Selection(category, region, language, own, required + placed + plan.required, plan.barred)
     return Asked(
         request=request,
         top_k=placement.top_k if request.top_k is None else request.top_k,
@@ -119,7 +119,9 @@ def _with_params(request: RecommendationRequest, assignments: Sequence[Assignmen
     """The request as its variants' parameters (`live_state.VARIANT_PARAMS`) want it."""
     for one in assignments:
         if one.params:
-            selection = request.selection._replace(filter=both(request.selection.filter, one.params.get("filter")))
+            selection = request.selection
+            if "filter" in one.params:
+                selection = selection._replace(required=(*selection.required, one.params["filter"]))
             seen = request.seen
             if "exclude_seen" in one.params:
                 seen = body_seen(one.params["exclude_seen"])

@@ -65,11 +65,6 @@ def compile_filter(expression: str) -> Filter:
     return _Parser(expression, tokens_of(expression)).whole()
 
 
-def both(one: str | None, other: str | None) -> str | None:
-    """The expression that holds where both do; None where neither is given."""
-    return f"({one}) && ({other})" if one and other else one or other
-
-
 class _Parser:
     def __init__(self, expression: str, tokens: list[Token]) -> None:
         self._expression, self._tokens, self._next, self._depth = expression, tokens, 0, 0

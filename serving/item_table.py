@@ -272,6 +272,13 @@ class ItemTable:
                 keep &= self._any_word(name, words)
         if selection.filter is not None:
             keep &= self.matching(selection.filter)
+        standing = Selection(required=selection.required, barred=selection.barred)
+        if standing and standing != selection:
+            return keep & self._selected(standing)  # a filter that is met for the first time does not pay for each rule again
+        for expression in selection.required:
+            keep &= self.matching(expression)
+        for expression in selection.barred:
+            keep &= ~self.matching(expression)
         return keep
 
     def _express(self, expression: str) -> BoolArray:

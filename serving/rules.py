@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from serving.context_conditions import Condition, compile_condition
 from serving.errors import FilterError
-from serving.filters import both, compile_filter
+from serving.filters import compile_filter
 from serving.item_table import ItemTable
 
 _log = logging.getLogger("shortlist.serving")
@@ -99,17 +99,19 @@ class Rule(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class RulePlan:
-    """The rules that hold for a request, by what is to be done. Falsy where there is nothing to do beside `filter`.
+    """The rules that hold for a request, by what is to be done. Falsy where there is nothing to do beside `required` and `barred`.
 
     Args:
-        filter: CEL that every item must pass; None for all.
+        required: CEL of each include, all of which an item must pass.
+        barred: CEL of each exclude, none of which may hold for an item.
         boosts: name, CEL, weight.
         buries: name, CEL.
         pins: name, position, item ids.
         caps: attribute, limit, CEL or None.
     """
 
-    filter: str | None = None
+    required: tuple[str, ...] = ()
+    barred: tuple[str, ...] = ()
     boosts: tuple[tuple[str, str, float], ...] = ()
     buries: tuple[tuple[str, str], ...] = ()
     pins: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
@@ -192,12 +194,9 @@ class RuleBook:
 
 def plan_of(rules: Sequence[Rule]) -> RulePlan:
     """What is to be done where all of `rules` hold."""
-    chosen: str | None = None
-    for rule in rules:
-        if rule.kind in {"include", "exclude"}:
-            chosen = both(chosen, rule.items if rule.kind == "include" else f"!({rule.items})")
     return RulePlan(
-        filter=chosen,
+        required=tuple(rule.items or "" for rule in rules if rule.kind == "include"),
+        barred=tuple(rule.items or "" for rule in rules if rule.kind == "exclude"),
         boosts=tuple((rule.name, rule.items or "", rule.weight or 0.0) for rule in rules if rule.kind == "boost"),
         buries=tuple((rule.name, rule.items or "") for rule in rules if rule.kind == "bury"),
         pins=tuple((rule.name, rule.position or 0, rule.item_ids) for rule in rules if rule.kind == "pin"),

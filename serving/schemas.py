@@ -19,16 +19,24 @@ class Selection(NamedTuple):
     """Which items an answer may hold, beyond being available. Falsy when it asks for nothing; hashable, to cache its mask.
 
     Several categories mean any of them. Several regions or languages are chains: items of the first come first, the others fill up
-    a list that would run short.
+    a list that would run short. `filter` is the caller's CEL; every one of `required` holds beside it (the placement's, a variant's
+    and the rules' to include), and none of `barred` (the rules' to exclude). Each is compiled alone, so that the bounds of one
+    expression bound nothing but it.
     """
 
     category: tuple[str, ...] = ()
     region: tuple[str, ...] = ()
     language: tuple[str, ...] = ()
     filter: str | None = None
+    required: tuple[str, ...] = ()
+    barred: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.category or self.region or self.language or self.filter)
+        return bool(self.category or self.region or self.language or self.filter or self.required or self.barred)
+
+    def __reduce__(self) -> tuple[type[Selection], tuple[Any, ...]]:
+        # A replica of an earlier release reads four values: it can answer as long as no rule or placement asks for more.
+        return Selection, tuple(self) if self.required or self.barred else tuple(self)[:4]
 
     @property
     def steps(self) -> list[Selection]:

@@ -21,6 +21,7 @@ from serving.cache import CacheRead
 from serving.cached_list import CachedList
 from serving.errors import FilterError, RequestError
 from serving.exploration import NewItems
+from serving.filters import MAX_DEPTH, MAX_LENGTH
 from serving.item_table import ItemTable
 from serving.live_state import LiveVersion, Snapshot, compile_targeting
 from serving.messages import ComputeRequest
@@ -30,7 +31,7 @@ from serving.placements import Placement
 from serving.recent_activity import RecentEvent, encode_events
 from serving.redis_wire import RedisWire
 from serving.request_parsing import parse_body
-from serving.rules import Rule, RuleBook
+from serving.rules import MAX_RULES, Rule, RuleBook
 from serving.schemas import RecommendationRequest, Selection
 
 TRAINED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -288,6 +289,25 @@ def test_a_list_computed_under_a_rules_filter_is_kept_without_it_and_asked_again
     assert [bool(request.selection) for _, request in ladder.asked] == [False, True]
 
 
+def test_as_many_rules_as_there_may_be_hold_beside_any_legal_filter(ladder: Ladder) -> None:
+    longest = "year == 1981" + " || year == 1981" * ((MAX_LENGTH - 12) // 16)
+    excluded = [longest, *(f"year == {year}" for year in range(1983, 1983 + MAX_RULES - 2, 2))]
+    included = [f"year > {year}" for year in range(MAX_RULES - len(excluded))]
+    kinds = ["exclude"] * len(excluded) + ["include"] * len(included)
+    with_rules(ladder, *({"kind": kind, "items": one} for kind, one in zip(kinds, excluded + included, strict=True)))
+    assert len(ladder.snapshot.rules.rules) == MAX_RULES
+    deepest = "(" * (MAX_DEPTH - 1) + "year != 2010" + ")" * (MAX_DEPTH - 1)
+    legal = deepest + " && year != 2012" * ((MAX_LENGTH - len(deepest)) // 16)
+    ladder.cache.held = CacheRead(ranked(*range(20)), b"", True)
+    assert rows(ladder, ladder.ask()) == [0, 2, 4, 6, 8]
+    ladder.cache.held = CacheRead(None, b"", True)
+    assert rows(ladder, ladder.ask(selection=Selection(filter=legal))) == [34, 36, 38, 40, 42]
+    ladder.reply = fail
+    popular = ladder.ask(selection=Selection(filter=legal))
+    assert (popular.served_from, len(popular.items)) == ("popular", 5)
+    assert all(row % 2 == 0 for row in rows(ladder, popular))
+
+
 def test_a_rule_holds_by_time_placement_and_context(ladder: Ladder) -> None:
     book = RuleBook(
         [
@@ -352,9 +372,9 @@ def test_a_placement_gives_defaults_that_the_request_may_change(ladder: Ladder, 
         resolved(RecommendationRequest(user_id="u", placement="home", **changes), {"home": home}, RuleBook(), [], 0.0)
         for changes in ({}, {"top_k": 7, "diversity": 0.0, "selection": Selection(filter="year > 1")})
     ]
-    assert (asked[0].top_k, asked[0].diversity, asked[0].selection.filter) == (3, 0.2, '"Comedy" in categories')
+    assert (asked[0].top_k, asked[0].diversity, asked[0].selection) == (3, 0.2, Selection(required=('"Comedy" in categories',)))
     assert (asked[1].top_k, asked[1].diversity) == (7, 0.0)
-    assert asked[1].selection.filter == '(year > 1) && ("Comedy" in categories)'
+    assert asked[1].selection == Selection(filter="year > 1", required=('"Comedy" in categories',))
     with pytest.raises(RequestError) as caught:
         ladder.ask(placement="nowhere")
     assert caught.value.field == "placement"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from copy import copy
 from datetime import datetime
 
 import numpy as np
@@ -247,3 +248,22 @@ def test_masks_of_selections_outlive_changes_of_availability_unless_they_read_it
     assert table.matching("!available").tolist() == [False, True]
     table.set_available("b", True)
     assert table.matching("!available").tolist() == [False, False]
+
+
+def test_conditions_of_rules_and_a_callers_filter_hold_together_in_one_mask() -> None:
+    table = ItemTable.from_arrow(pa.table({"item_id": list("abcde"), "year": [1, 2, 3, 4, 5]}), np.arange(5, dtype=np.int32))
+    asked = Selection(filter="year < 5", required=("year > 1", "year != 9"), barred=("year == 3", "year > 100"))
+    assert table.mask(asked).tolist() == [False, True, False, True, False]
+    assert table.mask(asked._replace(filter=None)).tolist() == [False, True, False, True, True]
+    assert table.mask(Selection(barred=("year > 1",))).tolist() == [True, False, False, False, False]
+    again = Selection((), (), (), "year < 5", ("year > 1", "year != 9"), ("year == 3", "year > 100"))
+    assert table.mask(again) is table.mask(asked)
+    table.set_available("b", False)
+    assert table.mask(asked).tolist() == [False, False, False, True, False]
+    assert table.mask(asked._replace(barred=("available",))).tolist() == [False] * 5
+
+
+def test_a_selection_travels_and_one_without_rules_to_replicas_of_earlier_releases_too() -> None:
+    for asked in (Selection(filter="year < 5", required=("a > 1",)), Selection(barred=("a > 1",)), Selection(region=("es",))):
+        assert copy(asked) == asked
+    assert Selection(region=("es",)).__reduce__() == (Selection, ((), ("es",), (), None))
