@@ -36,7 +36,7 @@ from serving.metrics import GatewayMetrics
 from serving.placements import Exploration
 from serving.recent_activity import decode_activity
 from serving.rules import RuleBook
-from serving.rungs import Rung, is_enough, of_list, of_popular_items
+from serving.rungs import Rung, is_enough, left_out, of_list, of_popular_items
 from serving.schemas import RecommendationRequest
 
 Compute = Callable[[str, ComputeRequest], Awaitable[bytes]]
@@ -102,12 +102,14 @@ class Answerer:
         asked = resolved(request, self._config.placements, rules or snapshot.rules, assignments, now)
         items = live.items if live is not None else snapshot.items
         items.matches(asked.selection)  # a wrong filter is refused before anything is asked
-        found = await self._from_version(live, asked) if live is not None else None
-        if found is None:
-            found = self._popular(snapshot, live, asked)
+        read = await self._read(live, asked.request)
+        if live is not None:
+            found = await self._from_version(live, asked, read)
+        else:
+            found = of_popular_items(items, None, asked, snapshot.items_at, activity=read.activity)
         propensities = None
         if asked.exploration is not None and found.slate.rows.size > 1:
-            found, propensities = self._explored(found, items, asked, asked.exploration, now)
+            found, propensities = self._explored(found, items, asked, asked.exploration, read.activity, now)
         shown = shown_items(items, found.slate, found.sources, asked.request.fields)
         if asked.request.explain:
             add_explanations(shown, found.slate, items, asked.request, found.explained)
@@ -128,27 +130,24 @@ class Answerer:
         )
 
     def _explored(
-        self, found: Rung, items: ItemTable, asked: Asked, settings: Exploration, now: float
+        self, found: Rung, items: ItemTable, asked: Asked, settings: Exploration, activity: bytes, now: float
     ) -> tuple[Rung, tuple[float, ...]]:
         """The slate with its last places drawn by chance."""
         new = self._new_items.due(items, settings, round(now * 1e6))
-        new = new[items.passing(asked.selection, new)]
-        excluded = asked.wish(items, None).exclude
-        if excluded is not None:
-            new = new[~np.isin(new, excluded)]
+        if len(new):
+            new = new[items.passing(asked.selection, new) & ~np.isin(new, left_out(items, asked, activity))]
         slate, propensities = explored(found.slate, draws(found.slate, items, asked.rules, settings, new), self._random)
         if len(new):
             self._new_items.note(items.item_ids[slate.rows[np.isin(slate.rows, new)]].tolist())
         return replace(found, slate=slate), propensities
 
-    async def _from_version(self, live: LiveVersion, asked: Asked) -> Rung | None:
-        """From the cache or the version; None where nothing is known of the user and popular items are the answer."""
+    async def _from_version(self, live: LiveVersion, asked: Asked, read: CacheRead) -> Rung:
+        """From the cache or the version; popular items where nothing is known of the user, or where both fail."""
         request = asked.request
-        read = await self._read(live, request)
         if read.cached is not None and read.fresh and request.cacheable:
             if read.cached.anonymous:
-                return None
-            hit = of_list(live, read.cached, asked, "cache")
+                return of_popular_items(live.items, live.version, asked, live.trained_at, activity=read.activity)
+            hit = of_list(live, read.cached, asked, "cache", read.activity)
             if is_enough(hit, asked, read.cached):
                 self._metrics.cache_read("hit")
                 return hit
@@ -163,8 +162,8 @@ class Answerer:
         if explained is None:
             return self._fall_back(live, asked, read, "unreadable")
         if explained.ranked.anonymous:
-            return None
-        found = of_list(live, explained.ranked, asked, "online")
+            return of_popular_items(live.items, live.version, asked, live.trained_at, activity=read.activity)
+        found = of_list(live, explained.ranked, asked, "online", read.activity)
         if plain and asked.selection and not is_enough(found, asked, explained.ranked):
             # The list that is kept for the user holds too little of what placement and rules let through here.
             try:
@@ -172,7 +171,7 @@ class Answerer:
             except Exception as error:
                 self._metrics.fallback(type(error).__name__)
                 return found
-            found = of_list(live, explained.ranked, asked, "online") if explained is not None else found
+            found = of_list(live, explained.ranked, asked, "online", read.activity) if explained is not None else found
         return replace(found, explained=explained) if asked.request.explain else found
 
     async def _computed(
@@ -213,9 +212,9 @@ class Answerer:
             self._cache.write(live.version, unit, blob)
         return None if computed is None else ExplainedList(computed), plain
 
-    async def _read(self, live: LiveVersion, request: RecommendationRequest) -> CacheRead:
+    async def _read(self, live: LiveVersion | None, request: RecommendationRequest) -> CacheRead:
         unit = _unit(request)
-        return ABSENT if unit is None else await self._cache.read(live.version, unit)
+        return ABSENT if unit is None else await self._cache.read(None if live is None else live.version, unit)
 
     def _log_as(self, live: LiveVersion, request: RecommendationRequest) -> tuple[str, str] | None:
         unit = _unit(request)
@@ -227,15 +226,10 @@ class Answerer:
         if read.cached is not None and len(read.cached) and asked.request.cacheable:
             # What the user did since is known, although the list does not reflect it: leave those items out.
             since = {event.item_id for event in decode_activity(read.activity).events}
-            stale = of_list(live, read.cached, asked, "stale", exclude=live.items.rows(sorted(since)))
+            stale = of_list(live, read.cached, asked, "stale", read.activity, exclude=live.items.rows(sorted(since)))
             if len(stale.slate):
                 return stale
         return of_popular_items(live.items, live.version, asked, live.trained_at, degraded=True, activity=read.activity)
-
-    def _popular(self, snapshot: Snapshot, live: LiveVersion | None, asked: Asked) -> Rung:
-        if live is not None:
-            return of_popular_items(live.items, live.version, asked, live.trained_at)
-        return of_popular_items(snapshot.items, None, asked, snapshot.items_at)
 
 
 def _previewed(snapshot: Snapshot, version: str) -> LiveVersion:

@@ -45,11 +45,15 @@ class Asked:
 
     def wish(self, items: ItemTable, vectors: FloatArray | None) -> Wish:
         """The same for one version's items."""
-        request = self.request
-        excluded = None
-        if request.exclude or len(request.shown):
-            excluded = _excluded(items, request)
-        return Wish(self.top_k, self.selection, excluded, request.boost, self.diversity, self.rules, vectors)
+        boosts = self.request.boost
+        return Wish(self.top_k, self.selection, self.excluded(items), boosts, self.diversity, self.rules, vectors)
+
+    def excluded(self, items: ItemTable) -> IntArray | None:
+        """Rows of what the request excludes and of the items of earlier pages; None where there is nothing of the kind."""
+        exclude, shown = self.request.exclude, self.request.shown
+        if not (exclude or len(shown)):
+            return None
+        return np.concatenate([items.rows(exclude), items.rows_of_hashes(shown)]).astype(np.int32)
 
     def excluded_ids(self, items: ItemTable) -> tuple[str, ...]:
         """Ids of what the request excludes and of the items of earlier pages."""
@@ -109,10 +113,6 @@ def _context(request: RecommendationRequest) -> Mapping[str, Any]:
         return request.context
     named = {name: words[0] for name, words in (("region", wanted.region), ("language", wanted.language)) if words}
     return {**named, **request.context}
-
-
-def _excluded(items: ItemTable, request: RecommendationRequest) -> IntArray:
-    return np.concatenate([items.rows(request.exclude), items.rows_of_hashes(request.shown)]).astype(np.int32)
 
 
 def _with_params(request: RecommendationRequest, assignments: Sequence[Assignment]) -> RecommendationRequest:

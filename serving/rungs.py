@@ -37,8 +37,19 @@ class Rung:
     explained: ExplainedList | None = None
 
 
-def of_list(live: LiveVersion, cached: CachedList, asked: Asked, served_from: ServedFrom, exclude: IntArray | None = None) -> Rung:
-    """What a version's list shows. Where it runs short although it holds all that the version knows, new items follow."""
+def of_list(
+    live: LiveVersion, cached: CachedList, asked: Asked, served_from: ServedFrom, activity: bytes, exclude: IntArray | None = None
+) -> Rung:
+    """What a version's list shows. Where it runs short although it holds all that the version knows, new items follow.
+
+    Args:
+        live: whose list it is.
+        cached: the list, computed without what the user had rejected or met.
+        asked: the request.
+        served_from: the rung.
+        activity: of the user, whose items are no new ones.
+        exclude: rows that are left out of the list, too.
+    """
     wish = asked.wish(live.items, live.vectors)
     if exclude is not None and len(exclude):
         wish = replace(wish, exclude=exclude if wish.exclude is None else np.concatenate([wish.exclude, exclude]))
@@ -46,7 +57,8 @@ def of_list(live: LiveVersion, cached: CachedList, asked: Asked, served_from: Se
     slate = arranged(ranked, live.items, wish, explain=asked.request.explain)
     untrained = len(live.items) > live.items.num_trained
     if untrained and len(slate) < asked.top_k and asked.request.candidates is None:
-        slate = arranged(with_new_items(ranked, live.items, asked.selection, len(live.sources)), live.items, wish)
+        ranked = with_new_items(ranked, live.items, asked.selection, left_out(live.items, asked, activity), len(live.sources))
+        slate = arranged(ranked, live.items, wish)
     return Rung(served_from, slate, (*live.sources, NEW_SOURCE), cached.computed_at_us, live.version, served_from == "stale")
 
 
@@ -76,10 +88,7 @@ def of_popular_items(
     """
     request = asked.request
     wish = asked.wish(items, None)
-    left_out = items.rows(_left_out(request, decode_activity(activity).events))
-    if wish.exclude is not None:
-        left_out = np.concatenate([left_out, wish.exclude])
-    ranked = popular_list(items, asked.selection, asked.top_k, left_out, request.candidates)
+    ranked = popular_list(items, asked.selection, asked.top_k, left_out(items, asked, activity), request.candidates)
     segment = bool(asked.selection.region or asked.selection.language)
     return Rung(
         served_from="segment" if degraded and segment else "popular",
@@ -89,6 +98,13 @@ def of_popular_items(
         version=version,
         degraded=degraded,
     )
+
+
+def left_out(items: ItemTable, asked: Asked, activity: bytes) -> IntArray:
+    """Rows of what the request excludes and what the user's last events leave out: for items that come from no version's list."""
+    rows = items.rows(_left_out(asked.request, decode_activity(activity).events))
+    excluded = asked.excluded(items)
+    return rows if excluded is None else np.concatenate([rows, excluded])
 
 
 def _left_out(request: RecommendationRequest, events: Sequence[RecentEvent]) -> list[str]:

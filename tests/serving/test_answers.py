@@ -27,7 +27,7 @@ from serving.live_state import LiveVersion, Snapshot, compile_targeting
 from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
 from serving.page_cursor import decode_cursor
-from serving.placements import Placement
+from serving.placements import Exploration, Placement
 from serving.recent_activity import RecentEvent, encode_events
 from serving.redis_wire import RedisWire
 from serving.request_parsing import parse_body
@@ -89,7 +89,8 @@ class Ladder:
 
 @pytest.fixture
 def ladder(make_config, bundle) -> Ladder:
-    return Ladder(make_config(deadline_ms=50, precompute_k=30), bundle)
+    chance = Placement(top_k=5, exploration=Exploration(slots=1, floor=1000))
+    return Ladder(make_config(deadline_ms=50, precompute_k=30, placements={"chance": chance}), bundle)
 
 
 def rows(ladder: Ladder, answer: Answer) -> list[int]:
@@ -196,6 +197,18 @@ def test_anonymous_lists_mean_popular_items_without_a_second_hop(ladder: Ladder)
     assert len(ladder.asked) == 1
 
 
+def test_nobody_is_shown_what_he_rejected_though_nothing_else_is_known_of_him(ladder: Ladder) -> None:
+    activity = b"%016d" % 9 + encode_events([RecentEvent.of("i000", 1, "dislike")])
+    for cached in (None, ranked(anonymous=True, mark=9)):
+        ladder.reply = lambda: ranked(anonymous=True).encode()
+        ladder.cache.held = CacheRead(cached, activity, True)
+        answer = ladder.ask(top_k=60)
+        assert (answer.served_from, answer.degraded) == ("popular", False)
+        assert sorted(rows(ladder, answer)) == list(range(1, 60))
+    ladder.snapshot = Snapshot(None, {}, AssignmentPlan([]), {}, ladder.snapshot.items, TRAINED)
+    assert sorted(rows(ladder, ladder.ask(top_k=60))) == list(range(1, 60))
+
+
 def test_without_any_model_popular_items_are_the_answer(ladder: Ladder) -> None:
     ladder.snapshot = Snapshot(None, {}, AssignmentPlan([]), {}, ladder.snapshot.items, TRAINED)
     answer = ladder.ask(selection=Selection(category=("Comedy",)))
@@ -256,6 +269,11 @@ def test_a_filter_that_nothing_passes_is_an_empty_answer(ladder: Ladder) -> None
     ladder.reply = lambda: ranked(complete=True).encode()
     answer = ladder.ask(selection=Selection(filter="year > 3000"))
     assert answer.items == []
+
+
+def with_items(ladder: Ladder, items: dict[str, dict[str, object]]) -> None:
+    live = replace(ladder.live["1"], items=ladder.live["1"].items.with_items(items))
+    ladder.snapshot = replace(ladder.snapshot, champion=live, versions={"1": live})
 
 
 def with_rules(ladder: Ladder, *rules: dict[str, object]) -> None:
@@ -358,12 +376,34 @@ def test_paging_to_the_end_shows_everything_once(ladder: Ladder) -> None:
 
 
 def test_items_that_came_after_the_training_fill_a_list_that_runs_short(ladder: Ladder) -> None:
-    items = ladder.live["1"].items.with_items({"new1": {"categories": ["Comedy"]}, "new2": {"categories": ["Drama"]}})
-    live = replace(ladder.live["1"], items=items)
-    ladder.snapshot = replace(ladder.snapshot, champion=live, versions={"1": live})
+    with_items(ladder, {"new1": {"categories": ["Comedy"]}, "new2": {"categories": ["Drama"]}})
     ladder.cache.held = CacheRead(ranked(0, 1, 2, complete=True), b"", True)
     answer = ladder.ask(selection=Selection(category=("Comedy",)))
     assert [(item["item_id"], item["source"]) for item in answer.items] == [("i000", "knn"), ("i002", "knn"), ("new1", "new")]
+
+
+def test_new_items_that_the_user_rejected_or_met_fill_no_list(ladder: Ladder) -> None:
+    with_items(ladder, {f"new{n}": {} for n in range(1, 4)})
+    met = [RecentEvent.of("new1", 1, "dislike"), RecentEvent.of("new2", 1, "view")]
+    ladder.cache.held = CacheRead(ranked(0, 1, mark=9, complete=True), b"%016d" % 9 + encode_events(met), True)
+    assert [item["item_id"] for item in ladder.ask().items] == ["i000", "i001", "new3"]
+    ladder.reply = lambda: ranked(0, 1, complete=True).encode()
+    assert [item["item_id"] for item in ladder.ask(seen=None).items] == ["i000", "i001", "new2", "new3"]
+
+
+def drawn(ladder: Ladder, **asked: object) -> set[str]:
+    """What chance gives the last place of an answer."""
+    answers = [ladder.ask(placement="chance", **asked) for _ in range(30)]
+    return {answer.items[-1]["item_id"] for answer in answers}
+
+
+def test_chance_shows_nothing_that_the_user_rejected_or_met_or_that_the_request_excludes(ladder: Ladder) -> None:
+    with_items(ladder, {f"new{n}": {} for n in range(1, 6)})
+    met = [RecentEvent.of("new1", 1, "dislike"), RecentEvent.of("new2", 1, "view")]
+    for cached in (ranked(*range(20), mark=9), ranked(anonymous=True, mark=9)):
+        ladder.cache.held = CacheRead(cached, b"%016d" % 9 + encode_events(met), True)
+        assert drawn(ladder, exclude=("new3",)) == {"new4", "new5"}
+    assert drawn(ladder, seen=None) == {"new2", "new3", "new4", "new5"}
 
 
 def test_a_placement_gives_defaults_that_the_request_may_change(ladder: Ladder, make_config) -> None:
