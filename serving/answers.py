@@ -135,7 +135,9 @@ class Answerer:
         """The slate with its last places drawn by chance."""
         new = self._new_items.due(items, settings, round(now * 1e6))
         if len(new):
-            new = new[items.passing(asked.selection, new) & ~np.isin(new, left_out(items, asked, activity))]
+            may = items.passing(asked.selection, new) & ~np.isin(new, left_out(items, asked, activity))
+            candidates = asked.candidates(items)
+            new = new[may if candidates is None else may & np.isin(new, candidates)]
         slate, propensities = explored(found.slate, draws(found.slate, items, asked.rules, settings, new), self._random)
         if len(new):
             self._new_items.note(items.item_ids[slate.rows[np.isin(slate.rows, new)]].tolist())

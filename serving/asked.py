@@ -45,8 +45,12 @@ class Asked:
 
     def wish(self, items: ItemTable, vectors: FloatArray | None) -> Wish:
         """The same for one version's items."""
-        boosts = self.request.boost
-        return Wish(self.top_k, self.selection, self.excluded(items), boosts, self.diversity, self.rules, vectors)
+        boosts, candidates = self.request.boost, self.candidates(items)
+        return Wish(self.top_k, self.selection, self.excluded(items), candidates, boosts, self.diversity, self.rules, vectors)
+
+    def candidates(self, items: ItemTable) -> IntArray | None:
+        """Rows of the request's own candidates; None where it has none."""
+        return None if self.request.candidates is None else items.rows(self.request.candidates)
 
     def excluded(self, items: ItemTable) -> IntArray | None:
         """Rows of what the request excludes and of the items of earlier pages; None where there is nothing of the kind."""

@@ -48,6 +48,7 @@ class Wish:
         top_k: places.
         selection: which items may be shown.
         exclude: rows that may not.
+        candidates: rows beside which nothing may be shown; the list is made of them already. None for all.
         boosts: CEL and weight, of the request itself.
         diversity: 0 to 1.
         rules: that hold for the request.
@@ -57,6 +58,7 @@ class Wish:
     top_k: int
     selection: Selection = NO_SELECTION
     exclude: IntArray | None = None
+    candidates: IntArray | None = None
     boosts: tuple[tuple[str, float], ...] = ()
     diversity: float = 0.0
     rules: RulePlan = NO_RULES
@@ -185,6 +187,8 @@ def _pins(items: ItemTable, wish: Wish, rows: IntArray) -> list[tuple[str, int, 
         allowed = items.passing(wish.selection, pinned)
         if wish.exclude is not None and len(wish.exclude):
             allowed &= ~np.isin(pinned, wish.exclude)
+        if wish.candidates is not None:
+            allowed &= np.isin(pinned, wish.candidates)
         for offset, row in enumerate(pinned[allowed].tolist()):
             if row not in taken and position + offset < wish.top_k:
                 taken.add(row)

@@ -406,6 +406,18 @@ def test_chance_shows_nothing_that_the_user_rejected_or_met_or_that_the_request_
     assert drawn(ladder, seen=None) == {"new2", "new3", "new4", "new5"}
 
 
+def test_with_candidates_chance_and_pins_show_nothing_else(ladder: Ladder) -> None:
+    with_items(ladder, {"new1": {}, "new2": {}})
+    with_rules(ladder, {"kind": "pin", "item_ids": ["i050", "i003"], "position": 0})
+    asked = ("i001", "i002", "i003")
+    for reply in (lambda: ranked(1, 2, 3, complete=True).encode(), fail):
+        ladder.reply = reply
+        answers = [ladder.ask(placement="chance", candidates=asked, exclude=("i002",)) for _ in range(30)]
+        assert {item["item_id"] for answer in answers for item in answer.items} == {"i001", "i003"}
+        assert all(answer.items[0]["item_id"] == "i003" for answer in answers)
+        assert drawn(ladder, candidates=(*asked, "new2")) == {"new2"}
+
+
 def test_a_placement_gives_defaults_that_the_request_may_change(ladder: Ladder, make_config) -> None:
     home = Placement(top_k=3, filter='"Comedy" in categories', diversity=0.2)
     asked = [
