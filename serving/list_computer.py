@@ -76,7 +76,7 @@ class ListComputer:
         except Exception as error:
             return error
         if len(query.item_idx) == 0 and request.candidates is None:
-            return anonymous_answer(activity, now_us)
+            return anonymous_answer(activity, now_us, explain=request.explain)
         return _Job(request, activity, query, left_out, list(request.selection.steps))
 
     def _groups(self, jobs: Sequence[_Job]) -> Iterator[tuple[list[_Job], BoolArray]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from serving.cached_list import CachedList
+from serving.explained_list import ExplainedList
 from serving.recent_activity import RecentActivity
 from training.candidates import RankedLists
 
@@ -39,8 +40,8 @@ def encode_answer(lists: RankedLists, activity: RecentActivity, now_us: int, k: 
     ).encode()
 
 
-def anonymous_answer(activity: RecentActivity, now_us: int) -> bytes:
-    """The answer for a user of whom nothing is known: the gateway gives popular items."""
+def anonymous_answer(activity: RecentActivity, now_us: int, *, explain: bool) -> bytes:
+    """The answer for a user of whom nothing is known: the gateway gives popular items, and explains them where that is asked."""
     empty = CachedList(
         item_idx=np.empty(0, np.int32),
         score=np.empty(0, np.float32),
@@ -49,4 +50,4 @@ def anonymous_answer(activity: RecentActivity, now_us: int) -> bytes:
         activity_at_us=activity.mark_us,
         anonymous=True,
     )
-    return empty.encode()
+    return ExplainedList(empty).encode() if explain else empty.encode()

@@ -28,11 +28,12 @@ from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
 from serving.page_cursor import decode_cursor
 from serving.placements import Exploration, Placement
-from serving.recent_activity import RecentEvent, encode_events
+from serving.recent_activity import RecentActivity, RecentEvent, encode_events
 from serving.redis_wire import RedisWire
 from serving.request_parsing import parse_body
 from serving.rules import MAX_RULES, Rule, RuleBook
 from serving.schemas import RecommendationRequest, Selection
+from serving.version_lists import anonymous_answer
 
 TRAINED = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -195,6 +196,10 @@ def test_anonymous_lists_mean_popular_items_without_a_second_hop(ladder: Ladder)
     ladder.cache.held = CacheRead(ranked(anonymous=True), b"", True)
     assert ladder.ask().served_from == "popular"
     assert len(ladder.asked) == 1
+    ladder.reply = lambda: anonymous_answer(RecentActivity(), 5, explain=True)
+    told = ladder.ask(explain=True)
+    assert (told.served_from, told.degraded, rows(ladder, told)) == ("popular", False, rows(ladder, first))
+    assert all(item["reason"] == "popular" and set(item["contributions"]) == {"popular"} for item in told.items)
 
 
 def test_nobody_is_shown_what_he_rejected_though_nothing_else_is_known_of_him(ladder: Ladder) -> None:

@@ -13,6 +13,7 @@ import pytest
 from features.events import ACTION_CODES
 from serving.cached_list import CachedList, decode_list
 from serving.errors import FilterError
+from serving.explained_list import decode_explained
 from serving.feature_log import FeatureLog
 from serving.item_table import ItemTable
 from serving.list_computer import ListComputer
@@ -75,6 +76,15 @@ def test_together_as_alone(stage: RetrieverStage) -> None:
         np.testing.assert_allclose(together.score, alone.score, rtol=1e-4, atol=1e-5)
         assert together.source.tolist() == alone.source.tolist()
         assert (together.complete, together.anonymous) == (alone.complete, alone.anonymous)
+
+
+def test_a_user_of_whom_nothing_is_known_is_answered_in_the_form_that_was_asked_for(stage: RetrieverStage) -> None:
+    plain, explained = computed(stage, [ComputeRequest("nobody", 10), ComputeRequest("nobody", 10, explain=True)])
+    assert isinstance(explained, bytes)
+    found = decode_explained(explained)
+    assert found is not None
+    assert found.ranked.anonymous
+    assert found.ranked.encode() == plain
 
 
 def test_leaving_out_the_history_equals_a_mask_without_it(stage: RetrieverStage) -> None:
