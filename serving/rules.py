@@ -151,7 +151,7 @@ class RuleBook:
         """
         if not self._enabled:
             return NO_RULES
-        key = (placement, only, *(_hashable(context.get(name)) for name in self._names))
+        key = (placement, only, *(_told_apart(context.get(name)) for name in self._names))
         found = self._plans.get(key)
         if found is None or not found[0] <= now < found[1]:
             if len(self._plans) >= CACHED_PLANS:
@@ -204,5 +204,7 @@ def plan_of(rules: Sequence[Rule]) -> RulePlan:
     )
 
 
-def _hashable(value: Any) -> object:
-    return tuple(map(str, value)) if isinstance(value, list) else value if not isinstance(value, dict) else None
+def _told_apart(value: Any) -> str | None:
+    """A value of a context as part of a key: equal only where conditions read the same. 1, 1.0, True and "1" are four values, and
+    objects none."""
+    return None if isinstance(value, dict) else repr(value)

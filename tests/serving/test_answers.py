@@ -354,6 +354,20 @@ def test_a_rule_holds_by_time_placement_and_context(ladder: Ladder) -> None:
     assert names(None, {}, 1) == ""
 
 
+@pytest.mark.parametrize("condition", ["vip == true", "vip == 1", 'vip == "1"', '"1" in vip', "vip"])
+def test_a_rule_holds_by_the_context_as_it_is_and_not_by_one_that_was_asked_before(condition: str) -> None:
+    contexts: list[object] = [True, 1, 1.0, "1", ["1"], [1], [True], {"deep": 1}, None]
+
+    def holding(book: RuleBook, value: object) -> bool:
+        return bool(book.plan(None, {"vip": value}, 0.0).buries)
+
+    rule = Rule(name="a", kind="bury", items="year > 1", when=condition)
+    alone = [holding(RuleBook([rule]), value) for value in contexts]
+    for step in (1, -1):
+        shared = RuleBook([rule])
+        assert [holding(shared, value) for value in contexts[::step]] == alone[::step]
+
+
 def test_pages_do_not_repeat_whatever_happens_between_them(ladder: Ladder) -> None:
     ladder.cache.held = CacheRead(ranked(*range(20)), b"", True)
     first = ladder.ask()
