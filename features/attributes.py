@@ -192,6 +192,9 @@ def _as_type(value: Any, wanted: AttributeType) -> Any:
             return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
         if wanted == "bool":
             return value if isinstance(value, bool) else None
-        return int(value) if wanted == "int" else float(value)
-    except (TypeError, ValueError):
+        if wanted == "int":
+            number = int(value)
+            return number if -(2**63) <= number < 2**63 else None
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -105,11 +105,20 @@ def _typed(column: pa.ChunkedArray, wanted: AttributeType) -> pa.Array:
     if wanted == "timestamp":
         return pc.cast(to_times(column)[0], ARROW_TYPES["timestamp"])
     if wanted == "int":
-        values = flat(column)
-        if not pa.types.is_integer(values.type):
-            values = pc.round(to_numbers(values)[0])
-        return pc.cast(values, pa.int64(), safe=False)
+        return _whole_numbers(flat(column))
     values = flat(column)
     if pa.types.is_nested(values.type):
         return pa.array([None if v is None else str(v) for v in values.to_pylist()], pa.string())
     return pc.cast(values, pa.string())
+
+
+def _whole_numbers(values: pa.Array) -> pa.Array:
+    """Rounded to int64; what it cannot hold is null."""
+    if not pa.types.is_integer(values.type):
+        values = pc.round(to_numbers(values)[0])
+        fits = pc.and_(pc.greater_equal(values, -(2.0**63)), pc.less(values, 2.0**63))
+    elif pa.types.is_uint64(values.type):
+        fits = pc.less(values, pa.scalar(2**63, pa.uint64()))
+    else:
+        return pc.cast(values, pa.int64())
+    return pc.cast(pc.if_else(fits, values, pa.scalar(None, values.type)), pa.int64())

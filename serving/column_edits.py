@@ -7,6 +7,7 @@ Legend: `N` items before, `M` after (N or more), `C` changed items.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from serving.columns import BoolColumn, Column, ListColumn, NumberColumn, TextCo
 from training.interactions import IntArray
 
 Values = Sequence[Any]
-"""Attribute of each changed item as JSON has it, None where the item lacks it."""
+"""Attribute of each changed item as JSON has it, None where the item lacks it. What its column cannot hold counts as lacking."""
 
 
 def edited_columns(
@@ -94,7 +95,18 @@ def _number(value: Any, column: NumberColumn) -> float | int | None:
         except EventError:
             moment = None
         return None if moment is None else round(moment.timestamp() * 1e6)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = int(value) if column.is_integer else float(value)
+    except (OverflowError, ValueError):  # beyond the largest float, or of infinity or NaN an integer
+        return None
+    holds = _is_int64(number) if isinstance(number, int) else math.isfinite(number)
+    return number if holds else None
+
+
+def _is_int64(number: int) -> bool:
+    return -(2**63) <= number < 2**63
 
 
 def _coded(words: pa.Array, wanted: Sequence[str | None]) -> tuple[list[int], pa.Array]:
@@ -113,7 +125,12 @@ def _missing_column(values: Values, num_items: int) -> Column | None:
     first = next((value for value in values if value is not None), None)
     if first is None or isinstance(first, dict):
         return None
-    kind = pa.list_(pa.string()) if isinstance(first, list) else pa.scalar(first).type
+    if isinstance(first, list):
+        kind = pa.list_(pa.string())
+    elif isinstance(first, int) and not _is_int64(first):
+        kind = pa.float64()
+    else:
+        kind = pa.scalar(first).type
     return column_from_arrow(pa.nulls(num_items, kind))
 
 

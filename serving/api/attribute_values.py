@@ -5,6 +5,7 @@ Legend: `n` rows of a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,7 +28,7 @@ Types = Mapping[str, AttributeType]
 _EXPECTED: dict[AttributeType, tuple[str, tuple[type, ...]]] = {
     "string": ("text", (str,)),
     "int": ("an integer", (int,)),
-    "float": ("a number", (int, float)),
+    "float": ("a finite number", (int, float)),
     "bool": ("true or false", (bool,)),
     "timestamp": ("ISO 8601 text", (str, datetime)),
     "string_list": ("a list of texts", (list,)),
@@ -121,6 +122,8 @@ def _fits(value: object, kind: AttributeType) -> bool:
         return False
     if kind == "int":
         return isinstance(value, int) and -(2**63) <= value < 2**63
+    if kind == "float":
+        return isinstance(value, int | float) and _is_finite(value)
     if kind == "string_list":
         return isinstance(value, list) and all(isinstance(one, str) for one in value)
     if kind == "timestamp":
@@ -131,5 +134,16 @@ def _fits(value: object, kind: AttributeType) -> bool:
     return True
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False
+
+
 def _stored(value: Any, kind: AttributeType) -> Any:
-    return parse_timestamp(value) if kind == "timestamp" and value is not None else value
+    if value is None:
+        return None
+    if kind == "timestamp":
+        return parse_timestamp(value)
+    return float(value) if kind == "float" else value  # Arrow takes no integer of more than 53 bits for a float

@@ -99,6 +99,13 @@ def test_a_value_of_another_type_than_the_schemas_does_not_break_reading(catalog
     assert (found["price"], found["title"], found["categories"]) == ([None, 2.0], ["7", "B"], [["x"], None])
 
 
+def test_a_number_beyond_the_schemas_type_does_not_break_reading(catalogue: Catalogue) -> None:
+    catalogue.upsert_items(items(item_id=["a", "b"], title=["A", "B"], price=[1.0, 2.0], year=[1, 2]))
+    catalogue.patch_item("a", {"year": 2**63, "price": 10**400})
+    found = catalogue.items().to_pydict()
+    assert (found["year"], found["price"]) == ([None, 2], [None, 2.0])
+
+
 def test_datasets_do_not_see_each_other(home: Any) -> None:
     one, other = home.catalogue("one"), home.catalogue("other")
     one.upsert_items(pa.table({"item_id": ["a"]}))

@@ -144,6 +144,20 @@ def test_csv_folders_bring_items_and_users(home: Any, written: Written, tmp_path
     assert home.rejects().loc[0, ["file", "row"]].tolist() == ["items.csv", 4]
 
 
+def test_whole_numbers_that_no_column_can_hold_are_none(home: Any, tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    pq.write_table(pa.table({"user_id": ["u", "u"], "item_id": ["a", "b"]}), tmp_path / "shop/interactions.parquet")
+    table = {
+        "item_id": ["a", "b"],
+        "year": pa.array([1e300, 1999.4]),  # whole by its name, whatever the file's column is
+        "stock": pa.array([2**64 - 1, 2**63 - 1], pa.uint64()),
+    }
+    pq.write_table(pa.table(table), tmp_path / "shop/items.parquet")
+    home.import_(tmp_path / "shop")
+    found = home.catalogue().items().to_pydict()
+    assert (found["year"], found["stock"]) == ([None, 1999], [None, 2**63 - 1])
+
+
 def test_recbole_folders(home: Any, written: Written, tmp_path: Path) -> None:
     written("r/x.inter", "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t2\t3\t881250949\n")
     written(

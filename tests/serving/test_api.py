@@ -60,8 +60,9 @@ def config(tmp_path: Path) -> ServingConfig:
 @pytest.fixture
 def api(config: ServingConfig) -> Iterator[TestClient]:
     catalogue = Catalogue(ControlStore(config.control_url).create(), "shop")
-    columns = (Attribute("title", "title", "string"), Attribute("year", "year", "int"))
-    catalogue.save_schema(DatasetSchema("shop", item_attributes=columns, user_attributes=(Attribute("age", "age", "int"),)))
+    columns = (Attribute("title", "title", "string"), Attribute("year", "year", "int"), Attribute("price", "price", "float"))
+    of_users = (Attribute("age", "age", "int"), Attribute("spent", "spent", "float"))
+    catalogue.save_schema(DatasetSchema("shop", item_attributes=columns, user_attributes=of_users))
     catalogue.upsert_items(pa.table({"item_id": ["a", "b"], "title": ["A", "B"], "year": [1990, 2000]}))
     snapshot = SnapshotLoader(config).load()
     answerer = Answerer(config, ListCache(config), no_version, lambda: snapshot, GatewayMetrics())
@@ -124,6 +125,36 @@ def test_a_batch_stores_what_is_valid_and_names_the_rest(api: TestClient) -> Non
     assert (too_many.status_code, too_many.json()["error"]["field"]) == (422, "items")
     huge = api.put("/v1/items/e", json={"year": 2**63}, headers=ADMIN)
     assert (huge.status_code, huge.json()["error"]["field"]) == (422, "year")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1" + 400 * "0", "-1" + 400 * "0", "1e999", "NaN", "-Infinity"],
+    ids=["beyond floats", "below floats", "1e999", "NaN", "-Infinity"],
+)
+def test_numbers_that_no_column_can_hold_are_refused_with_the_field(api: TestClient, config: ServingConfig, text: str) -> None:
+    def refused(method: str, path: str, body: str) -> str:
+        answer = api.request(method, path, content=body, headers={**ADMIN, "Content-Type": "application/json"})
+        assert answer.status_code == 422, answer.text
+        return str(answer.json()["error"]["field"])
+
+    for name in ("price", "year"):
+        assert refused("PATCH", "/v1/items/a", f'{{"{name}": {text}}}') == name
+        assert refused("PUT", "/v1/items/a", f'{{"{name}": {text}}}') == name
+        assert refused("POST", "/v1/items", f'{{"items": [{{"item_id": "a", "{name}": {text}}}]}}') == name
+    for name in ("spent", "age"):
+        assert refused("PUT", "/v1/users/u", f'{{"{name}": {text}}}') == name
+        assert refused("POST", "/v1/users", f'{{"users": [{{"user_id": "u", "{name}": {text}}}]}}') == name
+    assert api.get("/v1/items/a").json() == {"item_id": "a", "title": "A", "year": 1990, "available": True}
+    assert not ServingControl(ControlStore(config.control_url), "shop").audit.entries()
+
+
+def test_large_numbers_that_a_column_holds_are_stored(api: TestClient) -> None:
+    for method in ("PUT", "PATCH"):
+        body = {"price": 2**60 + 1, "year": 2**63 - 1}
+        assert api.request(method, "/v1/items/a", json=body, headers=ADMIN).status_code == 200
+        assert api.get("/v1/items/a").json()["year"] == 2**63 - 1
+        assert api.get("/v1/items/a").json()["price"] == pytest.approx(2.0**60)
 
 
 def test_users_live_their_life(api: TestClient) -> None:

@@ -216,6 +216,20 @@ def test_attributes_that_no_item_had_get_a_column() -> None:
     assert grown.matching('colour == "red" && "s" in sizes && weight > 1').tolist() == [False, True]
 
 
+@pytest.mark.parametrize(
+    "value",
+    [10**400, -(10**400), 2**63, 1e300, float("inf"), float("nan")],
+    ids=["beyond floats", "below floats", "beyond int64", "1e300", "inf", "nan"],
+)
+def test_numbers_that_a_column_cannot_hold_count_as_lacking(value: float) -> None:
+    table = ItemTable.from_arrow(pa.table({"item_id": ["a", "b"], "year": [1, 2]}), np.arange(2, dtype=np.int32))
+    changed = table.with_items({"a": {"year": value, "price": value}, "b": {"year": 2**62 + 1, "price": 1}})
+    assert changed.fields(0, ["year"]) == {"year": None}
+    assert changed.fields(1, ["year", "price"]) == {"year": 2**62 + 1, "price": 1}
+    holds = abs(value) < 1e301
+    assert changed.fields(0, ["price"])["price"] == (value if holds else None)
+
+
 def test_chains_prefer_the_first_word_and_regions_before_languages() -> None:
     items = pa.table(
         {
