@@ -7,6 +7,7 @@ Owns the tables `serving_state` and `experiments`. Every change is one transacti
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -14,10 +15,13 @@ from typing import Any, Literal
 
 from sqlalchemy import BigInteger, Column, Connection, String, Table, Text, delete, insert, select, update
 
+from experiments.errors import SpecError
 from experiments.spec import ExperimentSpec, parse_spec
 from features.control_store import METADATA, ControlStore
 from serving.audit import AuditLog, now_us
 from serving.errors import ControlStateError
+
+_log = logging.getLogger("shortlist.serving")
 
 SERVING_STATE = Table(
     "serving_state",
@@ -121,10 +125,17 @@ class ServingControl:
     # Experiments
 
     def experiments(self) -> list[ExperimentRecord]:
-        """All experiments, by name."""
+        """All experiments that this release can read, by name; one that it cannot costs the others nothing."""
         query = select(EXPERIMENTS).where(EXPERIMENTS.c.dataset == self.dataset).order_by(EXPERIMENTS.c.name)
         with self.store.begin() as connection:
-            return [_experiment(row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query).mappings().all()
+        found = []
+        for row in rows:
+            try:
+                found.append(_experiment(row))
+            except (SpecError, ValueError) as error:
+                _log.error("experiment %s is left out, it cannot be read: %s", row["name"], error)
+        return found
 
     def experiment(self, name: str) -> ExperimentRecord | None:
         """One experiment."""

@@ -247,25 +247,29 @@ class GatewayApp:
         changed.clear()
 
     async def _follow(self) -> None:
-        """Rebuild the snapshot at every announcement, and at regular looks in between."""
+        """Rebuild the snapshot at every announcement, and at regular looks in between. No trouble ends it."""
         while True:
             await self._due(self._changed)
-            await self.cache.new_items.refresh()
             try:
+                await self.cache.new_items.refresh()
                 self._snapshot = await asyncio.to_thread(self._loader.load, self._snapshot)
                 champion = self._snapshot.champion
                 self.metrics.model_trained_at.set(champion.trained_at.timestamp() if champion is not None else 0)
             except FeaturesError as error:
                 _log.error("routing state not refreshed, the last one stays: %s", error)
+            except Exception:
+                _log.exception("routing state not refreshed, the last one stays")
 
     async def _follow_availability(self) -> None:
-        """Take delisted items out of what answers now, also while a new version is being read."""
+        """Take delisted items out of what answers now, also while a new version is being read. No trouble ends it."""
         while True:
             await self._due(self._item_changed)
             try:
                 await asyncio.to_thread(self._loader.availability.apply, self._snapshot.tables())
             except FeaturesError as error:
                 _log.error("availability not refreshed, the last one stays: %s", error)
+            except Exception:
+                _log.exception("availability not refreshed, the last one stays")
 
 
 def _only(scope: AsgiScope, method: str) -> None:

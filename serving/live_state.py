@@ -19,6 +19,7 @@ from experiments.spec import ExperimentSpec
 from features.activity_store import ActivityStore
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
+from features.errors import FeaturesError
 from serving.config import ServingConfig
 from serving.context_conditions import compile_condition
 from serving.control import ExperimentRecord, ServingControl, ShadowTarget
@@ -103,7 +104,9 @@ class SnapshotLoader:
         self._rules = RuleStore(self._store, config.dataset)
 
     def load(self, before: Snapshot | None = None) -> Snapshot:
-        """The present state. Versions that `before` holds are taken from it; one whose bundle cannot be read is left out.
+        """The present state. Versions that `before` holds are taken from it.
+
+        A version whose bundle cannot be read, and an experiment that cannot be applied, are left out; everything else holds.
 
         Raises:
             FeaturesError: the control store cannot be read.
@@ -138,13 +141,16 @@ class SnapshotLoader:
         try:
             manifest = BundleManifest.model_validate_json((folder / MANIFEST_FILE).read_text())
             items = ItemTable.from_bundle(folder)
-        except (OSError, ValueError) as error:
-            _log.error("version %s cannot be read from %s: %s", version, folder, error)
+            vectors = stored_vectors(folder / FEATURES_FOLDER)
+            items = as_of_now(items, self._store, self._config.dataset, manifest.fingerprint.as_of or manifest.created_at)
+        except FeaturesError:
+            raise  # the control store's trouble, not the version's
+        except Exception as error:  # whatever is wrong with a bundle, the other versions must go on
+            _log.error("version %s cannot be read from %s: %s: %s", version, folder, type(error).__name__, error)
             return None
-        items = as_of_now(items, self._store, self._config.dataset, manifest.fingerprint.as_of or manifest.created_at)
         give_back_memory()
         sources = (*manifest.sources, POPULARITY_FILL)
-        return LiveVersion(version, items, sources, manifest.created_at, stored_vectors(folder / FEATURES_FOLDER))
+        return LiveVersion(version, items, sources, manifest.created_at, vectors)
 
     def _catalogue_items(self) -> ItemTable:
         catalogue = Catalogue(self._store, self._config.dataset)
@@ -154,11 +160,18 @@ class SnapshotLoader:
     def _experiments(self) -> tuple[AssignmentPlan, Mapping[str, Mapping[str, str]]]:
         running = [record for record in self._control.experiments() if record.status == "running"]
         try:
-            return AssignmentPlan([record.spec for record in running], compile_targeting), _pins(running)
-        except ExperimentError as error:
-            # Checked when an experiment starts; should it happen all the same, everybody gets the champion.
-            _log.error("experiments are not applied: %s", error)
-            return AssignmentPlan([]), {}
+            return _plan(running), _pins(running)
+        except ExperimentError:
+            # Checked when an experiment starts; should it happen all the same, its units get the champion. Of two that do not go
+            # together the first that was started stays.
+            kept: list[ExperimentRecord] = []
+            for record in sorted(running, key=lambda one: one.started_at or _EVER):
+                try:
+                    _plan([*kept, record])
+                    kept.append(record)
+                except ExperimentError as error:
+                    _log.error("experiment %s is not applied: %s", record.spec.name, error)
+            return _plan(kept), _pins(kept)
 
 
 def compile_targeting(expression: str) -> Targeting:
@@ -193,6 +206,13 @@ def check_variants(spec: ExperimentSpec) -> None:
                 VARIANT_PARAMS[name](value)
             except RequestError as error:
                 raise SpecError(f"variant {variant.name!r}: {error}", "variants") from None
+
+
+_EVER = datetime.fromtimestamp(0, UTC)
+
+
+def _plan(running: Sequence[ExperimentRecord]) -> AssignmentPlan:
+    return AssignmentPlan([record.spec for record in running], compile_targeting)
 
 
 def _pins(running: Sequence[ExperimentRecord]) -> dict[str, Mapping[str, str]]:

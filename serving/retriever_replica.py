@@ -120,10 +120,12 @@ class Retriever:
 
 
 def _follow_items(changes: ItemChanges, stage: RetrieverStage, every_s: float) -> None:
-    """Keep candidates from being spent on items that the gateway would take out of the answer anyway."""
+    """Keep candidates from being spent on items that the gateway would take out of the answer anyway. No trouble ends it."""
     while True:
         time.sleep(every_s)
         try:
             (stage.items,) = changes.apply([stage.items])
         except FeaturesError as error:
             _log.warning("availability not refreshed, the gateway's own still holds: %s", error)
+        except Exception:
+            _log.exception("availability not refreshed, the gateway's own still holds")

@@ -49,12 +49,14 @@ class TrendLists:
         self._season_due = 0.0
 
     async def follow(self) -> None:
-        """Keep up to date until cancelled."""
+        """Keep up to date until cancelled. No trouble ends it."""
         while True:
             try:
                 await asyncio.to_thread(self.refresh)
             except FeaturesError as error:
                 _log.warning("trending items not refreshed, the last ones stay: %s", error)
+            except Exception:
+                _log.exception("trending items not refreshed, the last ones stay")
             await asyncio.sleep(EVERY_S)
 
     def refresh(self) -> None:

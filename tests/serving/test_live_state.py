@@ -1,0 +1,183 @@
+"""What a gateway loads: a version or experiment that is wrong costs the others nothing; no trouble ends the loops that look."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from sqlalchemy import insert, update
+
+from experiments.spec import parse_spec
+from features.control_store import ControlStore
+from features.errors import StoreError
+from serving import trend_lists
+from serving.config import ServingConfig
+from serving.control import EXPERIMENTS, ServingControl, ServingState
+from serving.gateway import GatewayApp
+from serving.live_state import SnapshotLoader
+from serving.retriever_replica import _follow_items
+from serving.trend_lists import TrendLists
+from training.bundle import FEATURES_FOLDER, ITEMS_FILE, POPULARITY_FILE
+from training.ranking_features import ARRAYS_FILE
+
+
+@pytest.fixture
+def config(make_config: Callable[..., ServingConfig]) -> ServingConfig:
+    return make_config(reread_s=0.01)
+
+
+@pytest.fixture
+def control(
+    config: ServingConfig, fill_catalogue: Callable[[str, pa.Table], ControlStore], item_attributes: pa.Table, bundle: Path
+) -> ServingControl:
+    """Version 1 is the champion."""
+    control = ServingControl(fill_catalogue(config.control_url, item_attributes), config.dataset)
+    control.set_state(ServingState("1", {"1": str(bundle)}), actor="test", action="test")
+    return control
+
+
+@pytest.mark.parametrize("spoilt", [POPULARITY_FILE, ITEMS_FILE, f"{FEATURES_FOLDER}/{ARRAYS_FILE}"])
+def test_a_version_with_a_damaged_file_is_left_out(
+    config: ServingConfig, control: ServingControl, bundle: Path, tmp_path: Path, spoilt: str
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(bundle, damaged)
+    (damaged / spoilt).parent.mkdir(exist_ok=True)
+    (damaged / spoilt).write_bytes(b"\xff" * 64)
+    control.set_state(ServingState("1", {"1": str(bundle), "2": str(damaged)}), actor="test", action="test")
+    snapshot = SnapshotLoader(config).load()
+    assert list(snapshot.versions) == ["1"]
+    assert snapshot.champion is not None
+
+
+def test_a_number_that_no_column_holds_and_that_was_stored_before_costs_its_item_the_attribute(
+    config: ServingConfig, control: ServingControl
+) -> None:
+    loader = SnapshotLoader(config)
+    before = loader.load()
+    year = 10**400  # an earlier release took it
+    item = {"item_id": "i001", "available": True}
+    control.audit.record(actor="t", action="item", subject="item:i001", before=item, after={**item, "year": year})
+    snapshot = loader.load(before)
+    assert snapshot.items.fields(1, ["year"]) == {"year": None}
+    assert snapshot.items.fields(2, ["year"]) == {"year": 1982}
+
+
+def experiment(name: str, **changes: Any) -> dict[str, Any]:
+    variants = [{"name": "a", "model": "champion", "weight": 1}, {"name": "b", "model": "challenger", "weight": 1}]
+    return {"name": name, "salt": name, "variants": variants, "metrics": {"primary": "ctr"}, **changes}
+
+
+def start(control: ServingControl, raw: dict[str, Any]) -> None:
+    control.put_experiment(parse_spec(raw), actor="t")
+    control.start_experiment(raw["name"], {"a": "1", "b": "1"}, actor="t")
+    control.run_experiment(raw["name"], actor="t")
+
+
+def test_an_experiment_that_cannot_be_read_or_applied_is_left_out(config: ServingConfig, control: ServingControl) -> None:
+    start(control, experiment("good", layer_range=[0.0, 0.5]))
+    start(control, experiment("blind", layer_range=[0.5, 0.6]))
+    start(control, experiment("aside", layer_range=[0.6, 0.7], targeting="region =="))
+    start(control, experiment("also-first", layer_range=[0.2, 0.4]))  # began after the one that it overlaps
+    with control.store.begin() as connection:
+        here = EXPERIMENTS.c.name == "blind"
+        connection.execute(update(EXPERIMENTS).where(here).values(spec='{"of": "another release"}'))
+        row = {"dataset": config.dataset, "name": "cut", "status": "running", "spec": '{"name"', "pins": "{}"}
+        connection.execute(insert(EXPERIMENTS).values(row))
+    assert [one.spec.name for one in control.experiments()] == ["also-first", "aside", "good"]
+    snapshot = SnapshotLoader(config).load()
+    assert set(snapshot.pins) == {"good"}
+    assigned = {one.experiment for n in range(200) for one in snapshot.plan.assign(f"u{n}", None, {})}
+    assert assigned == {"good"}
+
+
+def test_a_control_store_that_is_gone_takes_no_version_away(
+    config: ServingConfig, control: ServingControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise StoreError("gone")
+
+    monkeypatch.setattr("serving.live_state.as_of_now", gone)
+    with pytest.raises(StoreError):
+        SnapshotLoader(config).load()
+
+
+class Failing:
+    """A function that fails in a way nobody has foreseen, then works."""
+
+    def __init__(self, works: Callable[..., Any]) -> None:
+        self.works, self.calls = works, 0
+
+    def __call__(self, *given: Any) -> Any:
+        self.calls += 1
+        if self.calls < 3:
+            raise KeyError("unforeseen")
+        return self.works(*given)
+
+
+async def until(condition: Callable[[], bool], loop: Awaitable[None]) -> None:
+    """Run a loop that never ends until something holds."""
+    task = asyncio.ensure_future(loop)
+    try:
+        async with asyncio.timeout(60):
+            while not condition():
+                assert not task.done()
+                await asyncio.sleep(0.01)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_no_trouble_ends_what_a_gateway_follows(
+    config: ServingConfig,
+    control: ServingControl,
+    bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = GatewayApp(config)
+    control.set_state(ServingState("1", {"1": str(bundle), "2": str(bundle)}), actor="test", action="test")
+    load, applied = Failing(app._loader.load), Failing(lambda tables: None)
+    monkeypatch.setattr(app._loader, "load", load)
+    monkeypatch.setattr(app._loader.availability, "apply", applied)
+    monkeypatch.setattr(trend_lists, "EVERY_S", 0.01)
+    trends, refresh = TrendLists(config), Failing(lambda: None)
+    monkeypatch.setattr(trends, "refresh", refresh)
+
+    async def follow() -> None:
+        await until(lambda: list(app.snapshot().versions) == ["1", "2"], app._follow())
+        await until(lambda: applied.calls > 3, app._follow_availability())
+        await until(lambda: refresh.calls > 3, trends.follow())
+
+    with caplog.at_level(logging.ERROR, "shortlist.serving"):
+        asyncio.run(follow())
+    told = [record.getMessage() for record in caplog.records if record.exc_info is not None]
+    for what in ("routing state", "availability", "trending items"):
+        assert sum(line.startswith(f"{what} not refreshed") for line in told) == 2
+
+
+def test_no_trouble_ends_what_a_replica_follows() -> None:
+    class Stage:
+        items = "old"
+
+    class Done(BaseException):
+        pass
+
+    class Changes:
+        applied = Failing(lambda tables: ["new"])
+
+        def apply(self, tables: list[str]) -> Any:
+            if tables == ["new"]:
+                raise Done
+            return self.applied(tables)
+
+    stage = Stage()
+    with pytest.raises(Done):
+        _follow_items(Changes(), stage, 0.0)  # type: ignore[arg-type]
+    assert stage.items == "new"
