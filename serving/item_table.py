@@ -5,17 +5,18 @@ when all else fails. Where there is no version yet, it is built from the catalog
 
 Availability changes in place and is no part of the masks of selections, so that a delisted item costs nobody such a mask; what it
 and a selection leave together is kept until the next change. Everything else is fixed: `with_items` gives a new table, in which
-items that the version was not trained on have the rows after its own.
+items that the version was not trained on have the rows after its own. A table is freed with its last reference.
 
 Legend: `N` items, `n` rows of a list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakMethod
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,8 @@ from training.arrays import map_arrays
 from training.bundle import ITEMS_FILE, POPULARITY_FILE
 from training.interactions import BoolArray, IntArray
 
+_Given = ParamSpec("_Given")
+_Made = TypeVar("_Made")
 CACHED_SELECTIONS, CACHED_EXPRESSIONS, CACHED_MASKS = 64, 256, 16
 """Masks kept, least recently used first out; rules hold some of those of expressions. A mask of 1M items is 1 MB."""
 
@@ -70,9 +73,9 @@ class ItemTable:
         self.columns["item_id"] = IdColumn(item_ids, self._row_of)
         self._changes = 0
         """Of availability so far: what was computed while one was under way is found by nobody after it."""
-        self._masked = lru_cache(maxsize=CACHED_MASKS)(self._mask)
-        self._selected = lru_cache(maxsize=CACHED_SELECTIONS)(self._select)
-        self._expressed = lru_cache(maxsize=CACHED_EXPRESSIONS)(self._express)
+        self._masked = lru_cache(maxsize=CACHED_MASKS)(_not_holding(self._mask))
+        self._selected = lru_cache(maxsize=CACHED_SELECTIONS)(_not_holding(self._select))
+        self._expressed = lru_cache(maxsize=CACHED_EXPRESSIONS)(_not_holding(self._express))
 
     @classmethod
     def from_bundle(cls, folder: Path) -> ItemTable:
@@ -293,6 +296,19 @@ class ItemTable:
         marked = np.logical_or.reduce([words_equal(column.words, word, paths=name in PATHS) for word in words])
         found = column.where_any(marked)
         return found | (column.sizes == 0) if name in EVERYWHERE else found
+
+
+def _not_holding(method: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
+    """A method that does not keep its object, which keeps it: with such a circle a table would stay until a full collection, and
+    those are rare in a process that serves."""
+    method_of = WeakMethod(method)
+
+    def call(*given: _Given.args, **named: _Given.kwargs) -> _Made:
+        found = method_of()
+        assert found is not None, "called by nothing but its object"
+        return found(*given, **named)
+
+    return call
 
 
 _OWN = frozenset({"item_id", "available"})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import struct
+import weakref
 from copy import copy
 from datetime import datetime
 
@@ -228,6 +230,24 @@ def test_numbers_that_a_column_cannot_hold_count_as_lacking(value: float) -> Non
     assert changed.fields(1, ["year", "price"]) == {"year": 2**62 + 1, "price": 1}
     holds = abs(value) < 1e301
     assert changed.fields(0, ["price"])["price"] == (value if holds else None)
+
+
+def test_a_table_is_freed_with_its_last_reference() -> None:
+    items = pa.table({"item_id": ["a", "b"], "year": [1, 2], "regions": [["es"], []], "available": [True, False]})
+    table = ItemTable.from_arrow(items, np.arange(2, dtype=np.int32))
+    wanted = Selection(region=("es",), filter="year > 0 && available")
+    assert table.mask(wanted).tolist() == table.trained_mask(wanted).tolist() == [True, False]
+    table.set_available("a", False)
+    table.rows_of_hashes(table.id_hashes)
+    newer = table.with_items({"a": {"year": 3}})
+    old = weakref.ref(table)
+    gc.disable()
+    try:
+        del table
+        assert old() is None
+    finally:
+        gc.enable()
+    assert not newer.mask(wanted).any()
 
 
 def test_chains_prefer_the_first_word_and_regions_before_languages() -> None:
