@@ -80,5 +80,5 @@ def next_cursor(items: ItemTable, request: RecommendationRequest, slate: Slate, 
     """The cursor after this page; None where the list has ended or is too long to be continued."""
     if len(slate) < top_k:
         return None
-    hashes = items.id_hashes.take(slate.rows)
+    hashes = items.hashes(slate.rows)
     return encode_cursor(hashes if not len(request.shown) else np.concatenate([request.shown, hashes]))

@@ -13,14 +13,13 @@ Legend: `N` items, `n` rows of a list.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakMethod
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,7 +28,7 @@ from serving.column_edits import edited_columns
 from serving.columns import BoolColumn, Column, IdColumn, ListColumn, column_from_arrow, words_equal
 from serving.filter_masks import EVERYWHERE, PATHS
 from serving.filters import compile_filter
-from serving.id_rows import IdRows
+from serving.id_rows import Hashes, IdRows, id_hashes
 from serving.schemas import Selection
 from training.arrays import map_arrays
 from training.bundle import ITEMS_FILE, POPULARITY_FILE
@@ -49,6 +48,7 @@ class ItemTable:
         columns: attribute name -> column of N items.
         by_popularity: (N,) int32 every row, most popular first.
         num_trained: rows that the version was trained on; the others came later. All where not given.
+        row_of: of the ids, where it is there already.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class ItemTable:
         columns: Mapping[str, Column],
         by_popularity: IntArray,
         num_trained: int | None = None,
+        row_of: IdRows | None = None,
     ) -> None:
         self.item_ids = item_ids
         self.columns = dict(columns)
@@ -64,7 +65,7 @@ class ItemTable:
         self.num_trained = len(item_ids) if num_trained is None else num_trained
         self.popularity_rank: IntArray = np.empty(len(item_ids), dtype=np.int32)
         self.popularity_rank[by_popularity] = np.arange(len(item_ids), dtype=np.int32)
-        self._row_of = IdRows(item_ids)
+        self._row_of = IdRows(item_ids) if row_of is None else row_of
         available = self.columns.get("available")
         self.available: BoolArray = (
             available.values | available.missing if isinstance(available, BoolColumn) else np.ones(len(item_ids), dtype=bool)
@@ -121,12 +122,15 @@ class ItemTable:
         new = [item_id for item_id in items if item_id not in self._row_of]
         rows = self._row_of.find(list(items))
         rows[rows < 0] = len(self) + np.arange(len(new), dtype=np.int32)
-        ids = np.empty(len(self) + len(new), dtype=object)
-        ids[: len(self)], ids[len(self) :] = self.item_ids, new
+        ids, row_of = self.item_ids, self._row_of
+        if new:
+            ids = np.empty(len(self) + len(new), dtype=object)
+            ids[: len(self)], ids[len(self) :] = self.item_ids, new
+            row_of = IdRows(ids, row_of)
         attributes = [{name: value for name, value in item.items() if name not in _OWN} for item in items.values()]
         columns = {name: column for name, column in self.columns.items() if name not in _OWN}
         order = np.concatenate([self.by_popularity, np.arange(len(self), len(ids), dtype=np.int32)]).astype(np.int32)
-        table = ItemTable(ids, edited_columns(columns, rows, attributes, len(ids)), order, self.num_trained)
+        table = ItemTable(ids, edited_columns(columns, rows, attributes, len(ids)), order, self.num_trained, row_of)
         table.available[: len(self)] = self.available
         return table
 
@@ -142,23 +146,13 @@ class ItemTable:
         found = self._row_of.find(list(item_ids))
         return found[found >= 0]
 
-    @cached_property
-    def id_hashes(self) -> npt.NDArray[np.uint32]:
-        """(N,) uint32 hashes of the ids: the same in every version, which row numbers are not."""
-        return pd.util.hash_array(self.item_ids, categorize=False).astype(np.uint32)
+    def hashes(self, rows: IntArray) -> Hashes:
+        """(n,) uint32 hashes of the ids of some rows: the same in every version, which row numbers are not."""
+        return id_hashes(self.item_ids.take(rows).tolist())
 
-    @cached_property
-    def _by_hash(self) -> IntArray:
-        return np.argsort(self.id_hashes, kind="stable").astype(np.int32)
-
-    def rows_of_hashes(self, hashes: npt.NDArray[np.uint32]) -> IntArray:
+    def rows_of_hashes(self, hashes: Hashes) -> IntArray:
         """Rows of the items with one of the hashes; hashes of no item are left out."""
-        order = self._by_hash
-        ordered = self.id_hashes[order]
-        starts, stops = np.searchsorted(ordered, hashes, "left"), np.searchsorted(ordered, hashes, "right")
-        return np.concatenate(
-            [order[starts[stops > starts]], *(order[a + 1 : b] for a, b in zip(starts, stops, strict=True) if b > a + 1)]
-        )
+        return self._row_of.of_hashes(hashes)
 
     def set_available(self, item_id: str, available: bool) -> None:
         """Apply a change of availability; unknown items are none of this table's business."""
@@ -299,8 +293,7 @@ class ItemTable:
 
 
 def _not_holding(method: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
-    """A method that does not keep its object, which keeps it: with such a circle a table would stay until a full collection, and
-    those are rare in a process that serves."""
+    """A method that does not keep its object: in a circle, a table would stay until a full collection, which is rare here."""
     method_of = WeakMethod(method)
 
     def call(*given: _Given.args, **named: _Given.kwargs) -> _Made:

@@ -1,11 +1,11 @@
 """The cursor of a paged list: which items have been shown, so that no later page shows them again.
 
-It holds 4-byte hashes of the shown items' ids and nothing of a version or a place in a list: lists may be computed anew, models may
-be switched and filters changed between two pages, and the next page is what the present state ranks best of what has not been
-shown. Two ids of one hash (1 in 4 million pairs within a full cursor) cost the second its place. A cursor that was tampered with
-can hide items from its owner and nothing else; the checksum is there to name damage as such.
+It holds 4-byte hashes of the shown items' ids (`id_rows`) and nothing of a version or a place in a list: lists may be made anew,
+models may be switched and filters changed between two pages, and the next page is what the present state ranks best of what has not
+been shown. Two ids of one hash (1 in 4 million pairs within a full cursor) cost the second its place. A cursor that was tampered
+with can hide items from its owner and nothing else; the checksum is there to name damage as such.
 
-    base64url of: format 1 uint8, checksum uint32, hashes uint32[shown]; little-endian
+    base64url of: format 2 uint8, checksum uint32, hashes uint32[shown]; little-endian
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ import struct
 import zlib
 
 import numpy as np
-import numpy.typing as npt
 
 from serving.errors import RequestError
+from serving.id_rows import Hashes
 
 MAX_SHOWN = 1000
 """Items that a cursor can hold; a list ends there."""
 _HEADER = struct.Struct("<BI")
-_FORMAT = 1
+_FORMAT = 2
 _LITTLE_ENDIAN = np.dtype("<u4")
 
-Hashes = npt.NDArray[np.uint32]
 _NOTHING: Hashes = np.zeros(0, dtype=np.uint32)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from features.events import OTHER_ACTION_CODE
-from serving.page_cursor import Hashes, nothing_shown
+from serving.id_rows import Hashes
+from serving.page_cursor import nothing_shown
 
 DEFAULT_TOP_K = 10
 MAX_TOP_K = 500

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -381,6 +382,16 @@ def test_pages_do_not_repeat_whatever_happens_between_them(ladder: Ladder) -> No
     third = ladder.ask(shown=decode_cursor(second.next_cursor or ""))
     assert third.model_version == "3"
     assert [item["item_id"] for item in third.items] == [f"i{n:03d}" for n in range(10, 15)]
+
+
+def test_a_page_hashes_its_own_items_and_no_others(ladder: Ladder, monkeypatch: pytest.MonkeyPatch) -> None:
+    ladder.cache.held = CacheRead(ranked(*range(20)), b"", True)
+    hashed: list[bytes] = []
+    monkeypatch.setattr("serving.id_rows.crc32", lambda data: hashed.append(data) or crc32(data))
+    first = ladder.ask()
+    assert sorted(hashed) == [f"i{n:03d}".encode() for n in range(5)]
+    ladder.ask(shown=decode_cursor(first.next_cursor or ""))
+    assert sorted(hashed) == [f"i{n:03d}".encode() for n in range(10)]
 
 
 def test_paging_to_the_end_shows_everything_once(ladder: Ladder) -> None:

@@ -238,7 +238,7 @@ def test_a_table_is_freed_with_its_last_reference() -> None:
     wanted = Selection(region=("es",), filter="year > 0 && available")
     assert table.mask(wanted).tolist() == table.trained_mask(wanted).tolist() == [True, False]
     table.set_available("a", False)
-    table.rows_of_hashes(table.id_hashes)
+    table.rows_of_hashes(table.hashes(np.arange(2)))
     newer = table.with_items({"a": {"year": 3}})
     old = weakref.ref(table)
     gc.disable()
@@ -268,7 +268,7 @@ def test_chains_prefer_the_first_word_and_regions_before_languages() -> None:
 def test_hashes_of_ids_lead_back_to_their_rows() -> None:
     table = ItemTable.from_arrow(pa.table({"item_id": [f"i{n}" for n in range(1000)]}), np.arange(1000, dtype=np.int32))
     other = ItemTable.from_arrow(pa.table({"item_id": [f"i{n}" for n in range(999, 500, -1)]}), np.arange(499, dtype=np.int32))
-    asked = table.id_hashes[[3, 600, 999]]
+    asked = table.hashes(np.array([3, 600, 999], np.int32))
     assert sorted(table.rows_of_hashes(asked).tolist()) == [3, 600, 999]
     assert sorted(other.item_ids[row] for row in other.rows_of_hashes(asked)) == ["i600", "i999"]
 
