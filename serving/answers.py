@@ -205,8 +205,11 @@ class Answerer:
         asked_at = time.perf_counter()
         blob = await asyncio.wait_for(self._compute(live.version, wanted), self._config.deadline_ms / 1000)
         if request.explain:
-            return decode_explained(blob), plain
+            explained = decode_explained(blob)
+            return explained if explained is not None and live.holds(explained.ranked) else None, plain
         computed = decode_list(blob)
+        if computed is not None and not live.holds(computed):
+            computed = None
         if computed is not None:
             self._metrics.computed(live.version, live.sources, computed.source)
             self._on_computed(live, wanted, computed, time.perf_counter() - asked_at)
@@ -216,7 +219,10 @@ class Answerer:
 
     async def _read(self, live: LiveVersion | None, request: RecommendationRequest) -> CacheRead:
         unit = _unit(request)
-        return ABSENT if unit is None else await self._cache.read(None if live is None else live.version, unit)
+        if unit is None:
+            return ABSENT
+        read = await self._cache.read(None if live is None else live.version, unit)
+        return read if read.cached is None or live is None or live.holds(read.cached) else read._replace(cached=None)
 
     def _log_as(self, live: LiveVersion, request: RecommendationRequest) -> tuple[str, str] | None:
         unit = _unit(request)

@@ -138,15 +138,18 @@ class Browser:
         """The version's list for an item, from the cache or computed; None where it cannot be had."""
         unit = f"i:{item_id}"
         read = await self._cache.read(live.version, unit)
-        if read.cached is not None and (not asked.selection or read.cached.complete):
-            return read.cached
+        kept = read.cached if read.cached is not None and live.holds(read.cached) else None
+        if kept is not None and (not asked.selection or kept.complete):
+            return kept
         wanted = ComputeRequest(user_id=None, k=self._config.precompute_k, similar_to=item_id, selection=asked.selection)
         try:
             blob = await asyncio.wait_for(self._compute(live.version, wanted), self._config.deadline_ms / 1000)
         except Exception as error:  # whatever ails the version, words are left
             self._metrics.fallback(type(error).__name__)
-            return read.cached
+            return kept
         computed = decode_list(blob)
+        if computed is not None and not live.holds(computed):
+            computed = None
         if computed is not None and not asked.selection and read.reachable:
             self._cache.write(live.version, unit, blob)
         return computed

@@ -47,6 +47,13 @@ class CachedList:
     def __len__(self) -> int:
         return len(self.item_idx)
 
+    def fits(self, num_items: int, num_sources: int) -> bool:
+        """Whether all rows and sources are among those of a version."""
+        if not len(self):
+            return True
+        # Read without a sign, a negative row lies beyond all others.
+        return int(self.item_idx.view(np.uint32).max()) < num_items and int(self.source.max()) < num_sources
+
     def encode(self) -> bytes:
         """The list as bytes."""
         flags = _COMPLETE * self.complete | _ANONYMOUS * self.anonymous

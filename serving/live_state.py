@@ -20,6 +20,7 @@ from features.activity_store import ActivityStore
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from features.errors import FeaturesError
+from serving.cached_list import CachedList
 from serving.config import ServingConfig
 from serving.context_conditions import compile_condition
 from serving.control import ExperimentRecord, ServingControl, ShadowTarget
@@ -55,6 +56,10 @@ class LiveVersion:
     sources: tuple[str, ...]
     trained_at: datetime
     vectors: FloatArray | None = None
+
+    def holds(self, answer: CachedList) -> bool:
+        """Whether a list names only items and sources that the version has; another is as good as unreadable."""
+        return answer.fits(self.items.num_trained, len(self.sources))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from serving.asked import resolved
 from serving.cache import CacheRead
 from serving.cached_list import CachedList
 from serving.errors import FilterError, RequestError
+from serving.explained_list import ExplainedList
 from serving.exploration import NewItems
 from serving.filters import MAX_DEPTH, MAX_LENGTH
 from serving.item_table import ItemTable
@@ -165,6 +166,35 @@ def test_trouble_falls_to_the_stale_list_then_to_popular_items(ladder: Ladder, t
     segment = ladder.ask(selection=Selection(region=("US",)))
     assert (segment.served_from, segment.degraded) == ("segment", True)
     assert all(row % 5 for row in rows(ladder, segment))
+
+
+@pytest.mark.parametrize("row", [60, 2**31 - 1, -1])
+@pytest.mark.parametrize("explain", [False, True])
+def test_a_list_with_items_that_the_version_lacks_is_as_good_as_unreadable(ladder: Ladder, row: int, explain: bool) -> None:
+    # Items that came after the training are the gateway's own: a version's list cannot mean them.
+    live = replace(ladder.live["1"], items=ladder.live["1"].items.with_items({"new": {}}))
+    ladder.snapshot = replace(ladder.snapshot, champion=live, versions={"1": live})
+    wrong, right = ranked(*range(20), row), ranked(*range(30, 60))
+
+    def reply(answer: CachedList) -> bytes:
+        return ExplainedList(answer).encode() if explain else answer.encode()
+
+    ladder.cache.held = CacheRead(wrong, b"", True)
+    ladder.reply = lambda: reply(right)
+    computed = ladder.ask(explain=explain)
+    assert (computed.served_from, rows(ladder, computed)) == ("online", [30, 31, 32, 33, 34])
+    ladder.reply = lambda: reply(wrong)
+    written = list(ladder.cache.written)
+    popular = ladder.ask(explain=explain)
+    assert (popular.served_from, popular.degraded, len(popular.items)) == ("popular", True, 5)
+    assert ladder.cache.written == written
+
+
+def test_a_list_of_other_sources_is_as_good_as_unreadable(ladder: Ladder) -> None:
+    wrong = replace(ranked(*range(20)), source=np.full(20, 3, np.uint8))
+    ladder.cache.held, ladder.reply = CacheRead(wrong, b"", True), wrong.encode
+    answer = ladder.ask()
+    assert (answer.served_from, answer.degraded, len(answer.items)) == ("popular", True, 5)
 
 
 def test_popular_items_leave_out_what_was_met_by_the_named_actions_and_what_was_rejected(ladder: Ladder) -> None:

@@ -117,6 +117,12 @@ def test_similar_items_are_the_versions_then_those_of_the_same_words(shop: Shop)
     assert caught.value.status == 404
 
 
+def test_a_list_with_items_that_the_version_lacks_is_not_shown(shop: Shop) -> None:
+    shop.reply = CachedList(np.array([8, 60], np.int32), np.array([2, 1], np.float32), np.zeros(2, np.uint8), 1, 0, complete=True)
+    assert {source for _, source in shop.similar("i004")} == {"content"}
+    assert shop.written == []
+
+
 def test_a_new_item_has_similar_items_at_once(shop: Shop) -> None:
     items = shop.snapshot.items.with_items({"fresh": {"categories": ["Film > Drama > Noir"]}})
     live = replace(shop.snapshot.champion, items=items)

@@ -60,6 +60,18 @@ def test_a_damaged_list_is_no_list() -> None:
     assert decode_list(blob + b"x") is None
 
 
+@pytest.mark.parametrize(
+    ("row", "source", "fits"),
+    [(9, 2, True), (10, 0, False), (-1, 0, False), (-(2**31), 0, False), (2**31 - 1, 0, False), (0, 3, False)],
+)
+def test_a_list_says_whether_it_is_of_a_version(row: int, source: int, fits: bool) -> None:
+    columns = np.array([1, row], np.int32), np.ones(2, np.float32), np.array([0, source], np.uint8)
+    back = decode_list(CachedList(*columns, 1, 1).encode())
+    assert back is not None
+    assert back.fits(10, 3) is fits
+    assert CachedList(*(column[:0] for column in columns), 1, 1).fits(0, 0)
+
+
 events = st.lists(
     st.builds(RecentEvent, st.text(min_size=1, max_size=40), st.integers(-(2**40), 2**60), st.booleans()), max_size=20
 )

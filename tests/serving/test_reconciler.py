@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from experiments.spec import parse_spec
 from features.control_store import ControlStore
+from serving.cached_list import decode_list
 from serving.config import ServingConfig
 from serving.control import ServingControl
 from serving.item_table import ItemTable
@@ -221,11 +223,20 @@ def test_a_version_that_fails_as_its_own_shadow_goes_on_answering(planted: World
     assert planted.graph.running() == {"1", shadow_key("1")}
 
 
-def test_nonsense_is_refused_and_the_old_version_stays(planted: World) -> None:
+def other_items(blob: bytes) -> bytes:
+    answer = decode_list(blob)
+    assert answer is not None
+    return replace(answer, item_idx=answer.item_idx + 60).encode()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"), [(lambda blob: b"rubbish", "cannot be read"), (other_items, "not among its 60")], ids=["rubbish", "items"]
+)
+def test_nonsense_is_refused_and_the_old_version_stays(planted: World, spoil: Callable[[bytes], bytes], reason: str) -> None:
     planted.step(champion="1")
-    planted.graph.spoil = lambda blob: b"rubbish"
+    planted.graph.spoil = spoil
     assert planted.step(champion="2") == ("1", {"1"})
-    assert "cannot be read" in planted.tag("2")
+    assert reason in planted.tag("2")
     assert planted.graph.running() == {"1"}
 
 
