@@ -66,7 +66,7 @@ class Reconciler:
         self._registry = registry or Registry(config.mlflow_uri, config.dataset, cache=config.home / "bundles")
         self._control = ServingControl(ControlStore(config.control_url).create(), config.dataset)
         self._clock = clock
-        self._loader = VersionLoader(config, self._graph, self._registry, first_pause_s)
+        self._loader = VersionLoader(config, self._graph, self._registry, first_pause_s, clock)
         self._look_again = threading.Event()
         self._loads = LoadQueue(self._look_again.set)
         self._canaries = CanaryWatch(config, self._control, clock=clock)
@@ -227,11 +227,14 @@ class Reconciler:
         if state.shadow is not None:
             idle.discard(shadow_key(state.shadow.version))
         self._unwanted_since = {key: self._unwanted_since.get(key, now) for key in idle}
-        patience_s = self._config.reread_s + self._config.deadline_ms / 1000 + 1
+        # A gateway goes on with the old version until it has read the new one's items, which is a part of what loading it took.
+        opening_s = max((self._loader.took_s.get(version, 0.0) for version in state.versions), default=0.0)
+        patience_s = self._config.reread_s + opening_s + self._config.deadline_ms / 1000 + 1
         for key, since in list(self._unwanted_since.items()):
             if now - since >= patience_s:
                 self._graph.delete(key)
                 self._known_folders.pop(key, None)
+                self._loader.took_s.pop(key, None)
                 del self._unwanted_since[key]
                 version = version_of(key)
                 self._loader.tag(version, None if version in state.versions else "unloaded")

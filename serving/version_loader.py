@@ -8,7 +8,7 @@ An application is named by a key: a version's number, or `serving.graph.shadow_k
 from __future__ import annotations
 
 import logging
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -62,15 +62,20 @@ class VersionLoader:
         graph: deploys versions.
         registry: of the versions; its tags are written.
         first_pause_s: pause before the second attempt to load a version, doubled before the third.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, config: ServingConfig, graph: Graph, registry: Registry, first_pause_s: float) -> None:
-        self._config, self._graph, self._registry = config, graph, registry
+    def __init__(
+        self, config: ServingConfig, graph: Graph, registry: Registry, first_pause_s: float, clock: Callable[[], float]
+    ) -> None:
+        self._config, self._graph, self._registry, self._clock = config, graph, registry, clock
         self._first_pause_s = first_pause_s
         self._tags: dict[str, str] = {}
         self.refused: dict[str, Refusal] = {}
         """By the application's key: a version may run for its users and fail as its own shadow."""
         self.running: set[str] = set()
+        self.took_s: dict[str, float] = {}
+        """Of each application that was loaded here, from its deployment to its check."""
 
     def look(self) -> None:
         """Ask once which applications run: Serve's controller answers in milliseconds of its one core."""
@@ -146,7 +151,7 @@ class VersionLoader:
         pause = wait_exponential(multiplier=self._first_pause_s, min=self._first_pause_s)
         for attempt in Retrying(stop=stop_after_attempt(LOAD_ATTEMPTS), wait=pause):
             with attempt:
-                started = time.monotonic()
+                started = self._clock()
                 try:
                     self._graph.deploy(key, folder)
                     check_version(folder, lambda request: self._graph.ask(key, request))
@@ -157,7 +162,8 @@ class VersionLoader:
                     self.running.discard(key)
                     raise
                 self.running.add(key)
-                _log.info("version %s is ready after %.1f s", key, time.monotonic() - started)
+                self.took_s[key] = self._clock() - started
+                _log.info("version %s is ready after %.1f s", key, self.took_s[key])
 
     def _refuse(self, version: str, refusal: Refusal, *, key: str, shown_as: str | None) -> None:
         _log.error("version %s is refused as %s: %s", version, key, refusal.reason)

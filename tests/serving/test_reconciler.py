@@ -207,6 +207,24 @@ def test_a_queued_load_that_becomes_the_champion_waits_no_longer(planted: World)
     planted.step()
 
 
+def test_a_version_is_not_dropped_while_gateways_may_still_read_the_next_one(planted: World) -> None:
+    planted.step(champion="1")
+    deploy = planted.graph.deploy
+
+    def slowly(version: str, folder: Path) -> None:
+        planted.now += 30
+        deploy(version, folder)
+
+    planted.graph.deploy = slowly  # type: ignore[method-assign]
+    assert planted.step(champion="2") == ("2", {"2"})
+    planted.now += 20
+    planted.step()
+    assert planted.graph.running() == {"1", "2"}
+    planted.now += 20
+    planted.step()
+    assert planted.graph.running() == {"2"}
+
+
 def test_a_version_that_fails_as_its_own_shadow_goes_on_answering(planted: World) -> None:
     assert planted.step(champion="1") == ("1", {"1"})
     planted.graph.failures[shadow_key("1")] = 3
