@@ -153,10 +153,11 @@ class Answerer:
             if is_enough(hit, asked, read.cached):
                 self._metrics.cache_read("hit")
                 return hit
+        by = time.perf_counter() + self._config.deadline_ms / 1000
         outcome = "down" if not read.reachable else "miss" if read.cached is None else "stale"
         self._metrics.cache_read(outcome)
         try:
-            explained, plain = await self._computed(live, asked, read)
+            explained, plain = await self._computed(live, asked, read, by)
         except TimeoutError:
             return self._fall_back(live, asked, read, "deadline")
         except Exception as error:  # whatever a replica or the way to it does, a lower rung answers
@@ -169,7 +170,7 @@ class Answerer:
         if plain and asked.selection and not is_enough(found, asked, explained.ranked):
             # The list that is kept for the user holds too little of what placement and rules let through here.
             try:
-                explained, _ = await self._computed(live, asked, read, narrow=True)
+                explained, _ = await self._computed(live, asked, read, by, narrow=True)
             except Exception as error:
                 self._metrics.fallback(type(error).__name__)
                 return found
@@ -177,9 +178,11 @@ class Answerer:
         return replace(found, explained=explained) if asked.request.explain else found
 
     async def _computed(
-        self, live: LiveVersion, asked: Asked, read: CacheRead, *, narrow: bool = False
+        self, live: LiveVersion, asked: Asked, read: CacheRead, by: float, *, narrow: bool = False
     ) -> tuple[ExplainedList | None, bool]:
         """A list of the version, and whether it is the one that is kept for the user; that one is computed where it can answer.
+
+        `by`: the deadline, seconds of `time.perf_counter`.
 
         Raises:
             TimeoutError: the deadline has passed.
@@ -203,7 +206,7 @@ class Answerer:
         if not plain:
             wanted = replace(wanted, selection=asked.selection, exclude=asked.excluded_ids(live.items))
         asked_at = time.perf_counter()
-        blob = await asyncio.wait_for(self._compute(live.version, wanted), self._config.deadline_ms / 1000)
+        blob = await asyncio.wait_for(self._compute(live.version, wanted), max(by - asked_at, 0.0))
         if request.explain:
             explained = decode_explained(blob)
             return explained if explained is not None and live.holds(explained.ranked) else None, plain

@@ -13,6 +13,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +29,7 @@ from serving.rules import RulePlan
 from serving.slate import EXPLORED, Slate, capped_without
 from training.interactions import IntArray
 
-DAY_US = 86_400_000_000
+DAY_US, MINUTE_US = 86_400_000_000, 60_000_000
 MAX_NEW = 1000
 """New items that one answer chooses from."""
 COUNTS_TTL_S = 400 * 86_400
@@ -100,6 +102,7 @@ class NewItems:
     def __init__(self, wire: RedisWire | ClusterWire, key: str) -> None:
         self._wire, self._key = wire, key
         self.counts: dict[str, int] = {}
+        self._found: WeakKeyDictionary[ItemTable, dict[float, tuple[int, IntArray, list[str]]]] = WeakKeyDictionary()
 
     async def refresh(self) -> None:
         """Read the counts of all gateways; keeps the present ones when Redis is gone."""
@@ -122,12 +125,27 @@ class NewItems:
         """Rows of the new items below the floor, those with the fewest exposures first."""
         if not settings.floor:
             return np.zeros(0, dtype=np.int32)
-        rows = np.arange(items.num_trained, len(items), dtype=np.int32)
-        created = items.columns.get("created_at")
-        if isinstance(created, NumberColumn) and created.is_time:
-            young = created.values >= now_us - round(settings.new_days * DAY_US)
-            late = rows[created.missing[rows] | young[rows]]
-            rows = np.union1d(np.flatnonzero(~created.missing & young), late).astype(np.int32)
-        counts = np.array([self.counts.get(item_id, 0) for item_id in items.item_ids[rows].tolist()], dtype=np.int64)
-        order = np.argsort(counts, kind="stable")[:MAX_NEW]
-        return rows[order[counts[order] < settings.floor]]
+        rows, ids = self._young(items, settings.new_days, now_us // MINUTE_US)
+        counts = np.fromiter(map(self.counts.get, ids, repeat(0)), dtype=np.int64, count=len(ids))
+        below = np.flatnonzero(counts < settings.floor)
+        return rows[below[np.argsort(counts[below], kind="stable")[:MAX_NEW]]]
+
+    def _young(self, items: ItemTable, new_days: float, minute: int) -> tuple[IntArray, list[str]]:
+        """Rows and ids of a table's new items, looked for once a minute: at a million items that takes longer than an answer."""
+        known = self._found.setdefault(items, {})
+        found = known.get(new_days)
+        if found is None or found[0] != minute:
+            rows = _new_rows(items, minute * MINUTE_US - round(new_days * DAY_US))
+            found = known[new_days] = (minute, rows, items.item_ids[rows].tolist())
+        return found[1:]
+
+
+def _new_rows(items: ItemTable, since_us: int) -> IntArray:
+    """Rows of the items created since then, and of those without a date that no model was trained on."""
+    rows = np.arange(items.num_trained, len(items), dtype=np.int32)
+    created = items.columns.get("created_at")
+    if not (isinstance(created, NumberColumn) and created.is_time):
+        return rows
+    young = created.values >= since_us
+    late = rows[created.missing[rows] | young[rows]]
+    return np.union1d(np.flatnonzero(~created.missing & young), late).astype(np.int32)
