@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, MetaData, create_engine, event
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, func, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -75,6 +75,20 @@ class ControlStore:
                 yield connection
         except SQLAlchemyError as error:
             raise StoreError(f"control store {self.url} failed: {_first_line(error)}") from error
+
+    @contextmanager
+    def begin_alone(self, name: str) -> Iterator[Connection]:
+        """The same as `begin`, while no other transaction of that name is open: the next one begins when this one has ended.
+
+        What is read in it stays so until it commits, and rows written in transactions of one name get their numbers in the order
+        in which they can be read. Whoever opens one locks nothing before, and opens no second one inside it.
+        """
+        with self.begin() as connection:
+            if self.is_sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver would begin at the first write, after what was read
+            else:
+                connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(name, 0))))
+            yield connection
 
     def forget_deleted(self) -> None:
         """See that deleted rows are not left on disk: sqlite's log goes into the file, where freed pages are overwritten.

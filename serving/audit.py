@@ -1,13 +1,15 @@
 """The audit log: every change with the whole new value, append-only, in the control store.
 
 Replaying it gives the state at any time; gateways follow it by its numbers to learn what changed. What is changed is the business
-of others: `serving.control` writes its changes and their entries in one transaction by `write`.
+of others: they write their changes and the entries (`write`) in one transaction of `begin`. One is open at a time, so that numbers
+can be read in their order: a database gives them out before the commit, and followers would pass over one that commits late.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -55,14 +57,18 @@ class AuditLog:
         self.store = store
         self.dataset = dataset
 
+    def begin(self) -> AbstractContextManager[Connection]:
+        """A transaction that may append to the log; who opens another one waits until this one has ended."""
+        return self.store.begin_alone(f"audit/{self.dataset}")
+
     def record(self, *, actor: str, action: str, subject: str, before: object, after: object) -> None:
-        """Append a change made elsewhere (catalogue, aliases)."""
-        with self.store.begin() as connection:
+        """Append a change of what is not in the control store (aliases)."""
+        with self.begin() as connection:
             self.write(connection, actor, action, subject, before, after)
 
     def record_all(self, *, actor: str, action: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
         """Append changes made elsewhere, subject -> (before, after), in one transaction."""
-        with self.store.begin() as connection:
+        with self.begin() as connection:
             for subject, (before, after) in changes.items():
                 self.write(connection, actor, action, subject, before, after)
 
@@ -108,6 +114,7 @@ class AuditLog:
         return {entry.subject: entry.after for entry in entries if entry.after is not None}
 
     def write(self, connection: Connection, actor: str, action: str, subject: str, before: object, after: object) -> None:
+        """Append to the log inside a transaction of `begin`."""
         connection.execute(
             insert(AUDIT).values(
                 dataset=self.dataset,

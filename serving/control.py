@@ -111,7 +111,7 @@ class ServingControl:
 
     def set_state(self, state: ServingState, *, actor: str, action: str) -> bool:
         """Replace the routing state; returns whether it differs from the one before."""
-        with self.store.begin() as connection:
+        with self.audit.begin() as connection:
             before = self._state(connection)
             if before == state:
                 return False
@@ -149,7 +149,7 @@ class ServingControl:
             ControlStateError: it has been stopped.
             FrozenSpecError: it has started, and more than `traffic` and `ramp` differ.
         """
-        with self.store.begin() as connection:
+        with self.audit.begin() as connection:
             present = self._experiment(connection, spec.name)
             if present is None:
                 return self._write(connection, ExperimentRecord(spec, "draft"), None, actor, "experiment.create")
@@ -168,7 +168,7 @@ class ServingControl:
         Raises:
             ControlStateError: no such experiment, or it is running or stopped.
         """
-        with self.store.begin() as connection:
+        with self.audit.begin() as connection:
             present = self._existing(connection, name)
             if present.status == "paused":
                 resumed = ExperimentRecord(present.spec, "running", present.pins, present.started_at)
@@ -185,7 +185,7 @@ class ServingControl:
         Raises:
             ControlStateError: no such experiment, or it is not starting.
         """
-        with self.store.begin() as connection:
+        with self.audit.begin() as connection:
             present = self._existing(connection, name)
             if present.status == "running":
                 return present
@@ -200,7 +200,7 @@ class ServingControl:
         Raises:
             ControlStateError: no such experiment, or it is not running (one that is starting or paused can be stopped).
         """
-        with self.store.begin() as connection:
+        with self.audit.begin() as connection:
             present = self._existing(connection, name)
             if present.status != "running" and not (status == "stopped" and present.status in {"starting", "paused"}):
                 raise ControlStateError(f"experiment {name!r} is {present.status} and cannot be {status}")

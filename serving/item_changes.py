@@ -20,8 +20,6 @@ from serving.item_table import ItemTable
 
 ITEM_SUBJECT = "item:"
 """Prefix of audit subjects that are catalogue items."""
-OVERLAP = 50
-"""Audit entries read again at each look: concurrent writers of a SQL server may commit out of the order of their numbers."""
 ROWS_AT_ONCE = 10_000
 REMEMBERED = 10_000
 """Items whose last change of availability is known, those changed last."""
@@ -37,7 +35,6 @@ class ItemChanges:
     def __init__(self, audit: AuditLog) -> None:
         self._audit = audit
         self._seen = audit.last_change()
-        self._done = {entry.id for entry in audit.entries(after_id=max(0, self._seen - OVERLAP))}
 
     def apply(self, tables: Sequence[ItemTable]) -> list[ItemTable]:
         """Bring tables up to date; each is returned as it is or as the one that takes its place.
@@ -63,13 +60,12 @@ class ItemChanges:
     def new_entries(self) -> list[AuditEntry]:
         """Changes of items since the last call, oldest first."""
         found: list[AuditEntry] = []
-        after_id = max(0, self._seen - OVERLAP)
-        while entries := self._audit.entries(after_id=after_id):
-            after_id = entries[-1].id
-            found += [entry for entry in entries if entry.id not in self._done]
-        self._seen = max(self._seen, after_id)
-        self._done = {one for one in (*self._done, *(entry.id for entry in found)) if one > self._seen - 2 * OVERLAP}
-        return [entry for entry in found if entry.subject.startswith(ITEM_SUBJECT)]
+        seen = self._seen
+        while entries := self._audit.entries(after_id=seen):
+            seen = entries[-1].id
+            found += [entry for entry in entries if entry.subject.startswith(ITEM_SUBJECT)]
+        self._seen = seen
+        return found
 
 
 class AvailabilityFollower:

@@ -53,7 +53,7 @@ class RuleStore:
 
     def replace(self, rules: Sequence[Rule], *, actor: str) -> int:
         """Keep these rules and no others; returns how many have changed, come or gone."""
-        with self._store.begin() as connection:
+        with self._audit.begin() as connection:
             text = self._text(connection)
             before = {rule["name"]: rule for rule in json.loads(text or "[]")}
             after = {rule.name: rule.model_dump(mode="json") for rule in rules}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
 
 from features.catalogue import Catalogue
+from features.control_store import ControlStore
 from serving.audit import AuditLog
 from serving.item_changes import ItemChanges, as_of_now
 from serving.item_table import ItemTable
@@ -57,6 +60,27 @@ def test_changes_are_applied_once_and_tables_that_nothing_changes_stay(store, bu
     assert grown.available[[1, grown.row("new")]].all()
     assert (grown.row("gone"), len(grown), grown.num_trained) == (-1, len(table) + 1, len(table))
     assert changes.apply([grown]) == [grown]
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_no_entry_is_passed_over_whoever_commits_last(tmp_path, database: str) -> None:
+    """A batch has its numbers long before it commits: what is written meanwhile must not be read before it."""
+    url = f"sqlite:///{tmp_path}/c.db" if database == "sqlite" else os.environ.get("SHORTLIST_TEST_POSTGRES")
+    if url is None:
+        pytest.skip("SHORTLIST_TEST_POSTGRES does not name a database")
+    audit = AuditLog(ControlStore(url).create(), f"d{datetime.now(UTC).timestamp()}")
+    changes = ItemChanges(audit)
+    late = {"actor": "t", "action": "item", "subject": "item:late", "before": None, "after": item("late")}
+    other = threading.Thread(target=lambda: audit.record(**late))
+    with audit.begin() as connection:
+        for number in range(1200):
+            audit.write(connection, "t", "item", f"item:{number}", None, item(str(number)))
+        other.start()
+        other.join(0.5)  # long enough to commit, were it let
+        assert changes.new_entries() == []
+    other.join(60)
+    assert [entry.subject for entry in changes.new_entries()] == [*(f"item:{number}" for number in range(1200)), "item:late"]
+    assert changes.new_entries() == []
 
 
 def test_a_table_opens_with_what_changed_since_the_training(store, bundle) -> None:
