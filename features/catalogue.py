@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import pyarrow as pa
-from sqlalchemy import BigInteger, Boolean, Column, String, Table, Text, bindparam, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Boolean, Column, Connection, String, Table, Text, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -63,27 +64,33 @@ class Catalogue:
     Args:
         store: the control store; its tables must exist (`ControlStore.create`).
         dataset: the dataset's name.
+        connection: in whose open transaction everything is read and written; each call has its own where not given.
     """
 
-    def __init__(self, store: ControlStore, dataset: str) -> None:
+    def __init__(self, store: ControlStore, dataset: str, connection: Connection | None = None) -> None:
         self.store = store
         self.dataset = dataset
+        self._connection = connection
+
+    def inside(self, connection: Connection) -> Catalogue:
+        """The same catalogue in an open transaction: what is written is committed with the rest of it, or not at all."""
+        return Catalogue(self.store, self.dataset, connection)
 
     def schema(self) -> DatasetSchema:
         """Attributes and traits of the dataset; without any where nothing was imported yet."""
-        with self.store.begin() as connection:
+        with self._begin() as connection:
             text = connection.execute(select(DATASETS.c.schema).where(DATASETS.c.dataset == self.dataset)).scalar()
         return DatasetSchema.from_json(text) if text else DatasetSchema(self.dataset)
 
     def exists(self) -> bool:
         """Whether the dataset was ever imported into."""
-        with self.store.begin() as connection:
+        with self._begin() as connection:
             return connection.execute(select(DATASETS.c.dataset).where(DATASETS.c.dataset == self.dataset)).first() is not None
 
     def save_schema(self, schema: DatasetSchema) -> None:
         """Replace the schema."""
         row = {"dataset": self.dataset, "schema": schema.to_json(), "updated_at_us": _now_us()}
-        with self.store.begin() as connection:
+        with self._begin() as connection:
             connection.execute(self._upsert(DATASETS, ["dataset"], ["schema", "updated_at_us"]), [row])
 
     def upsert_items(self, items: pa.Table) -> int:
@@ -129,7 +136,7 @@ class Catalogue:
     def some_items(self, item_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The same as `item` for many ids at once: those that the catalogue has, by id."""
         wanted, found = list(item_ids), dict[str, dict[str, Any]]()
-        with self.store.begin() as connection:
+        with self._begin() as connection:
             for start in range(0, len(wanted), IDS_PER_QUERY):
                 ids = wanted[start : start + IDS_PER_QUERY]
                 query = select(ITEMS).where(ITEMS.c.dataset == self.dataset, ITEMS.c.item_id.in_(ids))
@@ -138,14 +145,14 @@ class Catalogue:
 
     def item_ids(self) -> list[str]:
         """Ids of all items, sorted."""
-        with self.store.begin() as connection:
+        with self._begin() as connection:
             found = connection.execute(select(ITEMS.c.item_id).where(ITEMS.c.dataset == self.dataset).order_by(ITEMS.c.item_id))
             return [row[0] for row in found]
 
     def existing_items(self, item_ids: Iterable[str]) -> set[str]:
         """Those of the ids that the catalogue has."""
         wanted, found = list(item_ids), set[str]()
-        with self.store.begin() as connection:
+        with self._begin() as connection:
             for start in range(0, len(wanted), IDS_PER_QUERY):
                 ids = wanted[start : start + IDS_PER_QUERY]
                 query = select(ITEMS.c.item_id).where(ITEMS.c.dataset == self.dataset, ITEMS.c.item_id.in_(ids))
@@ -179,6 +186,14 @@ class Catalogue:
         """Remove one user's profile; whether it was there."""
         return self._delete("user", user_id)
 
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
+        if self._connection is not None:
+            yield self._connection
+            return
+        with self.store.begin() as connection:
+            yield connection
+
     def _attributes(self, side: Side) -> tuple[Attribute, ...]:
         schema = self.schema()
         return schema.item_attributes if side == "item" else schema.user_attributes
@@ -204,7 +219,7 @@ class Catalogue:
     def _read(self, side: Side) -> pa.Table:
         table, key = _TABLES[side], f"{side}_id"
         wanted = [table.c[key], table.c.attributes] + ([ITEMS.c.available] if side == "item" else [])
-        with self.store.begin() as connection:
+        with self._begin() as connection:
             found = connection.execute(select(*wanted).where(table.c.dataset == self.dataset).order_by(table.c[key])).all()
         attributes = tuple(a for a in self._attributes(side) if a.name != "available")
         columns: dict[str, pa.Array] = {key: pa.array([row[0] for row in found], pa.string())}
@@ -218,7 +233,7 @@ class Catalogue:
     def _one(self, side: Side, entity_id: str) -> dict[str, Any] | None:
         table, key = _TABLES[side], f"{side}_id"
         query = select(table).where(table.c.dataset == self.dataset, table.c[key] == entity_id)
-        with self.store.begin() as connection:
+        with self._begin() as connection:
             row = connection.execute(query).mappings().first()
         return None if row is None else self._entity(side, row)
 
@@ -231,7 +246,7 @@ class Catalogue:
     def _patch(self, side: Side, entity_id: str, changes: Mapping[str, Any]) -> dict[str, Any] | None:
         table, key = _TABLES[side], f"{side}_id"
         here = (table.c.dataset == self.dataset) & (table.c[key] == entity_id)
-        with self.store.begin() as connection:
+        with self._begin() as connection:
             # A patch reads and writes: the row is locked (sqlite takes the write lock with the first statement).
             connection.execute(update(table).where(here).values(updated_at_us=_now_us()))
             row = connection.execute(select(table).where(here)).mappings().first()
@@ -249,11 +264,11 @@ class Catalogue:
     def _delete(self, side: Side, entity_id: str) -> bool:
         table = _TABLES[side]
         query = delete(table).where(table.c.dataset == self.dataset, table.c[f"{side}_id"] == bindparam("entity"))
-        with self.store.begin() as connection:
+        with self._begin() as connection:
             return connection.execute(query, {"entity": entity_id}).rowcount > 0
 
     def _count(self, table: Table) -> int:
-        with self.store.begin() as connection:
+        with self._begin() as connection:
             found = connection.execute(select(func.count()).select_from(table).where(table.c.dataset == self.dataset))
             return int(found.scalar_one())
 
@@ -266,7 +281,7 @@ class Catalogue:
         return statement.on_conflict_do_update(index_elements=keys, set_={name: statement.excluded[name] for name in columns})
 
     def _execute_blocks(self, statement: Any, rows: Iterator[dict[str, Any]]) -> None:
-        with self.store.begin() as connection:
+        with self._begin() as connection:
             block: list[dict[str, Any]] = []
             for row in rows:
                 block.append(row)

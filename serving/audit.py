@@ -66,12 +66,6 @@ class AuditLog:
         with self.begin() as connection:
             self.write(connection, actor, action, subject, before, after)
 
-    def record_all(self, *, actor: str, action: str, changes: Mapping[str, tuple[Any, Any]]) -> None:
-        """Append changes made elsewhere, subject -> (before, after), in one transaction."""
-        with self.begin() as connection:
-            for subject, (before, after) in changes.items():
-                self.write(connection, actor, action, subject, before, after)
-
     def last_change(self) -> int:
         """Number of the newest audit entry, 0 before the first."""
         query = select(func.max(AUDIT.c.id)).where(AUDIT.c.dataset == self.dataset)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
 from fastapi.responses import Response
 
 from features.attributes import CANONICAL_ITEM_TYPES
+from features.catalogue import Catalogue
 from serving.api.answer_schemas import BatchReceipt, Item, errors
 from serving.api.attribute_values import Types, as_table, check_attributes, checked_batch, checked_row
 from serving.api.context import Admin, ApiContext, Context, Reader
@@ -37,8 +40,10 @@ def put_item(item_id: str, item: Attributes, context: Context, actor: Admin) -> 
     if item.get("item_id", item_id) != item_id:
         raise RequestError(f"the path says {item_id!r}, the body says {item['item_id']!r}", field="item_id")
     types = _types(context)
-    _store(context, [checked_row({**item, "item_id": item_id}, "item_id", types)], types, actor)
-    return _found(context.catalogue.item(item_id), item_id)
+    row = checked_row({**item, "item_id": item_id}, "item_id", types)
+    with _changing(context, actor, [item_id]) as catalogue:
+        catalogue.upsert_items(as_table([row], "item_id", types))
+        return _found(catalogue.item(item_id), item_id)
 
 
 @router.post("", response_model=BatchReceipt, response_model_exclude_unset=True, responses=errors(422))
@@ -57,7 +62,8 @@ def post_items(
     """Create or replace up to 1,000 items: the valid ones. `rejected` says what is wrong with the others, 422 if all are."""
     types = _types(context)
     batch = checked_batch(items, "item_id", "items", types)
-    _store(context, batch.rows, types, actor)
+    with _changing(context, actor, [row["item_id"] for row in batch.rows]) as catalogue:
+        catalogue.upsert_items(as_table(batch.rows, "item_id", types))
     return batch.receipt
 
 
@@ -70,39 +76,37 @@ def patch_item(
 ) -> Entity:
     """Change some attributes; null removes one."""
     check_attributes(changes, _types(context))
-    before = _found(context.catalogue.item(item_id), item_id)
-    after = _found(context.catalogue.patch_item(item_id, changes), item_id)
-    _record(context, actor, {item_id: (before, after)})
-    return after
+    with _changing(context, actor, [item_id]) as catalogue:
+        return _found(catalogue.patch_item(item_id, changes), item_id)
 
 
 @router.delete("/{item_id:path}", status_code=204, responses=errors(404))
 def delete_item(item_id: str, context: Context, actor: Admin) -> Response:
     """Take an item out of the catalogue and of all answers."""
-    before = _found(context.catalogue.item(item_id), item_id)
-    context.catalogue.delete_item(item_id)
-    _record(context, actor, {item_id: (before, None)})
+    with _changing(context, actor, [item_id]) as catalogue:
+        _found(catalogue.item(item_id), item_id)
+        catalogue.delete_item(item_id)
     return Response(status_code=204)
 
 
-def _store(context: ApiContext, rows: list[Entity], types: Types, actor: str) -> None:
-    ids = [row["item_id"] for row in rows]
-    before = context.catalogue.some_items(ids)
-    context.catalogue.upsert_items(as_table(rows, "item_id", types))
-    after = context.catalogue.some_items(ids)
-    _record(context, actor, {item_id: (before.get(item_id), after.get(item_id)) for item_id in ids})
+@contextmanager
+def _changing(context: ApiContext, actor: str, item_ids: Sequence[str]) -> Iterator[Catalogue]:
+    """The catalogue in a transaction that ends with the audit entries of these items: gateways follow the log alone, and it must
+    say what the catalogue says, in the same order."""
+    audit = context.control.audit
+    with audit.begin() as connection:
+        catalogue = context.catalogue.inside(connection)
+        before = catalogue.some_items(item_ids)
+        yield catalogue
+        after = catalogue.some_items(item_ids)
+        for item_id in dict.fromkeys(item_ids):
+            audit.write(connection, actor, "item", f"{ITEM_SUBJECT}{item_id}", before.get(item_id), after.get(item_id))
+    context.changed()
 
 
 def _types(context: ApiContext) -> Types:
     known = {attribute.name: attribute.type for attribute in context.catalogue.schema().item_attributes}
     return {**known, "available": CANONICAL_ITEM_TYPES["available"]}
-
-
-def _record(context: ApiContext, actor: str, changes: dict[str, tuple[Entity | None, Entity | None]]) -> None:
-    context.control.audit.record_all(
-        actor=actor, action="item", changes={f"{ITEM_SUBJECT}{item_id}": change for item_id, change in changes.items()}
-    )
-    context.changed()
 
 
 def _found(item: Entity | None, item_id: str) -> Entity:

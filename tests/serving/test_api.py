@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
+from features.errors import StoreError
 from features.schema import Attribute, DatasetSchema
 from serving.answers import Answerer
 from serving.api.app import build_api
@@ -99,6 +102,44 @@ def test_items_live_their_life(api: TestClient, config: ServingConfig) -> None:
         ("item", "item:d"),
         ("item", "item:b"),
     ]
+
+
+def test_the_log_says_of_an_item_what_the_catalogue_says_whoever_writes(api: TestClient, config: ServingConfig) -> None:
+    """Gateways follow the log alone: two writers at once must be in it in the order in which the catalogue took them."""
+
+    def write(number: int) -> int:
+        if number % 2:
+            return api.put("/v1/items/a", json={"title": str(number)}, headers=ADMIN).status_code
+        return api.patch("/v1/items/a", json={"available": False, "year": number}, headers=ADMIN).status_code
+
+    with ThreadPoolExecutor(8) as writers:
+        assert set(writers.map(write, range(60))) == {200}
+    log = ServingControl(ControlStore(config.control_url), "shop").audit.entries(subject="item:a")
+    assert len(log) == 60
+    assert all(entry.before == earlier.after for earlier, entry in pairwise(log))
+    assert log[-1].after == api.get("/v1/items/a").json()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/v1/items/a", {"title": "other"}),
+        ("PATCH", "/v1/items/a", {"available": False}),
+        ("POST", "/v1/items", {"items": [{"item_id": "a", "title": "other"}, {"item_id": "c"}]}),
+        ("DELETE", "/v1/items/a", None),
+    ],
+)
+def test_a_change_that_cannot_be_recorded_is_not_made(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch, method: str, path: str, body: object
+) -> None:
+    def broken(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    before = api.get("/v1/items/a").json()
+    monkeypatch.setattr(AuditLog, "write", broken)
+    assert api.request(method, path, json=body, headers=ADMIN).status_code == 503
+    assert api.get("/v1/items/a").json() == before
+    assert api.get("/v1/items/c").status_code == 404
 
 
 def test_bad_items_are_refused_with_the_field(api: TestClient) -> None:

@@ -27,16 +27,21 @@ def item(item_id: str, **attributes: object) -> dict[str, object]:
     return {"item_id": item_id, "available": True, **attributes}
 
 
+def record_all(audit: AuditLog, changes: dict[str, tuple[object, object]]) -> None:
+    with audit.begin() as connection:
+        for subject, (before, after) in changes.items():
+            audit.write(connection, "t", "item", subject, before, after)
+
+
 def test_changes_are_applied_once_and_tables_that_nothing_changes_stay(store, bundle) -> None:
     audit = AuditLog(store, "planted")
     audit.record(actor="t", action="item", subject="item:i001", before=item("i001"), after=item("i001", year=1))
     changes, table = ItemChanges(audit), ItemTable.from_bundle(bundle)
     assert changes.apply([table]) == [table]  # what was before it opened is not its business
     year = table.fields(1, ["year"])
-    audit.record_all(
-        actor="t",
-        action="item",
-        changes={
+    record_all(
+        audit,
+        {
             "item:i001": (item("i001"), {**item("i001"), "available": False}),
             "item:i002": (item("i002"), None),
             "alias:champion": ("1", "2"),
@@ -45,10 +50,9 @@ def test_changes_are_applied_once_and_tables_that_nothing_changes_stay(store, bu
     assert changes.apply([table]) == [table]
     assert not table.available[[1, 2]].any()
     assert table.fields(1, ["year"]) == year
-    audit.record_all(
-        actor="t",
-        action="item",
-        changes={
+    record_all(
+        audit,
+        {
             "item:i001": (item("i001"), item("i001", year=7)),
             "item:new": (None, item("new", categories=["Comedy"])),
             "item:gone": (None, item("gone")),
