@@ -10,6 +10,8 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -94,7 +96,7 @@ class Catalogue:
             connection.execute(self._upsert(DATASETS, ["dataset"], ["schema", "updated_at_us"]), [row])
 
     def upsert_items(self, items: pa.Table) -> int:
-        """Insert or replace items; returns how many rows were written.
+        """Insert or replace items; returns how many rows were given. Those that say nothing new stay as of when they last changed.
 
         Args:
             items: `item_id` str and attribute columns under the names and types of `schema()`. Where an item is listed twice,
@@ -278,7 +280,9 @@ class Catalogue:
 
     def _upsert(self, table: Table, keys: list[str], columns: list[str]) -> Any:
         statement = self._insert(table)
-        return statement.on_conflict_do_update(index_elements=keys, set_={name: statement.excluded[name] for name in columns})
+        told = [table.c[name].is_distinct_from(statement.excluded[name]) for name in columns if name != "updated_at_us"]
+        replaced = {name: statement.excluded[name] for name in columns}
+        return statement.on_conflict_do_update(index_elements=keys, set_=replaced, where=reduce(or_, told))
 
     def _execute_blocks(self, statement: Any, rows: Iterator[dict[str, Any]]) -> None:
         with self._begin() as connection:

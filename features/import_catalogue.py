@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from sqlalchemy import Connection
 
 from features.activity_store import ActivityStore
 from features.attributes import merge_attributes
@@ -15,6 +17,9 @@ from features.catalogue_tables import CatalogueRows
 from features.import_events import Progress
 from features.paths import DatasetPaths
 from features.schema import DatasetSchema
+
+ItemsTransaction = Callable[[], AbstractContextManager[Connection]]
+"""Opens a transaction of the control store in which items may be written: who serves records there that they have changed."""
 
 
 def write_catalogue(
@@ -25,6 +30,7 @@ def write_catalogue(
     *,
     has_times: bool,
     has_values: bool,
+    items_transaction: ItemsTransaction,
     progress: Progress,
 ) -> None:
     """Write what the files say of items and users.
@@ -34,6 +40,7 @@ def write_catalogue(
         old: the schema so far.
         paths, catalogue: of the dataset.
         has_times, has_values: whether any interaction of the files has one.
+        items_transaction: in which the items are written.
         progress: told how far it is.
     """
     items, users = sides["item"], sides["user"]
@@ -48,16 +55,17 @@ def write_catalogue(
     catalogue.save_schema(schema)
     schema.save(paths.schema_file)
     done = 0
-    for rows, upsert in ((items, catalogue.upsert_items), (users, catalogue.upsert_users)):
-        if rows is not None:
-            done += upsert(_not_erased(rows.table, paths))
-            progress("catalogue", done, None)
+    if items is not None:
+        with items_transaction() as connection:
+            done += catalogue.inside(connection).upsert_items(items.table)
+        progress("catalogue", done, None)
+    if users is not None:
+        done += catalogue.upsert_users(_not_erased(users.table, paths))
+        progress("catalogue", done, None)
 
 
 def _not_erased(profiles: pa.Table, paths: DatasetPaths) -> pa.Table:
     """Profiles of people who were not erased; a profile has no time, so a file's may be of before."""
-    if "user_id" not in profiles.column_names:
-        return profiles
     erased = ActivityStore.of(paths).erased(profiles["user_id"].to_pylist())
     keep = pc.invert(pc.is_in(profiles["user_id"], value_set=pa.array(sorted(erased), pa.string())))
     return profiles.filter(keep) if erased else profiles

@@ -18,7 +18,7 @@ from features.catalogue_tables import CatalogueRows, catalogue_rows
 from features.errors import EventError, ImportFormatError
 from features.events import ACTIONS
 from features.histories import FileTraits
-from features.import_catalogue import write_catalogue
+from features.import_catalogue import ItemsTransaction, write_catalogue
 from features.import_events import Progress, write_events
 from features.import_report import ImportReport, import_notes, most_common
 from features.importers.columns import INTERACTION_ALIASES, check_mapping, choose_columns
@@ -39,6 +39,7 @@ def import_dataset(
     mapping: Mapping[str, str] | None = None,
     default_action: str = "view",
     extra_actions: Collection[str] = (),
+    items_transaction: ItemsTransaction | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> ImportReport:
     """Import files into a dataset; importing the same again adds nothing.
@@ -72,6 +73,7 @@ def import_dataset(
         mapping=mapping,
         default_action=default_action,
         extra_actions=extra_actions,
+        items_transaction=items_transaction,
         progress=progress,
         source=source,
     )
@@ -86,6 +88,7 @@ def import_raw(
     mapping: Mapping[str, str] | None = None,
     default_action: str = "view",
     extra_actions: Collection[str] = (),
+    items_transaction: ItemsTransaction | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> ImportReport:
     """Import what a reader opened; see `import_dataset`.
@@ -95,6 +98,7 @@ def import_raw(
     """
     mapping = dict(mapping or {})
     started_at = datetime.now(UTC)
+    transaction = items_transaction or catalogue.store.begin
     chosen = _interaction_columns(raw, mapping, source)
     with Rejects(paths.rejects, started_at) as rejects, RowBuffer(paths.root / "scratch") as buffer:
         traits, has_times, has_values = _read(raw, chosen, default_action, buffer, rejects, progress)
@@ -115,10 +119,20 @@ def import_raw(
                     rejects=rejects,
                 )
             )
-        write_catalogue(sides, old, paths, catalogue, has_times=has_times, has_values=has_values, progress=progress)
+        write_catalogue(
+            sides,
+            old,
+            paths,
+            catalogue,
+            has_times=has_times,
+            has_values=has_values,
+            items_transaction=transaction,
+            progress=progress,
+        )
         counts = write_events(buffer, traits, paths, started_at, frozenset({*ACTIONS, *extra_actions}), progress)
     listed = set() if sides["item"] is None else set(sides["item"].table["item_id"].to_pylist())
-    catalogue.add_missing_items(sorted(counts.items - listed))
+    with transaction() as connection:
+        catalogue.inside(connection).add_missing_items(sorted(counts.items - listed))
     notes = (*raw.notes, *import_notes(counts, listed, rejects, has_times=has_times))
     return ImportReport(
         dataset=paths.dataset,

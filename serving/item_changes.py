@@ -1,12 +1,15 @@
 """Catalogue changes on their way into item tables: as the catalogue has it when a table is opened, and the audit log from then on.
 
 Delisting touches one entry of a table in place; changed attributes and new items make a new table, a batch of changes at a time.
+A change of single items is in the log with what it changed. Of an import, which may change a million, the log has one entry that
+says since when: followers read from the catalogue what has changed since.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +20,8 @@ from features.catalogue import ITEMS
 from features.control_store import ControlStore
 from serving.audit import AuditEntry, AuditLog
 from serving.item_table import ItemTable
+from serving.process import give_back_memory
+from serving.recorded_import import IMPORT_SUBJECT
 
 ITEM_SUBJECT = "item:"
 """Prefix of audit subjects that are catalogue items."""
@@ -42,30 +47,44 @@ class ItemChanges:
         Raises:
             StoreError: the control store cannot be read.
         """
-        entries = self.new_entries()
-        changed: dict[str, Mapping[str, Any]] = {}
-        for entry in entries:
-            item_id = entry.subject.removeprefix(ITEM_SUBJECT)
-            if entry.after is None:
-                changed.pop(item_id, None)
-            elif _attributes(entry.before) != _attributes(entry.after):
-                changed[item_id] = entry.after
+        with self.new_entries() as (entries, imported_us):
+            changed: dict[str, Mapping[str, Any]] = {}
+            available: dict[str, bool] = {}
+            for entry in entries:
+                item_id = entry.subject.removeprefix(ITEM_SUBJECT)
+                available[item_id] = _is_available(entry)
+                if entry.after is None:
+                    changed.pop(item_id, None)
+                elif _attributes(entry.before) != _attributes(entry.after):
+                    changed[item_id] = entry.after
+            if imported_us is not None:
+                imported = _changed_since(self._audit.store, self._audit.dataset, imported_us)
+                changed |= imported
+                available |= {item_id: item["available"] for item_id, item in imported.items()}
         current = [table.with_items(changed) if changed else table for table in tables]
-        for entry in entries:
-            available = entry.after is not None and entry.after.get("available") is not False
+        for item_id, there in available.items():
             for table in (*tables, *current):
-                table.set_available(entry.subject.removeprefix(ITEM_SUBJECT), available)
+                table.set_available(item_id, there)
+        if imported_us is not None:
+            give_back_memory()
         return current
 
-    def new_entries(self) -> list[AuditEntry]:
-        """Changes of items since the last call, oldest first."""
+    @contextmanager
+    def new_entries(self) -> Iterator[tuple[list[AuditEntry], int | None]]:
+        """Changes of single items since the last time, oldest first, and since when imports have changed others (epoch us).
+
+        They are given again the next time where reading what else they need fails. The catalogue is at least as new as they are.
+        """
         found: list[AuditEntry] = []
+        imported_us: int | None = None
         seen = self._seen
         while entries := self._audit.entries(after_id=seen):
             seen = entries[-1].id
             found += [entry for entry in entries if entry.subject.startswith(ITEM_SUBJECT)]
+            since = [int(entry.after["since_us"]) for entry in entries if entry.subject == IMPORT_SUBJECT]
+            imported_us = min([*since, *([] if imported_us is None else [imported_us])], default=None)
+        yield found, imported_us
         self._seen = seen
-        return found
 
 
 class AvailabilityFollower:
@@ -77,6 +96,7 @@ class AvailabilityFollower:
 
     def __init__(self, audit: AuditLog) -> None:
         self._changes = ItemChanges(audit)
+        self._store, self._dataset = audit.store, audit.dataset
         self._latest: dict[str, bool] = {}
 
     def apply(self, tables: Sequence[ItemTable]) -> None:
@@ -85,21 +105,32 @@ class AvailabilityFollower:
         Raises:
             StoreError: the control store cannot be read.
         """
-        for entry in self._changes.new_entries():
-            item_id = entry.subject.removeprefix(ITEM_SUBJECT)
-            available = entry.after is not None and entry.after.get("available") is not False
-            self._latest.pop(item_id, None)
-            self._latest[item_id] = available
-            for table in tables:
-                table.set_available(item_id, available)
-        while len(self._latest) > REMEMBERED:
-            del self._latest[next(iter(self._latest))]
+        with self._changes.new_entries() as (entries, imported_us):
+            for entry in entries:
+                self._set(tables, entry.subject.removeprefix(ITEM_SUBJECT), _is_available(entry))
+            if imported_us is not None:
+                self._set_imported(tables, imported_us)
 
     def again(self, tables: Sequence[ItemTable]) -> None:
         """The same for tables on which somebody else's older reading was applied since."""
         for item_id, available in list(self._latest.items()):
             for table in tables:
                 table.set_available(item_id, available)
+
+    def _set_imported(self, tables: Sequence[ItemTable], since_us: int) -> None:
+        here = (ITEMS.c.dataset == self._dataset) & (ITEMS.c.updated_at_us >= since_us)
+        with self._store.begin() as connection:
+            query = select(ITEMS.c.item_id, ITEMS.c.available).where(here)
+            for item_id, available in connection.execution_options(yield_per=ROWS_AT_ONCE).execute(query):
+                self._set(tables, item_id, available is not False)
+
+    def _set(self, tables: Sequence[ItemTable], item_id: str, available: bool) -> None:
+        self._latest.pop(item_id, None)
+        self._latest[item_id] = available
+        for table in tables:
+            table.set_available(item_id, available)
+        if len(self._latest) > REMEMBERED:
+            del self._latest[next(iter(self._latest))]
 
 
 def as_of_now(items: ItemTable, store: ControlStore, dataset: str, since: datetime | None) -> ItemTable:
@@ -114,11 +145,7 @@ def as_of_now(items: ItemTable, store: ControlStore, dataset: str, since: dateti
         since: when the training read the catalogue; None looks at availability alone.
     """
     here = ITEMS.c.dataset == dataset
-    with store.begin() as connection:
-        changed: dict[str, Mapping[str, Any]] = {}
-        if since is not None:
-            query = select(ITEMS.c.item_id, ITEMS.c.attributes).where(here, ITEMS.c.updated_at_us > round(since.timestamp() * 1e6))
-            changed = {item_id: json.loads(text) for item_id, text in connection.execute(query)}
+    changed = {} if since is None else _changed_since(store, dataset, round(since.timestamp() * 1e6))
     if changed:
         items = items.with_items(changed)
     available, there = np.zeros(len(items), dtype=bool), False
@@ -131,6 +158,18 @@ def as_of_now(items: ItemTable, store: ControlStore, dataset: str, since: dateti
     if there:
         items.set_all_available(available)
     return items
+
+
+def _changed_since(store: ControlStore, dataset: str, since_us: int) -> dict[str, Mapping[str, Any]]:
+    """The items that are new or have changed, as the catalogue has them now."""
+    here = (ITEMS.c.dataset == dataset) & (ITEMS.c.updated_at_us >= since_us)
+    with store.begin() as connection:
+        rows = connection.execute(select(ITEMS.c.item_id, ITEMS.c.attributes, ITEMS.c.available).where(here))
+        return {item_id: {**json.loads(text), "available": available is not False} for item_id, text, available in rows}
+
+
+def _is_available(entry: AuditEntry) -> bool:
+    return entry.after is not None and entry.after.get("available") is not False
 
 
 def _attributes(item: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -23,6 +23,8 @@ from features.import_report import ImportReport
 from features.paths import DatasetPaths
 from features.simulate import simulate
 from features.simulated_world import SimulationConfig
+from serving.audit import AuditLog
+from serving.recorded_import import recorded_import
 from shortlist.commands import console
 from shortlist.commands.connection import UrlOption
 from shortlist.stack.state import running_stack
@@ -57,9 +59,11 @@ def import_(
 ) -> None:
     """Import users' activity and the catalogue into a dataset.
 
-    The same import again adds nothing. Bad rows are left out and written, with the reason, to a rejects file.
+    The same import again adds nothing. Bad rows are left out and written, with the reason, to a rejects file. A running stack takes
+    new and changed items over within seconds.
     """
     paths, catalogue = open_dataset(dataset)
+    audit = AuditLog(catalogue.store, dataset)
     with _shown_progress() as progress:
         report = import_dataset(
             source,
@@ -69,6 +73,7 @@ def import_(
             mapping=parse_mapping(mapping or []),
             default_action=default_action,
             extra_actions=console.settings().events.extra_actions,
+            items_transaction=lambda: recorded_import(audit, actor="data import"),
             progress=progress,
         )
     for note in report.notes:

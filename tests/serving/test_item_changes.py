@@ -11,9 +11,11 @@ import pytest
 
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
+from features.errors import StoreError
 from serving.audit import AuditLog
-from serving.item_changes import ItemChanges, as_of_now
+from serving.item_changes import AvailabilityFollower, ItemChanges, as_of_now
 from serving.item_table import ItemTable
+from serving.recorded_import import IMPORT_SUBJECT, recorded_import
 
 BEFORE = datetime.now(UTC) - timedelta(hours=1)
 
@@ -31,6 +33,11 @@ def record_all(audit: AuditLog, changes: dict[str, tuple[object, object]]) -> No
     with audit.begin() as connection:
         for subject, (before, after) in changes.items():
             audit.write(connection, "t", "item", subject, before, after)
+
+
+def new_subjects(changes: ItemChanges) -> list[str]:
+    with changes.new_entries() as (entries, _):
+        return [entry.subject for entry in entries]
 
 
 def test_changes_are_applied_once_and_tables_that_nothing_changes_stay(store, bundle) -> None:
@@ -81,10 +88,55 @@ def test_no_entry_is_passed_over_whoever_commits_last(tmp_path, database: str) -
             audit.write(connection, "t", "item", f"item:{number}", None, item(str(number)))
         other.start()
         other.join(0.5)  # long enough to commit, were it let
-        assert changes.new_entries() == []
+        assert new_subjects(changes) == []
     other.join(60)
-    assert [entry.subject for entry in changes.new_entries()] == [*(f"item:{number}" for number in range(1200)), "item:late"]
-    assert changes.new_entries() == []
+    assert new_subjects(changes) == [*(f"item:{number}" for number in range(1200)), "item:late"]
+    assert new_subjects(changes) == []
+
+
+def import_items(store: ControlStore, **columns: list[object]) -> None:
+    with recorded_import(AuditLog(store, "planted"), actor="data import") as connection:
+        Catalogue(store, "planted").inside(connection).upsert_items(pa.table(columns))
+
+
+def test_an_import_reaches_tables_that_are_open(store, bundle) -> None:
+    catalogue, audit = Catalogue(store, "planted"), AuditLog(store, "planted")
+    table = ItemTable.from_bundle(bundle)
+    changes, follower = ItemChanges(audit), AvailabilityFollower(audit)
+    catalogue.patch_item("i003", {"available": False})
+    audit.record(actor="t", action="item", subject="item:i003", before=item("i003"), after={**item("i003"), "available": False})
+    follower.apply([table])
+    assert not table.available[3]
+    import_items(store, item_id=["i002", "i003", "new"], year=[2, 3, 4], available=[False, True, True])
+    (grown,) = changes.apply([table])
+    follower.again([grown])
+    follower.apply([table, grown])
+    follower.again([grown])
+    assert [grown.fields(row, ["year"])["year"] for row in (1, 2, 3, grown.row("new"))] == [1981, 2, 3, 4]
+    assert grown.available[[1, 2, 3, grown.row("new")]].tolist() == [True, False, True, True]
+    assert table.available[[1, 2, 3]].tolist() == [True, False, True]
+    (entry,) = audit.entries(subject=IMPORT_SUBJECT)
+    assert (entry.actor, entry.after["items"]) == ("data import", 3)
+
+
+def test_an_import_that_says_nothing_new_is_no_change(store, bundle) -> None:
+    audit = AuditLog(store, "planted")
+    rows = {"item_id": ["i001", "i002"], "year": [1, 2]}
+    import_items(store, **rows)
+    import_items(store, **rows)
+    import_items(store, item_id=["i001", "i002"], year=[1, 3])
+    assert [entry.after["items"] for entry in audit.entries(subject=IMPORT_SUBJECT)] == [2, 1]
+
+
+def test_an_import_that_could_not_be_read_is_looked_at_again(store, bundle, monkeypatch) -> None:
+    table, changes = ItemTable.from_bundle(bundle), ItemChanges(AuditLog(store, "planted"))
+    import_items(store, item_id=["i001"], year=[7])
+    with monkeypatch.context() as broken:
+        broken.setattr("serving.item_changes._changed_since", lambda *_: (_ for _ in ()).throw(StoreError("away")))
+        with pytest.raises(StoreError, match="away"):
+            changes.apply([table])
+    (grown,) = changes.apply([table])
+    assert grown.fields(1, ["year"]) == {"year": 7}
 
 
 def test_a_table_opens_with_what_changed_since_the_training(store, bundle) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from features.control_store import ControlStore
+from serving.audit import AuditLog
+from serving.recorded_import import IMPORT_SUBJECT
 from shortlist.commands.app import run
 
 
@@ -48,6 +51,23 @@ def test_import_prints_exactly_the_contracts_fields(cli: Any, csv: Path) -> None
     assert "nope" in Path(path).read_text()
     assert "1 rows were rejected" in err.replace("\n", " ")
     assert (csv.parent / "home" / "datasets" / "shop" / "schema.json").exists()
+
+
+def test_an_import_is_in_the_audit_log_if_it_changes_items(cli: Any, csv: Path) -> None:
+    folder = csv.parent / "files"
+    folder.mkdir()
+    csv.rename(folder / "interactions.csv")
+    log = AuditLog(ControlStore(f"sqlite:///{csv.parent / 'home' / 'control.db'}"), "shop")
+    pd.DataFrame({"item_id": ["a"], "title": ["A"]}).to_parquet(folder / "items.parquet")
+    pd.read_csv(folder / "interactions.csv").to_parquet(folder / "interactions.parquet")
+    (folder / "interactions.csv").unlink()
+    assert cli("data", "import", str(folder), "--dataset", "shop")[0] == 0
+    assert [entry.after["items"] for entry in log.entries(subject=IMPORT_SUBJECT)] == [1, 1], "a of the items, b of the activity"
+    assert cli("data", "import", str(folder), "--dataset", "shop")[0] == 0
+    assert len(log.entries()) == 2
+    pd.DataFrame({"item_id": ["a", "b"], "title": ["A", "B"], "available": [False, True]}).to_parquet(folder / "items.parquet")
+    assert cli("data", "import", str(folder), "--dataset", "shop")[0] == 0
+    assert [entry.after["items"] for entry in log.entries()] == [1, 1, 2]
 
 
 def test_describe_and_export(cli: Any, csv: Path, tmp_path: Path) -> None:
