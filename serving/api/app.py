@@ -46,8 +46,6 @@ def _request_error(request: Request, error: Exception) -> JSONResponse:
 def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return _answer(400, "malformed_json", f"the body is not JSON: {first['ctx']['error']}")
     where = [str(part) for part in first["loc"] if part not in {"body", "path", "query"}]
     field = ".".join(where) or None
     return _answer(422, "invalid", f"{field or 'the body'}: {first['msg']}", field)

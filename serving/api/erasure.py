@@ -9,11 +9,12 @@ from fastapi import APIRouter
 from features.activity_store import ActivityStore
 from serving.api.answer_schemas import Erasure, errors
 from serving.api.context import Admin, Context
+from serving.api.route import Route
 from serving.erasure import Eraser
 from serving.errors import RequestError
 from serving.request_values import checked_id
 
-router = APIRouter(prefix="/v1", tags=["catalogue"])
+router = APIRouter(prefix="/v1", tags=["catalogue"], route_class=Route)
 
 
 @router.delete("/users/{user_id:path}", response_model=Erasure, responses=errors(422, 503))

@@ -15,11 +15,12 @@ from features.activity_store import ActivityStore
 from features.daily_log import DailyLog
 from serving.api.answer_schemas import Experiment, ExperimentReport, Experiments, errors
 from serving.api.context import Admin, ApiContext, Context
+from serving.api.route import Route
 from serving.control import ExperimentRecord, experiment_json
 from serving.errors import RequestError
 from serving.live_state import check_variants
 
-router = APIRouter(prefix="/v1/experiments", tags=["experiments"])
+router = APIRouter(prefix="/v1/experiments", tags=["experiments"], route_class=Route)
 _ONE: dict[str, Any] = {
     "response_model": Experiment,
     "response_model_exclude_unset": True,

@@ -14,10 +14,11 @@ from features.catalogue import Catalogue
 from serving.api.answer_schemas import BatchReceipt, Item, errors
 from serving.api.attribute_values import Types, as_table, check_attributes, checked_batch, checked_row
 from serving.api.context import Admin, ApiContext, Context, Reader
+from serving.api.route import Route
 from serving.errors import RequestError
 from serving.item_changes import ITEM_SUBJECT
 
-router = APIRouter(prefix="/v1/items", tags=["catalogue"])
+router = APIRouter(prefix="/v1/items", tags=["catalogue"], route_class=Route)
 Entity = dict[str, Any]
 Attributes = Annotated[
     Entity,

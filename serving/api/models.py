@@ -13,6 +13,7 @@ from serving.announce import WANTED, announce
 from serving.api import experiments
 from serving.api.answer_schemas import Models, ModelsChanged, errors
 from serving.api.context import Admin, ApiContext, Context
+from serving.api.route import Route
 from serving.canary import CANARY_VARIANT, DEFAULT_SHARE, MAX_SHARE, canary_spec, running_canary
 from serving.control import ServingState
 from serving.errors import RequestError
@@ -21,7 +22,7 @@ from serving.shadow_tally import ShadowTallies
 from training.errors import RegistryError
 from training.model_version import CHAMPION, SERVING_TAG, ModelVersion
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=Route)
 _CHANGES: dict[str, Any] = {
     "response_model": ModelsChanged,
     "response_model_exclude_unset": True,

@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from serving.answer import Answer
 from serving.api.answer_schemas import RulesPreviewed, RulesStored, errors
 from serving.api.context import Admin, ApiContext, Context
+from serving.api.route import Route
 from serving.errors import FilterError, RequestError
 from serving.request_parsing import parse_body
 from serving.rules import MAX_RULES, Rule, RuleBook
 
-router = APIRouter(prefix="/v1/rules", tags=["rules"])
+router = APIRouter(prefix="/v1/rules", tags=["rules"], route_class=Route)
 _EXAMPLES: list[JsonValue] = [
     {
         "name": "spring",

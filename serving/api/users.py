@@ -12,9 +12,10 @@ from fastapi import APIRouter, Body
 from serving.api.answer_schemas import BatchReceipt, User, errors
 from serving.api.attribute_values import Types, as_table, check_attributes, checked_batch, checked_row
 from serving.api.context import Admin, ApiContext, Context, Reader
+from serving.api.route import Route
 from serving.errors import RequestError
 
-router = APIRouter(prefix="/v1/users", tags=["catalogue"])
+router = APIRouter(prefix="/v1/users", tags=["catalogue"], route_class=Route)
 Entity = dict[str, Any]
 
 

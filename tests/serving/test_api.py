@@ -170,14 +170,14 @@ def test_a_batch_stores_what_is_valid_and_names_the_rest(api: TestClient) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["1" + 400 * "0", "-1" + 400 * "0", "1e999", "NaN", "-Infinity"],
-    ids=["beyond floats", "below floats", "1e999", "NaN", "-Infinity"],
+    ["1" + 400 * "0", "-1" + 400 * "0"],
+    ids=["beyond floats", "below floats"],
 )
 def test_numbers_that_no_column_can_hold_are_refused_with_the_field(api: TestClient, config: ServingConfig, text: str) -> None:
     def refused(method: str, path: str, body: str) -> str:
         answer = api.request(method, path, content=body, headers={**ADMIN, "Content-Type": "application/json"})
         assert answer.status_code == 422, answer.text
-        return str(answer.json()["error"]["field"])
+        return str(answer.json()["error"]["field"]).rsplit(".", 1)[-1]
 
     for name in ("price", "year"):
         assert refused("PATCH", "/v1/items/a", f'{{"{name}": {text}}}') == name
@@ -196,6 +196,51 @@ def test_large_numbers_that_a_column_holds_are_stored(api: TestClient) -> None:
         assert api.request(method, "/v1/items/a", json=body, headers=ADMIN).status_code == 200
         assert api.get("/v1/items/a").json()["year"] == 2**63 - 1
         assert api.get("/v1/items/a").json()["price"] == pytest.approx(2.0**60)
+
+
+PREVIEW, RULES = "/v1/rules/preview", '{"rules": [{"name": "x", "kind": "bury", "items": "year > 1", "when": "x > 1"}]'
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "said"),
+    [
+        ("PUT", "/v1/items/a", r'{"title": "\ud800"}', 400, "no low surrogate in string: line 1 column"),
+        ("PATCH", "/v1/items/a", r'{"title": "\ud800"}', 400, "no low surrogate"),
+        ("POST", "/v1/items", r'{"items": [{"item_id": "\ud800"}]}', 400, "no low surrogate"),
+        ("PUT", "/v1/items/a", '{"year": NaN}', 400, "line 1 column 10"),
+        ("PATCH", "/v1/items/a", '{"year": NaN}', 400, "line 1 column 10"),
+        ("PUT", "/v1/items/a", '{"year": Infinity}', 400, "line 1 column 10"),
+        ("PUT", "/v1/items/a", '{"year": 1e999}', 400, "infinity"),
+        ("PUT", "/v1/users/u", r'{"age": 3, "user_id": "\udfff"}', 400, "surrogate"),
+        ("PUT", "/v1/rules", r'{"rules": [{"name": "x", "kind": "pin", "item_ids": ["\ud800"]}]}', 400, "no low surrogate"),
+        ("POST", PREVIEW, r'{"rules": [], "request": {"user_id": "\ud800"}}', 400, "no low surrogate"),
+        ("POST", PREVIEW, RULES + ', "request": {"context": {"x": 1' + "0" * 30 + "}}}", 422, "request.context.x"),
+        ("POST", PREVIEW, RULES + ', "request": {"context": {"x": [9223372036854775808]}}}', 422, "request.context.x.0"),
+        ("PUT", "/v1/items/a", '{"year": ' + "9" * 200 + "}", 422, "year"),
+        ("PUT", "/v1/experiments/try", '{"traffic": NaN}', 400, "line 1 column 13"),
+        ("PUT", "/v1/items/a", "[" * 5000, 400, "depth limit"),
+        ("PUT", "/v1/items/a", '{"title": ' + "[" * 1000 + "9" * 30 + "]" * 1000 + "}", 400, "nested too deeply"),
+        ("GET", "/v1/audit?after=" + "9" * 30, None, 422, "after"),
+        ("GET", "/v1/audit?after=9223372036854775808", None, 422, "after"),
+    ],
+)
+def test_json_that_nobody_else_would_take_is_refused_and_changes_nothing(
+    api: TestClient, method: str, path: str, body: str | None, status: int, said: str
+) -> None:
+    before = api.get("/v1/items/a").json()
+    answer = api.request(method, path, content=body, headers={**ADMIN, "Content-Type": "application/json"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (status, "malformed_json" if status == 400 else "invalid")
+    assert said in error["message"]
+    assert status == 400 or error["field"] == said
+    assert api.get("/v1/items/a").json() == before
+
+
+def test_long_numbers_that_fit_are_taken(api: TestClient) -> None:
+    assert api.put("/v1/items/a", json={"year": 2**63 - 1, "title": "9" * 40}, headers=ADMIN).json()["year"] == 2**63 - 1
+    for context in ({"x": 2**63 - 1}, {"x": 1e30}, {"x": 0.12345678901234567890123}):
+        ask = {"rules": [{**BURY, "when": "x > 1"}], "request": {"context": context}}
+        assert api.post("/v1/rules/preview", json=ask, headers=ADMIN).status_code == 200
 
 
 def test_users_live_their_life(api: TestClient) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.columns import IdColumn, column_from_arrow
+from serving.context_conditions import compile_condition
 from serving.errors import FilterError
 from serving.filters import compile_filter
 
@@ -196,3 +197,9 @@ def test_masks_equal_the_oracle(made: tuple[str, Oracle]) -> None:
 def test_any_text_compiles_or_is_a_filter_error(expression: str) -> None:
     with contextlib.suppress(FilterError):
         assert len(compile_filter(expression).mask(COLUMNS, len(ITEMS))) == len(ITEMS)
+
+
+@pytest.mark.parametrize("value", [2**64 - 1, [2**64 - 1], ["a", 1], [[1]], {"a": 1}, None])
+def test_a_context_that_a_condition_cannot_be_asked_of_is_no_match(value: Any) -> None:
+    for condition in ("x > 5", '"a" in x', 'x == "a"'):
+        assert not compile_condition(condition).holds({"x": value})
