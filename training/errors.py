@@ -5,7 +5,10 @@ TrainingError
 ├── ProtocolError         an evaluation protocol cannot be run on this data (and why)
 ├── NotTrainableError     the dataset has too little activity to train on
 ├── BundleError           a bundle lacks a file, has non-finite weights or belongs to another dataset
-└── RegistryError         MLflow is unreachable, or a version or alias does not exist
+└── RegistryError         MLflow is unreachable or refuses
+    ├── UnknownVersionError    there is no such version or alias
+    ├── NoEarlierVersionError  an alias cannot be rolled back
+    └── AliasNameError         an alias cannot have that name
 """
 
 from __future__ import annotations
@@ -32,4 +35,16 @@ class BundleError(TrainingError):
 
 
 class RegistryError(TrainingError):
-    """MLflow is unreachable, or a version or alias does not exist."""
+    """MLflow is unreachable or refuses. What whoever asks could have known better has an error of its own, below."""
+
+
+class UnknownVersionError(RegistryError):
+    """There is no version or alias of that name."""
+
+
+class NoEarlierVersionError(RegistryError):
+    """An alias cannot be rolled back: no earlier version is known and still exists."""
+
+
+class AliasNameError(RegistryError):
+    """An alias cannot have that name."""

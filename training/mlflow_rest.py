@@ -23,6 +23,10 @@ class ConflictError(RegistryError):
     """Two wrote the same new row at once, MLflow kept the other's: the same call again finds it there and goes through."""
 
 
+class InvalidCallError(RegistryError):
+    """MLflow says that a parameter of the call cannot have that value."""
+
+
 _CONFLICTS = ("UNIQUE constraint failed", "violates unique constraint", "Duplicate entry")
 """What SQLite, PostgreSQL and MySQL say, as MLflow passes it on."""
 _ATTEMPTS = 5
@@ -70,6 +74,7 @@ class MlflowRest:
         Raises:
             NotFoundError: what it asks for does not exist.
             ConflictError: another writer came first, several times in a row.
+            InvalidCallError: MLflow does not take a parameter.
             RegistryError: MLflow is unreachable, is something else, or refused.
         """
         try:
@@ -92,4 +97,6 @@ class MlflowRest:
         if code == "RESOURCE_DOES_NOT_EXIST":
             raise NotFoundError(f"MLflow at {self.tracking_uri}: {message}")
         refused = f"MLflow at {self.tracking_uri} refused {path}: {message}"
-        raise ConflictError(refused) if any(words in message for words in _CONFLICTS) else RegistryError(refused)
+        if any(words in message for words in _CONFLICTS):
+            raise ConflictError(refused)
+        raise InvalidCallError(refused) if code == "INVALID_PARAMETER_VALUE" else RegistryError(refused)

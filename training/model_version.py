@@ -6,13 +6,19 @@ Reading and changing versions is `training.registry`'s.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from training.errors import AliasNameError
+
 CHAMPION = "champion"
 """Alias that takes default traffic."""
+MAX_ALIAS_LENGTH = 200
+"""Characters: MLflow takes 255, and 250 in the name of the tag that holds the alias's history."""
+_ALIAS = re.compile(r"(?!(?:latest|v\d+)$)[\w-]+", re.IGNORECASE)
 
 GATE_TAG = "shortlist.gate"
 """Verdict of the gate: `pass`, `fail` or `first` (nothing to compare with)."""
@@ -24,6 +30,19 @@ METRICS_TAG = "shortlist.metrics"
 """Validation metrics before the refit, as JSON, so that a list of versions needs no look at runs."""
 SERVING_TAG = "shortlist.serving"
 """Written by serving: `live`, `loading` or `refused:<why>`."""
+
+
+def check_alias_name(alias: str) -> None:
+    """Refuse what MLflow would not take as the name of an alias.
+
+    Raises:
+        AliasNameError: says which names there may be.
+    """
+    if len(alias) > MAX_ALIAS_LENGTH or not _ALIAS.fullmatch(alias):
+        raise AliasNameError(
+            f"{alias[:80]!r} cannot be an alias: a name has 1 to {MAX_ALIAS_LENGTH} letters, digits, '_' and '-', and is neither "
+            "latest nor v and a number"
+        )
 
 
 @dataclass(frozen=True)

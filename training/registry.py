@@ -15,9 +15,12 @@ from typing import Any
 
 from training.alias_history import HISTORY_TAG_PREFIX, AliasMove, history_value, read_history, version_before
 from training.bundle_download import local_bundle
-from training.errors import RegistryError
-from training.mlflow_rest import MlflowRest, NotFoundError
-from training.model_version import CHAMPION, DATASET_TAG, METRICS_TAG, ModelVersion
+from training.errors import AliasNameError, NoEarlierVersionError, RegistryError, UnknownVersionError
+from training.mlflow_rest import InvalidCallError, MlflowRest, NotFoundError
+from training.model_version import CHAMPION, DATASET_TAG, METRICS_TAG, ModelVersion, check_alias_name
+
+MAX_VERSION = 2**31 - 1
+"""Numbers beyond are no version's; MLflow's database may not be able to look for them."""
 
 
 class Registry:
@@ -71,22 +74,23 @@ class Registry:
         """A version by number or by alias.
 
         Raises:
-            RegistryError: there is none of that name; the message lists what there is.
+            UnknownVersionError: there is none of that name; the message lists what there is.
+            RegistryError: MLflow refused or is unreachable.
         """
         model = self._model()
         aliases = {} if model is None else _aliases(model)
         number = aliases.get(name, name)
         try:
-            if not number.isdecimal():
+            if not (number.isascii() and number.isdecimal() and len(number) <= 10 and int(number) <= MAX_VERSION):
                 raise NotFoundError
             raw = self._rest.call("GET", "model-versions/get", params={"name": self.model, "version": number})["model_version"]
         except NotFoundError:
             if model is None:
-                raise RegistryError(
+                raise UnknownVersionError(
                     f"nothing is registered as {self.model}: run `shortlist tune … --dataset {self.dataset}` first"
                 ) from None
             known = ", ".join(f"{alias}={v}" for alias, v in sorted(aliases.items())) or "no aliases"
-            raise RegistryError(f"{self.model} has no version or alias {name!r} (aliases: {known})") from None
+            raise UnknownVersionError(f"{self.model} has no version or alias {name!r} (aliases: {known})") from None
         return ModelVersion.of(raw, aliases)
 
     def history(self, alias: str) -> list[AliasMove]:
@@ -143,8 +147,11 @@ class Registry:
         """Point `alias` at a version and remember where it was.
 
         Raises:
-            RegistryError: no such version.
+            AliasNameError: no alias can have that name.
+            UnknownVersionError: no such version.
+            RegistryError: MLflow refused or is unreachable.
         """
+        check_alias_name(alias)
         number = self.version(version).version
         self.observe(alias)
         self._point(alias, number)
@@ -154,10 +161,11 @@ class Registry:
         """Remove an alias; its history stays.
 
         Raises:
-            RegistryError: no such alias.
+            UnknownVersionError: no such alias.
+            RegistryError: MLflow refused or is unreachable.
         """
         if alias not in self.aliases():
-            raise RegistryError(f"{self.model} has no alias {alias!r}")
+            raise UnknownVersionError(f"{self.model} has no alias {alias!r}")
         self._rest.call("DELETE", "registered-models/alias", json={"name": self.model, "alias": alias})
 
     def observe(self, alias: str, *, by: str = "mlflow") -> bool:
@@ -185,15 +193,17 @@ class Registry:
             The version left and the version taken.
 
         Raises:
-            RegistryError: no such alias, or no earlier version is known and still exists.
+            UnknownVersionError: no such alias.
+            NoEarlierVersionError: no earlier version is known and still exists.
+            RegistryError: MLflow refused or is unreachable.
         """
         self.observe(alias)
         model = self._model()
         if model is None or alias not in _aliases(model):
-            raise RegistryError(f"{self.model} has no alias {alias!r} to roll back")
+            raise UnknownVersionError(f"{self.model} has no alias {alias!r} to roll back")
         present, previous = self._previous(model, alias)
         if previous is None:
-            raise RegistryError(
+            raise NoEarlierVersionError(
                 f"{alias} of {self.model} is at version {present} and no earlier one that still exists is known: "
                 f"name one with `shortlist models promote VERSION --alias {alias}`"
             )
@@ -256,7 +266,10 @@ class Registry:
         return present, version_before(read_history(model, alias), present, {one.version for one in self.versions()})
 
     def _point(self, alias: str, number: str) -> None:
-        self._rest.call("POST", "registered-models/alias", json={"name": self.model, "alias": alias, "version": number})
+        try:
+            self._rest.call("POST", "registered-models/alias", json={"name": self.model, "alias": alias, "version": number})
+        except InvalidCallError as error:
+            raise AliasNameError(str(error)) from None
 
     def _remember(self, alias: str, move: AliasMove) -> None:
         model = self._model() or {}

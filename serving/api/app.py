@@ -15,7 +15,7 @@ from serving.api.answer_schemas import errors
 from serving.api.context import ApiContext
 from serving.api.openapi import DESCRIPTION, openapi_document
 from serving.errors import ControlStateError, RequestError
-from training.errors import RegistryError
+from training.errors import AliasNameError, RegistryError
 
 _log = logging.getLogger("shortlist.serving")
 
@@ -31,7 +31,8 @@ def build_api(context: ApiContext) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ControlStateError, _state_error)
-    app.add_exception_handler(RegistryError, _unavailable)
+    app.add_exception_handler(AliasNameError, _alias_error)
+    app.add_exception_handler(RegistryError, _registry_error)
     app.add_exception_handler(FeaturesError, _unavailable)
     app.add_exception_handler(Exception, _internal)
     app.openapi = lambda: openapi_document(app)  # type: ignore[method-assign]
@@ -63,6 +64,17 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 def _state_error(request: Request, error: Exception) -> JSONResponse:
     return _answer(409, "conflict", str(error))
+
+
+def _alias_error(request: Request, error: Exception) -> JSONResponse:
+    return _answer(422, "invalid", str(error), "alias")
+
+
+def _registry_error(request: Request, error: Exception) -> JSONResponse:
+    """A registry that cannot be reached is the server's trouble and not the caller's."""
+    _log.error("%s %s: %s", request.method, _route(request), error)
+    refused = RequestError(str(error), code="registry_unavailable", status=503, headers={"Retry-After": "5"})
+    return _request_error(request, refused)
 
 
 def _unavailable(request: Request, error: Exception) -> JSONResponse:

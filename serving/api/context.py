@@ -21,7 +21,7 @@ from serving.errors import RequestError
 from serving.http import authorize
 from serving.rule_store import RuleStore
 from serving.webhooks import Deliveries
-from training.errors import RegistryError
+from training.errors import UnknownVersionError
 from training.model_version import GATE_REASON_TAG
 from training.registry import Registry
 
@@ -81,23 +81,20 @@ class ApiContext:
         """Aliases now.
 
         Raises:
-            RequestError: 503: a registry that cannot be reached is the server's trouble and not the caller's.
+            RegistryError: the registry cannot be reached.
         """
-        try:
-            return self.registry.aliases()
-        except RegistryError as error:
-            raise RequestError(str(error), code="registry_unavailable", status=503, headers={"Retry-After": "5"}) from None
+        return self.registry.aliases()
 
     def servable_version(self, name: str, field: str) -> str:
         """The number of a version, by number or alias, that the gate lets through.
 
         Raises:
-            RequestError: 404 there is none, 409 the gate failed it, 503 the registry cannot be reached.
+            RequestError: 404 there is none, 409 the gate failed it.
+            RegistryError: the registry cannot be reached.
         """
-        self.aliases()
         try:
             version = self.registry.version(name)
-        except RegistryError as error:
+        except UnknownVersionError as error:
             raise RequestError(str(error), code="not_found", status=404, field=field) from None
         if not version.servable:
             reason = version.tags.get(GATE_REASON_TAG, "no reason was stored")

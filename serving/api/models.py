@@ -19,8 +19,8 @@ from serving.control import ServingState
 from serving.errors import RequestError
 from serving.shadow_role import SAMPLE_TAG, SHADOW
 from serving.shadow_tally import ShadowTallies
-from training.errors import RegistryError
-from training.model_version import CHAMPION, SERVING_TAG, ModelVersion
+from training.errors import NoEarlierVersionError, UnknownVersionError
+from training.model_version import CHAMPION, SERVING_TAG, ModelVersion, check_alias_name
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=Route)
 _CHANGES: dict[str, Any] = {
@@ -116,6 +116,7 @@ def rollback(model_id: str, context: Context, actor: Admin, which: AliasName | N
 
 
 def _promote(context: ApiContext, alias: str, wanted: str, actor: str) -> dict[str, Any]:
+    check_alias_name(alias)
     before, version = context.aliases().get(alias), context.servable_version(wanted, "version")
     context.registry.set_alias(alias, version, by=actor)
     canary = running_canary(context.control, version) if alias == CHAMPION else None
@@ -172,10 +173,9 @@ def _end_shadow(context: ApiContext, actor: str) -> dict[str, Any]:
 
 
 def _rollback(context: ApiContext, alias: str, actor: str) -> dict[str, Any]:
-    context.aliases()
     try:
         before, after = context.registry.rollback(alias, by=actor)
-    except RegistryError as error:
+    except (UnknownVersionError, NoEarlierVersionError) as error:
         raise RequestError(str(error), code="no_earlier_version", status=409, field="alias") from None
     return _moved(context, alias, before, after, "rollback", actor)
 

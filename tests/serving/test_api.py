@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 import pytest
@@ -27,6 +28,8 @@ from serving.live_state import SnapshotLoader
 from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
 from serving.placements import Placement
+from training.errors import AliasNameError, NoEarlierVersionError, RegistryError, UnknownVersionError
+from training.registry import Registry
 
 ADMIN = {"Authorization": "Bearer admin-secret"}
 NOWHERE = "http://127.0.0.1:9"
@@ -287,6 +290,57 @@ def test_a_ramp_takes_the_next_step(api: TestClient, config: ServingConfig) -> N
 def test_a_registry_that_is_gone_is_a_503(api: TestClient) -> None:
     answer = api.get("/v1/models", headers=ADMIN)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "registry_unavailable")
+
+
+@pytest.mark.parametrize("alias", ["latest", "Latest", "v1", "V20", "a b", "a.b", "a" * 201])
+def test_a_name_that_no_alias_can_have_is_refused(api: TestClient, alias: str) -> None:
+    answers = (
+        api.put(f"/v1/models/shortlist-shop/aliases/{quote(alias)}", json={"version": "1"}, headers=ADMIN),
+        api.put("/v1/models/shortlist-shop", json={"version": "1", "alias": alias}, headers=ADMIN),
+    )
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, "alias"), answer.text
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "code"),
+    [
+        (RegistryError("MLflow cannot be reached (ReadTimeout)"), 503, "registry_unavailable"),
+        (UnknownVersionError("there is no version 7"), 404, "not_found"),
+        (AliasNameError("MLflow does not take that name"), 422, "invalid"),
+    ],
+)
+def test_what_is_the_registrys_fault_is_not_the_callers(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch, raised: RegistryError, status: int, code: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(Registry, "aliases", lambda _: {"champion": "2"})
+    monkeypatch.setattr(Registry, "version", refuse)
+    promoted = api.put("/v1/models/shortlist-shop", json={"version": "7"}, headers=ADMIN)
+    assert (promoted.status_code, promoted.json()["error"]["code"]) == (status, code)
+    assert (promoted.headers.get("Retry-After") is not None) == (status == 503)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "code"),
+    [
+        (RegistryError("MLflow cannot be reached (ReadTimeout)"), 503, "registry_unavailable"),
+        (UnknownVersionError("there is no alias x"), 409, "no_earlier_version"),
+        (NoEarlierVersionError("no earlier version is known"), 409, "no_earlier_version"),
+    ],
+)
+def test_a_rollback_that_the_registry_did_not_answer_may_be_tried_again(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch, raised: RegistryError, status: int, code: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(Registry, "aliases", lambda _: {"champion": "2"})
+    monkeypatch.setattr(Registry, "rollback", refuse)
+    answer = api.post("/v1/models/shortlist-shop/rollback", headers=ADMIN)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from training.errors import RegistryError
-from training.model_version import GATE_OVERRIDE_TAG, GATE_TAG
+from training.errors import AliasNameError, NoEarlierVersionError, RegistryError, UnknownVersionError
+from training.model_version import GATE_OVERRIDE_TAG, GATE_TAG, MAX_ALIAS_LENGTH
 from training.registry import Registry
 
 pytestmark = pytest.mark.integration
@@ -67,7 +67,7 @@ def test_rolling_back_twice_goes_back_two_versions(registry: Registry, bundle: P
     assert registry.previous("champion") == "2"
     assert registry.rollback() == ("3", "2")
     assert registry.rollback() == ("2", "1")
-    with pytest.raises(RegistryError, match="no earlier one"):
+    with pytest.raises(NoEarlierVersionError, match="no earlier one"):
         registry.rollback()
     registry.set_alias("champion", "3")
     assert registry.rollback() == ("3", "1")
@@ -110,12 +110,31 @@ def test_rollback_skips_versions_that_no_longer_exist(registry: Registry, bundle
 
 def test_an_unknown_version_or_alias_names_what_there_is(registry: Registry, bundle: Path) -> None:
     registry.set_alias("champion", registry.register(bundle))
-    with pytest.raises(RegistryError, match=r"no version or alias 'challenger' \(aliases: champion=1\)"):
+    with pytest.raises(UnknownVersionError, match=r"no version or alias 'challenger' \(aliases: champion=1\)"):
         registry.version("challenger")
-    with pytest.raises(RegistryError, match="no version or alias '7'"):
+    for number in ("7", "0", str(2**31 - 1), str(2**31), "9" * 30, "١"):
+        with pytest.raises(UnknownVersionError, match="no version or alias"):
+            registry.version(number)
+    with pytest.raises(UnknownVersionError, match="no version or alias '7'"):
         registry.download("7")
-    with pytest.raises(RegistryError, match="no alias 'shadow'"):
+    with pytest.raises(UnknownVersionError, match="no alias 'shadow'"):
         registry.delete_alias("shadow")
+
+
+def test_an_alias_has_a_name_that_mlflow_takes(registry: Registry, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = registry.register(bundle)
+    longest = "a" * MAX_ALIAS_LENGTH
+    registry.set_alias(longest, number)
+    assert registry.history(longest)
+    refused = ("", "latest", "LATEST", "v1", "V12", "a b", "a.b", longest + "a")
+    for alias in refused:
+        with pytest.raises(AliasNameError, match="cannot be an alias"):
+            registry.set_alias(alias, number)
+    assert registry.aliases() == {longest: number}
+    monkeypatch.setattr("training.registry.check_alias_name", lambda _: None)
+    for alias in ("latest", "v1", "a b"):
+        with pytest.raises(AliasNameError, match="refused"):
+            registry.set_alias(alias, number)
 
 
 def test_an_unreachable_server_is_an_error_in_seconds(bundle: Path) -> None:
