@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sqlalchemy import BigInteger, Column, Connection, String, Table, Text, delete, insert, select, update
 
+from experiments.assignment import check_exclusive
 from experiments.errors import SpecError
 from experiments.spec import ExperimentSpec, parse_spec
 from features.control_store import METADATA, ControlStore
@@ -167,9 +168,12 @@ class ServingControl:
 
         Raises:
             ControlStateError: no such experiment, or it is running or stopped.
+            OverlapError: with it and those that have started, two could choose the model of one answer.
         """
         with self.audit.begin() as connection:
             present = self._existing(connection, name)
+            if present.status in {"paused", "draft"}:
+                check_exclusive([*self._started(connection), present.spec])
             if present.status == "paused":
                 resumed = ExperimentRecord(present.spec, "running", present.pins, present.started_at)
                 return self._write(connection, resumed, present, actor, "experiment.resume")
@@ -216,6 +220,11 @@ class ServingControl:
         query = select(EXPERIMENTS).where(EXPERIMENTS.c.dataset == self.dataset, EXPERIMENTS.c.name == name)
         row = connection.execute(query).mappings().first()
         return None if row is None else _experiment(row)
+
+    def _started(self, connection: Connection) -> list[ExperimentSpec]:
+        started = EXPERIMENTS.c.status.in_(("starting", "running"))
+        query = select(EXPERIMENTS).where(EXPERIMENTS.c.dataset == self.dataset, started).order_by(EXPERIMENTS.c.name)
+        return [_experiment(row).spec for row in connection.execute(query).mappings()]
 
     def _existing(self, connection: Connection, name: str) -> ExperimentRecord:
         found = self._experiment(connection, name)

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
 
-from experiments.assignment import check_exclusive
 from experiments.errors import FrozenSpecError, OverlapError, SpecError
 from experiments.exposure import EXPOSURE_SCHEMA
 from experiments.spec import ExperimentSpec, parse_spec
@@ -75,13 +74,11 @@ def start_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any
     record = _existing(context, name)
     if record.status in {"starting", "running"}:
         return _described(context, record)
-    others = [one.spec for one in context.control.experiments() if one.status in {"starting", "running"}]
+    pins = _pins(context, record) if record.status == "draft" else record.pins
     try:
-        check_exclusive([*others, record.spec])
+        record = context.control.start_experiment(name, pins, actor=actor)
     except OverlapError as error:
         raise RequestError(str(error), code="experiments_overlap", status=409) from None
-    pins = _pins(context, record) if record.status == "draft" else record.pins
-    record = context.control.start_experiment(name, pins, actor=actor)
     if record.status == "starting" and not _missing(context, record):
         record = context.control.run_experiment(name, actor=actor)
     context.changed(wanted=True)

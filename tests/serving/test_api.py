@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
+from experiments.errors import OverlapError
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from features.errors import StoreError
@@ -285,6 +286,27 @@ def test_a_ramp_takes_the_next_step(api: TestClient, config: ServingConfig) -> N
     report = api.get("/v1/experiments/try/report", headers=ADMIN)
     assert report.status_code == 200
     assert api.post("/v1/experiments/try/stop", headers=ADMIN).json()["status"] == "stopped"
+
+
+def test_of_experiments_that_overlap_one_starts_however_many_ask_at_once(api: TestClient, config: ServingConfig) -> None:
+    """Two that run would turn off all: gateways refuse such a set."""
+    names = [f"try{number}" for number in range(8)]
+    variants = [{"name": name, "params": {"exclude_seen": name == "control"}, "weight": 0.5} for name in ("control", "treatment")]
+    for name in names:
+        spec = {**SPEC, "name": name, "salt": f"{name}-1", "layer": "lists", "variants": variants}
+        assert api.put(f"/v1/experiments/{name}", json=spec, headers=ADMIN).status_code == 200
+    with ThreadPoolExecutor(8) as admins:
+        answers = list(admins.map(lambda name: api.post(f"/v1/experiments/{name}/start", headers=ADMIN), names))
+    assert sorted(answer.status_code for answer in answers) == [200, *[409] * 7]
+    assert {answer.json()["error"]["code"] for answer in answers if answer.status_code == 409} == {"experiments_overlap"}
+    control = ServingControl(ControlStore(config.control_url), "shop")
+    (running,) = [one.spec.name for one in control.experiments() if one.status == "running"]
+    control.end_experiment(running, "paused", actor="test")
+    other = next(name for name in names if name != running)
+    control.start_experiment(other, {}, actor="test")
+    with pytest.raises(OverlapError, match="overlap in layer"):
+        control.start_experiment(running, {}, actor="test")  # a paused one that others have taken the place of
+    assert control.experiment(running).status == "paused"  # type: ignore[union-attr]
 
 
 def test_a_registry_that_is_gone_is_a_503(api: TestClient) -> None:
