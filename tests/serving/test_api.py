@@ -174,8 +174,8 @@ def test_a_batch_stores_what_is_valid_and_names_the_rest(api: TestClient) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    ["1" + 400 * "0", "-1" + 400 * "0"],
-    ids=["beyond floats", "below floats"],
+    ["1" + 30 * "0", "-1" + 30 * "0"],
+    ids=["beyond integers", "below integers"],
 )
 def test_numbers_that_no_column_can_hold_are_refused_with_the_field(api: TestClient, config: ServingConfig, text: str) -> None:
     def refused(method: str, path: str, body: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import insert, select, update
 
 from experiments.spec import parse_spec
 from features.control_store import ControlStore
@@ -84,8 +85,11 @@ def test_an_experiment_that_cannot_be_read_or_applied_is_left_out(config: Servin
     start(control, experiment("good", layer_range=[0.0, 0.5]))
     start(control, experiment("blind", layer_range=[0.5, 0.6]))
     start(control, experiment("aside", layer_range=[0.6, 0.7], targeting="region =="))
-    start(control, experiment("also-first", layer_range=[0.2, 0.4]))  # began after the one that it overlaps
+    start(control, experiment("also-first", layer_range=[0.7, 0.9]))
     with control.store.begin() as connection:
+        row = connection.execute(select(EXPERIMENTS.c.spec).where(EXPERIMENTS.c.name == "also-first")).scalar_one()
+        moved = json.dumps(json.loads(row) | {"layer_range": [0.2, 0.4]})  # over the one that began before it
+        connection.execute(update(EXPERIMENTS).where(EXPERIMENTS.c.name == "also-first").values(spec=moved))
         here = EXPERIMENTS.c.name == "blind"
         connection.execute(update(EXPERIMENTS).where(here).values(spec='{"of": "another release"}'))
         row = {"dataset": config.dataset, "name": "cut", "status": "running", "spec": '{"name"', "pins": "{}"}
