@@ -25,12 +25,13 @@ class Condition:
         self.names = compiled.names
 
     def holds(self, context: Mapping[str, Any]) -> bool:
-        """Whether it is true of a context; one of other types than the expression expects, or too large, is no match."""
+        """Whether it is true of a context; one of other types than the expression expects, or of values that no column holds
+        (integers beyond 64 bits, halves of surrogate pairs), is no match."""
         try:
             columns = {name: column_from_arrow(pa.array([context[name]])) for name in self.names if _is_value(context.get(name))}
             known = {name: column for name, column in columns.items() if column is not None}
             return bool(self._compiled.mask(known, 1)[0])
-        except (FilterError, pa.ArrowException, OverflowError):
+        except (FilterError, pa.ArrowException, OverflowError, UnicodeError):
             return False
 
 

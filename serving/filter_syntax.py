@@ -19,7 +19,20 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE,
 )
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+_SPECIAL = re.compile(
+    r"""\\(?:
+        (?P<sign>[abfnrtv"'`\\?])
+      | (?:[xX](?P<x>[0-9a-fA-F]{2}) | u(?P<u>[0-9a-fA-F]{4}) | U(?P<U>[0-9a-fA-F]{8}))
+      | (?P<octal>[0-3][0-7]{2})
+      | (?P<unknown>.)
+    )
+      | (?P<half>[\ud800-\udfff])""",
+    re.VERBOSE,
+)
+"""What in a text does not stand for itself: CEL's escapes, and what no text may hold."""
+_SIGNS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+_SURROGATES = range(0xD800, 0xE000)
+_CHARACTERS = range(0x110000)
 
 
 @dataclass(frozen=True)
@@ -52,9 +65,26 @@ def tokens_of(expression: str) -> list[Token]:
         position = found.end()
 
 
-def text_of(token: Token) -> str:
-    """What a quoted text says."""
-    return re.sub(r"\\(.)", lambda found: _ESCAPES.get(found.group(1), found.group(1)), token.text[1:-1])
+def text_of(expression: str, token: Token) -> str:
+    """What a quoted text says.
+
+    Raises:
+        FilterError: an escape that CEL does not have, or one of no character (half of a surrogate pair, or beyond U+10FFFF).
+    """
+
+    def character(found: re.Match[str]) -> str:
+        kind = str(found.lastgroup)
+        written, at = found.group(kind), token.position + 1 + found.start()
+        if kind == "sign":
+            return _SIGNS.get(written, written)
+        if kind == "unknown":
+            raise error_at(expression, at, f"unknown escape {found.group()!r}; a backslash itself is \\\\")
+        code = ord(written) if kind == "half" else int(written, 8 if kind == "octal" else 16)
+        if code in _SURROGATES or code not in _CHARACTERS:
+            raise error_at(expression, at, f"{found.group()!r} is no character")
+        return chr(code)
+
+    return _SPECIAL.sub(character, token.text[1:-1])
 
 
 def error_at(expression: str, position: int, what: str) -> FilterError:

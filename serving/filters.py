@@ -3,7 +3,8 @@
 `"Comedy" in categories && year >= 1990 && available` becomes a handful of numpy operations over columns. The subset: comparison,
 `in`, `&&`, `||`, `!`, parentheses, `startsWith`, `endsWith`, `contains`, `size`; literals are text, numbers, `true`, `false` and
 lists of them. Integers and doubles compare. A category path `A > B > C` matches as itself and as each part. Times compare with
-ISO 8601 text, `item_id` with ids. What each condition means for a column is `filter_masks`'.
+ISO 8601 text, `item_id` with ids. Integers are of 64 bits; text has CEL's escapes. What each condition means for a column is
+`filter_masks`'.
 
 Source of the syntax: Common Expression Language specification, github.com/google/cel-spec.
 """
@@ -11,9 +12,9 @@ Source of the syntax: Common Expression Language specification, github.com/googl
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from training.interactions import BoolArray
 MAX_LENGTH = 4096
 MAX_DEPTH = 64
 CACHED_FILTERS = 512
+_INT64 = range(-(2**63), 2**63)
+_LIST_HOLDS = "a list holds text, numbers, true or false"
 _MIRROR = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "==": "==", "!=": "!="}
 
 
@@ -80,17 +83,19 @@ class _Parser:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise self._error(self._peek(), f"nested deeper than {MAX_DEPTH}")
-        left = self._and()
+        first, masks = self._and(), list[Mask]()
         while self._take("||"):
-            left = _Condition(_joined(np.logical_or, self._truth(left), self._truth(self._and())), left.position)
+            masks = masks or [self._truth(first)]
+            masks.append(self._truth(self._and()))
         self._depth -= 1
-        return left
+        return _Condition(_joined(np.logical_or, masks), first.position) if masks else first
 
     def _and(self) -> _Node:
-        left = self._relation()
+        first, masks = self._relation(), list[Mask]()
         while self._take("&&"):
-            left = _Condition(_joined(np.logical_and, self._truth(left), self._truth(self._relation())), left.position)
-        return left
+            masks = masks or [self._truth(first)]
+            masks.append(self._truth(self._relation()))
+        return _Condition(_joined(np.logical_and, masks), first.position) if masks else first
 
     def _relation(self) -> _Node:
         left = self._unary()
@@ -135,12 +140,13 @@ class _Parser:
     def _primary(self) -> _Node:
         token = self._advance()
         if token.kind == "number":
-            is_integer = re.fullmatch(r"-?\d+", token.text) is not None
-            if is_integer and len(token.text) > 19:
-                raise self._error(token, f"number {token.text} is too large")
-            return _Constant(int(token.text) if is_integer else float(token.text), token.position)
+            if re.fullmatch(r"-?\d+", token.text) is None:
+                return _Constant(float(token.text), token.position)
+            if int(token.text) not in _INT64:
+                raise self._error(token, f"an integer of 64 bits was expected, {token.text[:24]} is beyond")
+            return _Constant(int(token.text), token.position)
         if token.kind == "text":
-            return _Constant(text_of(token), token.position)
+            return _Constant(text_of(self._expression, token), token.position)
         if token.text == "(":
             node = self._or()
             self._expect(")")
@@ -170,9 +176,11 @@ class _Parser:
         while not self._take("]"):
             if values:
                 self._expect(",")
+            if self._peek().kind == "operator" and self._peek().text == "[":
+                raise self._error(self._peek(), _LIST_HOLDS)
             item = self._primary()
             if not isinstance(item, _Constant) or isinstance(item.value, tuple):
-                raise self._error(start, "a list holds text, numbers, true or false")
+                raise self._error(start, _LIST_HOLDS)
             values.append(item.value)
         return _Constant(tuple(values), start.position)
 
@@ -226,5 +234,6 @@ class _Parser:
         return error_at(self._expression, token.position, what)
 
 
-def _joined(join: Callable[[BoolArray, BoolArray], npt.NDArray[np.bool_]], one: Mask, other: Mask) -> Mask:
-    return lambda columns, n: join(one(columns, n), other(columns, n))
+def _joined(join: Callable[[BoolArray, BoolArray], npt.NDArray[np.bool_]], masks: Sequence[Mask]) -> Mask:
+    # All operands of a chain side by side: masks within masks would make an expression's length a depth of calls.
+    return lambda columns, n: reduce(join, (mask(columns, n) for mask in masks))

@@ -431,6 +431,10 @@ def test_rules_are_replaced_as_a_whole_and_audited(api: TestClient, config: Serv
         {"name": "x", "kind": "bury", "items": "year > 1", "starts_at": "2026-01-02", "ends_at": "2026-01-01"},
         {"name": "x", "kind": "boost", "items": "year > 1", "weight": "much"},
         {"name": "x", "kind": "hide", "items": "year > 1"},
+        {"name": "x", "kind": "bury", "items": "[" * 3000},
+        {"name": "x", "kind": "bury", "items": "year > 1", "when": "[" * 3000},
+        {"name": "x", "kind": "bury", "items": r'title == "\d"'},
+        {"name": "x", "kind": "bury", "items": "year > 1", "when": "age > 9223372036854775808"},
         {**BURY},
     ],
 )
@@ -440,6 +444,16 @@ def test_rules_that_could_not_be_applied_are_refused_and_change_nothing(api: Tes
     assert answer.status_code == 422, answer.json()
     assert "error" in answer.json()
     assert len(api.get("/v1/rules", headers=ADMIN).json()["rules"]) == 1
+
+
+@pytest.mark.parametrize("symbol", ["&&", "||"])
+def test_rules_that_are_taken_can_be_evaluated_however_long_they_are(api: TestClient, symbol: str) -> None:
+    longest = symbol.join(["a"] * 1_300)
+    rules = [{**BURY, "when": f"{longest}{symbol}a"}, {"name": "x", "kind": "exclude", "items": longest}]
+    assert api.put("/v1/rules", json={"rules": rules}, headers=ADMIN).status_code == 200
+    ask = {"rules": rules, "request": {"user_id": "u", "context": {"a": True}}}
+    shown = api.post("/v1/rules/preview", json=ask, headers=ADMIN).json()
+    assert [item["item_id"] for item in shown["after"]["recommended_items"]] == ["b", "a"]
 
 
 def test_a_preview_shows_before_and_after_and_changes_nothing(api: TestClient) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from serving.columns import IdColumn, column_from_arrow
 from serving.context_conditions import compile_condition
 from serving.errors import FilterError
-from serving.filters import compile_filter
+from serving.filters import MAX_DEPTH, MAX_LENGTH, compile_filter
 
 ITEMS: list[dict[str, Any]] = [
     {"year": 1990, "price": 9.5, "title": "Alpha", "categories": ["Comedy"], "regions": ["DE"], "available": True},
@@ -82,6 +82,14 @@ def passing(expression: str) -> list[int]:
         ("true", [0, 1, 2, 3, 4]),
         ("false || (true && !false)", [0, 1, 2, 3, 4]),
         ('"a \\"quoted\\" word" in categories', []),
+        (r'"Com\u0065dy" in categories', [0, 3]),
+        (r'"Com\U00000065d\171" in categories', [0, 3]),
+        (r"title == '\x41\X6cph\141'", [0]),
+        (r'title.contains("\040")', [3]),
+        (r'title.contains("\\u0065") || title.contains("\"\'\`\?\a\b\f\n\r\t\v")', []),
+        ("year < 9223372036854775807", [0, 1, 3, 4]),
+        ("year > -9223372036854775808", [0, 1, 3, 4]),
+        ("year < 1e300", [0, 1, 3, 4]),
     ],
 )
 def test_meaning(expression: str, expected: list[int]) -> None:
@@ -136,6 +144,23 @@ def test_ids_are_looked_up() -> None:
         ('created_at > "never"', 0),
         ("year in 5", 5),
         ("year == 99999999999999999999", 8),
+        ("year < 9999999999999999999", 7),
+        ("year < 9223372036854775808", 7),
+        ("year > -9223372036854775809", 7),
+        ("year in [1, -9999999999999999999]", 12),
+        (r'title == "a\d"', 11),
+        (r'title == "\u12"', 10),
+        (r'title == "ab\ud83d"', 12),
+        (r'title == "\U00110000"', 10),
+        (r'title == "\400"', 10),
+        ('title == "a\ud83d"', 11),
+        (r'"x" in categories && title.startsWith("\q")', 39),
+        ("[" * 1000, 1),
+        ("year in [1, [2]]", 12),
+        ("year in " + "[(" * 500, 136),
+        ("year > 1 && " * 300 + "year >", 3606),
+        ("true) || (true", 4),
+        ("year < 1980) || (false", 11),
         ("(" * 100 + "true" + ")" * 100, 64),
         ("!" * 100 + "true", 63),
         ("a" * 5000, 4096),
@@ -147,6 +172,29 @@ def test_errors_point_at_the_place(expression: str, position: int) -> None:
     assert caught.value.position == position
     assert caught.value.status == 422
     assert caught.value.to_json()["error"].items() >= {"field": "filter", "position": position}.items()
+
+
+@pytest.mark.parametrize(("symbol", "expected"), [("&&", []), ("||", [0, 3])])
+def test_a_chain_may_be_as_long_as_an_expression(symbol: str, expected: list[int]) -> None:
+    missing = symbol.join(["a"] * ((MAX_LENGTH - 20) // 3))
+    assert passing(f"{missing} {symbol} year == 1990") == expected
+    true_of_context = compile_condition(symbol.join(["a"] * 1_300))
+    assert true_of_context.holds({"a": True})
+    assert not true_of_context.holds({"a": False})
+
+
+def test_as_deep_as_may_be_is_evaluated() -> None:
+    deep = "missing || true && !(" * (MAX_DEPTH // 2 - 1) + "year == 1990" + ")" * (MAX_DEPTH // 2 - 1)
+    assert passing(deep) == [1, 2, 4]
+    assert passing(f"({deep})") == [1, 2, 4]
+    with pytest.raises(FilterError, match="nested deeper than 64"):
+        passing(f"missing || (true && !({deep}))")
+
+
+@pytest.mark.parametrize("value", [2**70, [-(2**70)], "\ud800", ["a", "\udc00"], [1, "a"], {"a": 1}, [{"a": 1}], [[1]], []])
+def test_a_context_of_values_that_no_column_holds_is_no_match(value: object) -> None:
+    assert not compile_condition("device == 1").holds({"device": value})
+    assert not compile_condition('"x" in device').holds({"device": value})
 
 
 Oracle = Callable[[dict[str, Any]], bool]
@@ -193,7 +241,7 @@ def test_masks_equal_the_oracle(made: tuple[str, Oracle]) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(alphabet="ye ar(&|!)[]\"'=<>.,0199-truein\\", max_size=30))
+@given(st.text(alphabet="ye ar(&|!)[]\"'=<>.,0199-truein\\ux", max_size=30))
 def test_any_text_compiles_or_is_a_filter_error(expression: str) -> None:
     with contextlib.suppress(FilterError):
         assert len(compile_filter(expression).mask(COLUMNS, len(ITEMS))) == len(ITEMS)
