@@ -12,6 +12,7 @@ Legend: `N` items, `n` rows of a list.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,7 @@ import pyarrow.parquet as pq
 
 from serving.column_edits import edited_columns
 from serving.columns import BoolColumn, Column, IdColumn, ListColumn, column_from_arrow, words_equal
+from serving.errors import FilterError
 from serving.filter_masks import EVERYWHERE, PATHS
 from serving.filters import compile_filter
 from serving.id_rows import Hashes, IdRows, id_hashes
@@ -36,6 +38,7 @@ from training.interactions import BoolArray, IntArray
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
+_log = logging.getLogger("shortlist.serving")
 CACHED_SELECTIONS, CACHED_EXPRESSIONS, CACHED_MASKS = 64, 256, 16
 """Masks kept, least recently used first out; rules hold some of those of expressions. A mask of 1M items is 1 MB."""
 
@@ -72,6 +75,7 @@ class ItemTable:
         )
         self.columns["available"] = BoolColumn(self.available, np.zeros(len(item_ids), dtype=bool))
         self.columns["item_id"] = IdColumn(item_ids, self._row_of)
+        self._reads_available = False
         self._changes = 0
         """Of availability so far: what was computed while one was under way is found by nobody after it."""
         self._masked = lru_cache(maxsize=CACHED_MASKS)(_not_holding(self._mask))
@@ -171,7 +175,7 @@ class ItemTable:
         """(N,) bool of items that a request may see: available, and passing its filters. Read-only; the same until one changes.
 
         Raises:
-            FilterError: the filter does not fit the attributes' types.
+            FilterError: the caller's filter does not fit the attributes' types.
         """
         return self._masked(selection, len(self), self._changes)
 
@@ -260,8 +264,6 @@ class ItemTable:
             self._selected.cache_clear()
             self._expressed.cache_clear()
 
-    _reads_available = False
-
     def _select(self, selection: Selection) -> BoolArray:
         keep = np.ones(len(self), dtype=bool)
         for name, words in (("categories", selection.category), ("regions", selection.region), ("languages", selection.language)):
@@ -272,10 +274,13 @@ class ItemTable:
         standing = Selection(required=selection.required, barred=selection.barred)
         if standing and standing != selection:
             return keep & self._selected(standing)  # a filter that is met for the first time does not pay for each rule again
-        for expression in selection.required:
-            keep &= self.matching(expression)
-        for expression in selection.barred:
-            keep &= ~self.matching(expression)
+        for expressions, wanted in ((selection.required, True), (selection.barred, False)):
+            for expression in expressions:
+                try:
+                    keep &= self.matching(expression) == wanted
+                except FilterError as error:
+                    # Nothing that a caller could mend: left out like a rule that does not fit (`RuleBook.fitting`).
+                    _log.error("the filter %r of a placement, variant or rule is not applied: %s", expression, error)
         return keep
 
     def _express(self, expression: str) -> BoolArray:

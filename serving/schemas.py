@@ -22,7 +22,7 @@ class Selection(NamedTuple):
     Several categories mean any of them. Several regions or languages are chains: items of the first come first, the others fill up
     a list that would run short. `filter` is the caller's CEL; every one of `required` holds beside it (the placement's, a variant's
     and the rules' to include), and none of `barred` (the rules' to exclude). Each is compiled alone, so that the bounds of one
-    expression bound nothing but it.
+    expression bound nothing but it; only the caller's is the caller's error where it does not fit the items.
     """
 
     category: tuple[str, ...] = ()

@@ -93,7 +93,8 @@ class Ladder:
 @pytest.fixture
 def ladder(make_config, bundle) -> Ladder:
     chance = Placement(top_k=5, exploration=Exploration(slots=1, floor=1000))
-    return Ladder(make_config(deadline_ms=50, precompute_k=30, placements={"chance": chance}), bundle)
+    placements = {"chance": chance, "late": Placement(filter="year >= 1985"), "wrong": Placement(filter='year == "x"')}
+    return Ladder(make_config(deadline_ms=50, precompute_k=30, placements=placements), bundle)
 
 
 def rows(ladder: Ladder, answer: Answer) -> list[int]:
@@ -299,6 +300,50 @@ def test_a_filter_that_does_not_fit_is_refused_before_anything_is_asked(ladder: 
     with pytest.raises(FilterError):
         ladder.ask(selection=Selection(filter='year > "x"'))
     assert not ladder.asked
+
+
+@pytest.mark.parametrize(
+    ("expression", "position", "quoted"),
+    [
+        ("true) || (true", 4, "'true») || (true'"),
+        ("year < 1980) || (false", 11, "'year < 1980») || (false'"),
+        ("year >= ", 8, "'year >= »'"),
+        ('year == "x"', 0, "'»year == \"x\"'"),
+        ('available || year == "x"', 13, "'available || »year == \"x\"'"),
+    ],
+)
+def test_a_wrong_filter_is_quoted_alone_beside_a_placements_and_rules(
+    ladder: Ladder, expression: str, position: int, quoted: str
+) -> None:
+    with_rules(ladder, {"kind": "exclude", "items": "year == 1986"})
+    with pytest.raises(FilterError) as caught:
+        ladder.ask(placement="late", selection=Selection(filter=expression))
+    assert caught.value.position == position
+    assert str(caught.value).endswith(f"(near {quoted})")
+    assert not ladder.asked
+
+
+@pytest.mark.parametrize("everything", ["true || true", "(true) || (true)", "year < 1985 || true"])
+def test_no_filter_shows_what_placement_and_rules_leave_out(ladder: Ladder, everything: str) -> None:
+    with_rules(ladder, {"kind": "exclude", "items": "year == 1986"})
+    ladder.cache.held = CacheRead(ranked(*range(20)), b"", True)
+    assert rows(ladder, ladder.ask(placement="late", selection=Selection(filter=everything))) == [5, 7, 8, 9, 10]
+
+
+def test_a_placements_or_variants_filter_that_does_not_fit_is_left_out_and_logged(
+    ladder: Ladder, caplog: pytest.LogCaptureFixture
+) -> None:
+    variants = [{"name": name, "params": {"filter": "title > 1"}, "weight": 1} for name in "ab"]
+    spec = {"name": "e", "salt": "s", "variants": variants, "metrics": {"primary": "ctr"}}
+    ladder.snapshot = replace(ladder.snapshot, plan=AssignmentPlan([parse_spec(spec)]))
+    with_rules(ladder, {"kind": "exclude", "items": "year == 1981"})
+    ladder.cache.held = CacheRead(ranked(*range(20)), b"", True)
+    with caplog.at_level("ERROR"):
+        answer = ladder.ask(placement="wrong", selection=Selection(filter="year > 1980"))
+    assert len(answer.assignments) == 1
+    assert rows(ladder, answer) == [2, 3, 4, 5, 6], "the caller's filter and the rule hold"
+    assert "'title > 1' of a placement" in caplog.text
+    assert "'year == \"x\"' of a placement" in caplog.text
 
 
 def test_a_filter_that_nothing_passes_is_an_empty_answer(ladder: Ladder) -> None:
