@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import BigInteger, Column, Connection, String, Table, Text, delete, insert, select
 
 from features.control_store import METADATA, ControlStore
 from serving.audit import AuditLog, now_us
 from serving.rules import Rule, RuleBook
+
+_log = logging.getLogger("shortlist.serving")
 
 RULES = Table(
     "rules",
@@ -38,17 +41,16 @@ class RuleStore:
         self._known: tuple[str | None, RuleBook] = (None, RuleBook())
 
     def rules(self) -> list[Rule]:
-        """All rules, in the order in which they are applied."""
+        """All rules, in the order in which they are applied; without those of earlier releases that this one refuses."""
         with self._store.begin() as connection:
-            text = self._text(connection)
-        return _RULES.validate_json(text) if text else []
+            return _readable(self._text(connection))
 
     def book(self) -> RuleBook:
         """All rules as gateways use them; the same object while nothing has changed."""
         with self._store.begin() as connection:
             text = self._text(connection)
         if text != self._known[0]:
-            self._known = (text, RuleBook(_RULES.validate_json(text) if text else []))
+            self._known = (text, RuleBook(_readable(text)))
         return self._known[1]
 
     def replace(self, rules: Sequence[Rule], *, actor: str) -> int:
@@ -67,3 +69,14 @@ class RuleStore:
 
     def _text(self, connection: Connection) -> str | None:
         return connection.execute(select(RULES.c.document).where(RULES.c.dataset == self._dataset)).scalar()
+
+
+def _readable(text: str | None) -> list[Rule]:
+    rules = []
+    for document in json.loads(text or "[]"):
+        try:
+            rules.append(Rule.model_validate(document))
+        except ValidationError as error:
+            # One rule that an earlier release took must not keep a replica from starting.
+            _log.error("rule %s is not applied, it cannot be read: %s", document.get("name"), error)
+    return rules

@@ -29,6 +29,8 @@ from serving.live_state import SnapshotLoader
 from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
 from serving.placements import Placement
+from serving.rule_store import RuleStore
+from serving.rules import Rule
 from training.errors import AliasNameError, NoEarlierVersionError, RegistryError, UnknownVersionError
 from training.registry import Registry
 
@@ -444,6 +446,18 @@ def test_rules_that_could_not_be_applied_are_refused_and_change_nothing(api: Tes
     assert answer.status_code == 422, answer.json()
     assert "error" in answer.json()
     assert len(api.get("/v1/rules", headers=ADMIN).json()["rules"]) == 1
+
+
+def test_a_rule_of_an_earlier_release_that_is_refused_now_is_left_out_and_the_others_hold(
+    config: ServingConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ControlStore(config.control_url).create()
+    pin = Rule(name="top", kind="pin", item_ids=("a",), starts_at=datetime(2026, 1, 1, tzinfo=UTC))
+    RuleStore(store, "shop").replace([pin, Rule.model_construct(name="old", kind="bury", items=r'title == "\d"')], actor="test")
+    rules = RuleStore(store, "shop")
+    assert rules.rules() == [pin]
+    assert list(rules.book().rules) == [pin]
+    assert "rule old is not applied" in caplog.text
 
 
 @pytest.mark.parametrize("symbol", ["&&", "||"])
