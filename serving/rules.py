@@ -61,7 +61,7 @@ class Rule(BaseModel):
     position: int | None = Field(default=None, ge=0, lt=500)
     """Of a pin: place in the answer, 0 being the first."""
     attribute: str | None = Field(default=None, max_length=128)
-    """Of a cap."""
+    """Of a cap; one that no item has caps nothing until items come that have it, as a filter over it matches nothing."""
     limit: int | None = Field(default=None, ge=0, le=500)
     """Of a cap."""
     placements: tuple[str, ...] = ()
