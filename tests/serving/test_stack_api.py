@@ -229,6 +229,9 @@ def test_a_new_item_can_be_found_filtered_and_pinned_within_seconds(stack) -> No
         ("/v1/recommendations/u1?top_k=" + "9" * 3000, "top_k"),
         ("/v1/recommendations/u1?filter=year+%3E%3D", "filter"),
         ("/v1/recommendations/u1?filter=year+%3E+%22x%22", "filter"),
+        ("/v1/recommendations/u1?filter=" + "%5B" * 1000, "filter"),
+        ("/v1/recommendations/u1?filter=year+in+" + "%5B%28" * 500, "filter"),
+        ("/v1/recommendations/u1?filter=true%29+%7C%7C+%28true", "filter"),
         ("/v1/recommendations/u1?diversity=2", "diversity"),
         ("/v1/recommendations/u1?diversity=nan", "diversity"),
         ("/v1/recommendations/u1?explain=maybe", "explain"),
@@ -246,8 +249,9 @@ def test_bad_parameters_are_named(stack, path: str, field: str) -> None:
 
 
 def test_a_filter_that_nothing_passes_is_an_empty_answer_and_no_error(stack) -> None:
-    answer = stack.http.get("/v1/recommendations/u1", params={"filter": "year > 9999"})
-    assert (answer.status_code, answer.json()["recommended_items"], answer.json()["next_cursor"]) == (200, [], None)
+    for nothing in ("year > 9999", "&&".join(["a"] * 1_300), "||".join(["a"] * 1_300)):
+        answer = stack.http.get("/v1/recommendations/u1", params={"filter": nothing})
+        assert (answer.status_code, answer.json()["recommended_items"], answer.json()["next_cursor"]) == (200, [], None)
 
 
 def test_malformed_and_oversized_bodies_and_other_content_types(stack) -> None:
