@@ -54,11 +54,12 @@ def of_list(
     if exclude is not None and len(exclude):
         wish = replace(wish, exclude=exclude if wish.exclude is None else np.concatenate([wish.exclude, exclude]))
     ranked = Ranked(cached.item_idx, cached.score, cached.source, fill=len(live.sources) - 1)
-    slate = arranged(ranked, live.items, wish, explain=asked.request.explain)
+    explain = asked.request.explain
+    slate = arranged(ranked, live.items, wish, explain=explain)
     untrained = len(live.items) > live.items.num_trained
     if untrained and len(slate) < asked.top_k and asked.request.candidates is None:
         ranked = with_new_items(ranked, live.items, asked.selection, left_out(live.items, asked, activity), len(live.sources))
-        slate = arranged(ranked, live.items, wish)
+        slate = arranged(ranked, live.items, wish, explain=explain)
     return Rung(served_from, slate, (*live.sources, NEW_SOURCE), cached.computed_at_us, live.version, served_from == "stale")
 
 

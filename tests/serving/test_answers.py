@@ -523,6 +523,22 @@ def test_with_candidates_chance_and_pins_show_nothing_else(ladder: Ladder) -> No
         assert drawn(ladder, candidates=(*asked, "new2")) == {"new2"}
 
 
+def test_contributions_sum_to_the_score_where_new_items_fill_a_list_too(ladder: Ladder) -> None:
+    items = ladder.live["1"].items.with_items({"fresh": {"year": 2030}})
+    live = replace(ladder.live["1"], items=items)
+    ladder.snapshot = replace(ladder.snapshot, champion=live, versions={"1": live})
+    listed = ranked(*range(30, 40), complete=True)
+    ladder.reply = ExplainedList(listed, ("source:knn",), listed.score[:, None], (None,) * 10).encode
+    with_rules(ladder, {"kind": "boost", "items": "year > 2012", "weight": 2}, {"kind": "bury", "items": "year == 2019"})
+    answer = ladder.ask(top_k=20, explain=True, boost=(("year >= 2012", 1.0),))
+    assert {"fresh", "i030", "i039"} <= {item["item_id"] for item in answer.items}
+    for item in answer.items:
+        assert sum(item["contributions"].values()) == pytest.approx(item["score"], abs=1e-5)
+    told = {item["item_id"]: item["reason"] for item in answer.items}
+    assert told["fresh"] == "new in the catalogue; lifted by rule r0; lifted by boost"
+    assert told["i039"].endswith("; lifted by rule r0; lifted by boost; lowered by rule r1")
+
+
 def test_a_placement_gives_defaults_that_the_request_may_change(ladder: Ladder, make_config) -> None:
     home = Placement(top_k=3, filter='"Comedy" in categories', diversity=0.2)
     asked = [
