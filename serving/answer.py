@@ -76,9 +76,9 @@ def shown_items(items: ItemTable, slate: Slate, sources: Sequence[str], fields: 
     return shown
 
 
-def next_cursor(items: ItemTable, request: RecommendationRequest, slate: Slate, top_k: int) -> str | None:
-    """The cursor after this page; None where the list has ended or is too long to be continued."""
-    if len(slate) < top_k:
+def next_cursor(items: ItemTable, request: RecommendationRequest, slate: Slate, top_k: int, *, ended: bool) -> str | None:
+    """The cursor after this page; None where the list has `ended`, or is too long to be continued."""
+    if ended or len(slate) < top_k:
         return None
     hashes = items.hashes(slate.rows)
     return encode_cursor(hashes if not len(request.shown) else np.concatenate([request.shown, hashes]))

@@ -125,7 +125,8 @@ class Answerer:
             served_from=found.served_from,
             degraded=found.degraded,
             took_s=took_s,
-            next_cursor=next_cursor(items, asked.request, found.slate, asked.top_k),
+            # An item whose place chance has given to another comes on a later page.
+            next_cursor=next_cursor(items, asked.request, found.slate, asked.top_k, ended=found.ended and propensities is None),
             propensities=propensities,
         )
 

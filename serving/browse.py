@@ -74,7 +74,7 @@ class Browser:
             return self.trending(request, window)
         snapshot = self._snapshot()
         asked = self._asked(snapshot, request)
-        ranked = popular_list(snapshot.items, asked.selection, asked.top_k, _NO_ROWS)
+        ranked = popular_list(snapshot.items, asked.selection, _depth(asked), _NO_ROWS)
         return _answer(snapshot.items, asked, ranked, (POPULAR_SOURCE,), snapshot.items_at)
 
     def trending(self, request: RecommendationRequest, window: str | None = None) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Browser:
             ids, scores = self._trends.top(window, **segment)
             ranked = _then(ranked, items, items.rows(ids.tolist()), ids, scores)
         ranked = _kept(ranked, mask[ranked.rows])
-        popular = popular_list(items, asked.selection, asked.top_k, ranked.rows)
+        popular = popular_list(items, asked.selection, _depth(asked), ranked.rows)
         ranked = _behind(ranked, popular, source=1)
         first = SEASONAL_SOURCE if window == SEASON else TRENDING_SOURCE
         return _answer(items, asked, ranked, (first, POPULAR_SOURCE), self._trends.as_of(window) or snapshot.items_at)
@@ -126,12 +126,13 @@ class Browser:
         sources: tuple[str, ...] = ()
         if live is not None and found is not None:
             ranked, sources = Ranked(found.item_idx, found.score, found.source), live.sources
-        there = items.passing(asked.selection, ranked.rows)
-        if int(there.sum()) < asked.top_k:
+        ranked = _kept(ranked, items.passing(asked.selection, ranked.rows))
+        if len(ranked.rows) <= _depth(asked):
             mask = items.mask(asked.selection).copy()
             mask[ranked.rows] = False
-            content = await asyncio.to_thread(content_list, items, row, self._config.precompute_k, mask)
-            ranked = _behind(_kept(ranked, there), content, source=len(sources))
+            k = max(self._config.precompute_k, 2 * _depth(asked))
+            content = await asyncio.to_thread(content_list, items, row, k, mask)
+            ranked = _behind(ranked, content, source=len(sources))
         return _answer(items, asked, ranked, (*sources, CONTENT_SOURCE), snapshot.items_at)
 
     async def _go_together(self, live: LiveVersion, item_id: str, asked: Asked) -> CachedList | None:
@@ -139,9 +140,10 @@ class Browser:
         unit = f"i:{item_id}"
         read = await self._cache.read(live.version, unit)
         kept = read.cached if read.cached is not None and live.holds(read.cached) else None
-        if kept is not None and (not asked.selection or kept.complete):
+        k = max(self._config.precompute_k, 2 * _depth(asked))
+        if kept is not None and (kept.complete or (not asked.selection and len(kept) >= k)):
             return kept
-        wanted = ComputeRequest(user_id=None, k=self._config.precompute_k, similar_to=item_id, selection=asked.selection)
+        wanted = ComputeRequest(user_id=None, k=k, similar_to=item_id, selection=asked.selection)
         try:
             blob = await asyncio.wait_for(self._compute(live.version, wanted), self._config.deadline_ms / 1000)
         except Exception as error:  # whatever ails the version, words are left
@@ -150,7 +152,7 @@ class Browser:
         computed = decode_list(blob)
         if computed is not None and not live.holds(computed):
             computed = None
-        if computed is not None and not asked.selection and read.reachable:
+        if computed is not None and not asked.selection and k == self._config.precompute_k and read.reachable:
             self._cache.write(live.version, unit, blob)
         return computed
 
@@ -163,8 +165,13 @@ def _answer(items: ItemTable, asked: Asked, ranked: Ranked, sources: Sequence[st
     return {
         "items": shown_items(items, slate, sources, asked.request.fields),
         "last_updated": at.isoformat(),
-        "next_cursor": next_cursor(items, asked.request, slate, asked.top_k),
+        "next_cursor": next_cursor(items, asked.request, slate, asked.top_k, ended=not len(slate.rest)),
     }
+
+
+def _depth(asked: Asked) -> int:
+    """Items down to the end of the page: a list that holds more than these is known to go on."""
+    return len(asked.request.shown) + asked.top_k
 
 
 def _kept(ranked: Ranked, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> Ranked:

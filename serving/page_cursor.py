@@ -21,7 +21,7 @@ from serving.errors import RequestError
 from serving.id_rows import Hashes
 
 MAX_SHOWN = 1000
-"""Items that a cursor can hold; a list ends there."""
+"""Items that a cursor can hold; a list ends with the page that goes beyond."""
 _HEADER = struct.Struct("<BI")
 _FORMAT = 2
 _LITTLE_ENDIAN = np.dtype("<u4")

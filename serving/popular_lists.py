@@ -11,7 +11,7 @@ import numpy as np
 
 from serving.item_table import ItemTable
 from serving.schemas import Selection
-from serving.slate import Ranked
+from serving.slate import Ranked, Wish
 from training.interactions import FloatArray, IntArray
 
 POPULAR_SOURCE = "popular"
@@ -43,21 +43,21 @@ def popular_list(
     return Ranked(rows, popularity_scores(items, rows), np.zeros(len(rows), dtype=np.uint8))
 
 
-def with_new_items(ranked: Ranked, items: ItemTable, selection: Selection, excluded: IntArray, source: int) -> Ranked:
+def with_new_items(ranked: Ranked, items: ItemTable, wish: Wish, excluded: IntArray, source: int) -> Ranked:
     """The list with items behind it that the version was not trained on: no model can have returned them.
 
     Args:
         ranked: a list that would run short.
         items: of the version.
-        selection: of the request.
+        wish: of the request.
         excluded: rows that do not follow.
         source: number of the source that they get.
     """
-    mask = items.mask(selection).copy()
+    mask = items.mask(wish.selection).copy()
     mask[: items.num_trained] = False
     mask[ranked.rows] = False
     mask[excluded] = False
-    rows = np.flatnonzero(mask)[:LEAST].astype(np.int32)
+    rows = np.flatnonzero(mask)[: max(LEAST, 2 * wish.top_k)].astype(np.int32)
     lowest = float(ranked.scores.min()) if len(ranked.scores) else 0.0
     scores = (lowest - (1 + np.arange(len(rows))) / max(len(rows), 1)).astype(np.float32)
     return Ranked(

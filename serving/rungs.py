@@ -26,7 +26,7 @@ from training.interactions import IntArray
 
 @dataclass(slots=True)
 class Rung:
-    """How far down the ladder an answer had to go, and what is shown."""
+    """How far down the ladder an answer had to go, and what is shown. `ended`: it is known that nothing follows."""
 
     served_from: ServedFrom
     slate: Slate
@@ -35,6 +35,7 @@ class Rung:
     version: str | None
     degraded: bool = False
     explained: ExplainedList | None = None
+    ended: bool = False
 
 
 def of_list(
@@ -56,11 +57,22 @@ def of_list(
     ranked = Ranked(cached.item_idx, cached.score, cached.source, fill=len(live.sources) - 1)
     explain = asked.request.explain
     slate = arranged(ranked, live.items, wish, explain=explain)
-    untrained = len(live.items) > live.items.num_trained
-    if untrained and len(slate) < asked.top_k and asked.request.candidates is None:
-        ranked = with_new_items(ranked, live.items, asked.selection, left_out(live.items, asked, activity), len(live.sources))
+    new_follow = len(live.items) > live.items.num_trained and asked.request.candidates is None
+    if new_follow and len(slate) < asked.top_k:
+        ranked = with_new_items(ranked, live.items, wish, left_out(live.items, asked, activity), len(live.sources))
         slate = arranged(ranked, live.items, wish, explain=explain)
-    return Rung(served_from, slate, (*live.sources, NEW_SOURCE), cached.computed_at_us, live.version, served_from == "stale")
+        new_follow = False
+    # With a chain of regions or languages a list is complete as far as the steps go that were needed.
+    ended = cached.complete and len(asked.selection.steps) == 1 and not new_follow and not len(slate.rest)
+    return Rung(
+        served_from=served_from,
+        slate=slate,
+        sources=(*live.sources, NEW_SOURCE),
+        computed_at_us=cached.computed_at_us,
+        version=live.version,
+        degraded=served_from == "stale",
+        ended=ended,
+    )
 
 
 def is_enough(found: Rung, asked: Asked, cached: CachedList) -> bool:
@@ -91,13 +103,15 @@ def of_popular_items(
     wish = asked.wish(items, None)
     ranked = popular_list(items, asked.selection, asked.top_k, left_out(items, asked, activity), request.candidates)
     segment = bool(asked.selection.region or asked.selection.language)
+    slate = arranged(ranked, items, wish, explain=request.explain)
     return Rung(
         served_from="segment" if degraded and segment else "popular",
-        slate=arranged(ranked, items, wish, explain=request.explain),
+        slate=slate,
         sources=(POPULAR_SOURCE,),
         computed_at_us=round(computed_at.timestamp() * 1e6),
         version=version,
         degraded=degraded,
+        ended=not len(slate.rest),
     )
 
 

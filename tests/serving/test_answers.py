@@ -480,6 +480,33 @@ def test_paging_to_the_end_shows_everything_once(ladder: Ladder) -> None:
     assert seen == list(range(33))
 
 
+def test_no_cursor_leads_to_an_empty_page_where_the_end_is_known(ladder: Ladder) -> None:
+    for listed, changes in ((ranked(*range(20), complete=True), {}), (ranked(anonymous=True), {"top_k": 20})):
+        ladder.cache.held = CacheRead(listed, b"", True)
+        sizes, cursor = [], ""
+        while cursor is not None:
+            answer = ladder.ask(shown=decode_cursor(cursor), **changes)
+            sizes.append(len(answer.items))
+            cursor = answer.next_cursor
+        assert sizes in ([5, 5, 5, 5], [20, 20, 20])
+    ladder.cache.held = CacheRead(ranked(*range(5)), b"", True)
+    assert ladder.ask().next_cursor is not None  # the version may know more
+
+
+def test_new_items_follow_page_by_page_however_many_there_are(ladder: Ladder) -> None:
+    items = ladder.live["1"].items.with_items({f"new{n}": {} for n in range(500)})
+    live = replace(ladder.live["1"], items=items)
+    ladder.snapshot = replace(ladder.snapshot, champion=live, versions={"1": live})
+    ladder.cache.held = CacheRead(ranked(*range(60), complete=True), b"", True)
+    seen, cursor = [], ""
+    while cursor is not None:
+        answer = ladder.ask(shown=decode_cursor(cursor), top_k=80)
+        assert answer.items
+        seen += [item["item_id"] for item in answer.items]
+        cursor = answer.next_cursor
+    assert len(seen) == len(set(seen)) == 560
+
+
 def test_items_that_came_after_the_training_fill_a_list_that_runs_short(ladder: Ladder) -> None:
     with_items(ladder, {"new1": {"categories": ["Comedy"]}, "new2": {"categories": ["Drama"]}})
     ladder.cache.held = CacheRead(ranked(0, 1, 2, complete=True), b"", True)

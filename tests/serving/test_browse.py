@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -134,6 +136,57 @@ def test_rules_reach_lists_that_are_nobodys_own(shop: Shop) -> None:
     shop.snapshot = replace(shop.snapshot, rules=RuleBook([Rule(name="p", kind="pin", item_ids=("i044",))]))
     assert shop.browser.popular(parse_browse(b"")[0])["items"][0]["item_id"] == "i044"
     assert shop.trending()[0][0] == "i044"
+
+
+def pages(ask: Callable[[bytes], dict[str, Any]], top_k: int) -> list[list[str]]:
+    """Ids of the items of each page, down to the one without a cursor."""
+    found, cursor = list[list[str]](), ""
+    while True:
+        page = ask(b"top_k=%d&cursor=%s" % (top_k, cursor.encode()))
+        found.append([item["item_id"] for item in page["items"]])
+        if (cursor := page["next_cursor"]) is None:
+            return found
+
+
+def enlarge(shop: Shop, num_items: int) -> None:
+    """Let the shop have so many items, the first the most popular, all but the last of one category."""
+    categories = [["Comedy"]] * (num_items - 1) + [["Drama"]]
+    table = pa.table({"item_id": [f"n{n}" for n in range(num_items)], "categories": categories})
+    items = ItemTable.from_arrow(table, np.arange(num_items, dtype=np.int32))
+    live = replace(shop.snapshot.champion, items=items)
+    shop.snapshot = replace(shop.snapshot, champion=live, versions={"1": live}, items=items)
+
+
+@pytest.mark.parametrize(("num_items", "shown"), [(640, 640), (600, 600), (1200, 1100)])
+def test_pages_of_everybodys_lists_go_on_to_the_last_item_or_the_cursors_bound(shop: Shop, num_items: int, shown: int) -> None:
+    enlarge(shop, num_items)
+    shop.trends.board = board(**{"": [f"n{n}" for n in range(500, 560)]})
+    for found in (
+        pages(lambda query: shop.browser.popular(*parse_browse(query, with_window=True)), 100),
+        pages(lambda query: shop.browser.trending(*parse_browse(query, with_window=True)), 100),
+    ):
+        ids = [item for page in found for item in page]
+        assert len(ids) == len(set(ids)) == shown
+        assert all(found)
+
+
+def test_pages_of_similar_items_go_on_to_the_last_one(shop: Shop) -> None:
+    enlarge(shop, 702)
+    asked: list[int] = []
+
+    async def compute(version: str, request: ComputeRequest) -> bytes:
+        asked.append(request.k)
+        rows = np.arange(1, min(request.k, 450) + 1, dtype=np.int32)
+        scores, sources = np.linspace(2, 1, len(rows), dtype=np.float32), np.zeros(len(rows), np.uint8)
+        return CachedList(rows, scores, sources, 0, 0, complete=len(rows) < request.k).encode()
+
+    shop.browser._compute = compute
+    found = pages(lambda query: asyncio.run(shop.browser.similar("n0", parse_browse(query)[0])), 100)
+    assert [item for page in found[:4] for item in page] == [f"n{n}" for n in range(1, 401)]
+    assert sorted(item for page in found for item in page) == sorted(f"n{n}" for n in range(1, 701))
+    assert all(found)
+    assert asked[:2] == [200, 400]
+    assert shop.written == ["i:n0"]  # lists of another length are nobody else's
 
 
 def test_popular_pages_do_not_repeat(shop: Shop) -> None:
