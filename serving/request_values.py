@@ -18,6 +18,8 @@ MAX_WORDS = 32
 """Words of category, region and language."""
 MAX_CHAIN = 8
 MAX_SEEN_DAYS = 36_500.0
+OWN_KEYS = frozenset({"score", "source", "reason", "contributions"})
+"""What an answer says of each item itself, beside its id: attributes of such names cannot stand in its place."""
 
 _SEEN_FORM = 'exclude_seen must be true, false, an action, a list of actions or {"actions": [...], "max_age_days": number}'
 _TRUE, _FALSE = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
@@ -60,11 +62,14 @@ def parse_fields(given: Sequence[str]) -> tuple[str, ...]:
     """Names of item attributes, separated by commas or given several times.
 
     Raises:
-        RequestError: more than 32.
+        RequestError: more than 32, or a name that the answer itself uses.
     """
     names = tuple(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
     if len(names) > MAX_FIELDS:
         raise RequestError(f"fields names {len(names)} attributes, {MAX_FIELDS} are allowed", field="fields")
+    own = next((name for name in names if name in OWN_KEYS), None)
+    if own is not None:
+        raise RequestError(f"fields names item attributes; {own} is what the answer says of each item itself", field="fields")
     return names
 
 

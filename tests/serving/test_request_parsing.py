@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serving.errors import RequestError
 from serving.page_cursor import MAX_SHOWN, decode_cursor, encode_cursor
-from serving.request_parsing import parse_body, parse_get
+from serving.request_parsing import parse_body, parse_browse, parse_get
 
 
 def test_query_strings_and_bodies_say_the_same_of_what_was_met() -> None:
@@ -56,6 +56,8 @@ def test_query_strings_and_bodies_say_the_same_of_what_was_met() -> None:
         ({"filter": ["a"]}, "filter"),
         ({"category": [1]}, "category"),
         ({"fields": [f"f{n}" for n in range(33)]}, "fields"),
+        ({"fields": ["title", "score"]}, "fields"),
+        ({"fields": "source"}, "fields"),
         ({"user_id": ""}, "user_id"),
         ({"user_id": 1.5}, "user_id"),
     ],
@@ -79,6 +81,15 @@ def test_query_and_body_mean_the_same() -> None:
     assert parse_get("u", query) == parse_body(body)
     with pytest.raises(RequestError):
         parse_get("u", b"top_k=1&top_k=2")
+
+
+@pytest.mark.parametrize("name", ["score", "source", "reason", "contributions"])
+def test_fields_cannot_take_the_place_of_what_the_answer_says_itself(name: str) -> None:
+    for parse in (lambda query: parse_get("u", query), parse_browse):
+        with pytest.raises(RequestError, match=name) as caught:
+            parse(f"fields=title,{name}".encode())
+        assert caught.value.field == "fields"
+        parse(b"fields=item_id,scores")
 
 
 @pytest.mark.parametrize("cursor", ["x", "AAAA", "é", "A" * 7000, "AQAAAAAAAAAA", "AQAAAAA=A"])
