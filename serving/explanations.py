@@ -1,6 +1,7 @@
 """Explanations in an answer: a reason for people, and contributions that sum to the score.
 
 Contributions of a version's lists are `training.explain`'s; boosts and buries add theirs; a popular item's score is its popularity.
+The reason names what adds most to the score, which need not be the item's `source`: that is the retriever that ranked it highest.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from serving.answer import EXPLORED_SOURCE, PINNED_SOURCE
 from serving.explained_list import ExplainedList
 from serving.item_table import ItemTable
 from serving.popular_lists import NEW_SOURCE, POPULAR_SOURCE
-from serving.schemas import RecommendationRequest
+from serving.schemas import RecommendationRequest, Selection
 from serving.slate import Slate
 
 POPULARITY_SOURCES = frozenset({POPULAR_SOURCE, "popularity"})
+_SOURCE, _FEATURE = "source:", "feature:"
 
 
 def add_explanations(
@@ -39,10 +41,13 @@ def add_explanations(
         changes = {
             f"rule:{name}" if name != "boost" else name: by_row[row] for name, by_row in slate.changes.items() if row in by_row
         }
+        leading = entry["source"]
         if told is None:
             told = {entry["source"]: entry["score"] - sum(changes.values())}
+        elif explained is not None and leading != PINNED_SOURCE:
+            leading = _leading(told, explained.names, leading)
         because = None if explained is None or n is None or not explained.because else explained.because[n]
-        entry["reason"] = _reason(entry["source"], slate.pinned.get(row), because, changes, items, request)
+        entry["reason"] = _reason(leading, row, slate.pinned.get(row), because, changes, items, request)
         entry["contributions"] = {name: round(value, 6) for name, value in {**told, **changes}.items()}
 
 
@@ -53,8 +58,27 @@ def _own_parts(explained: ExplainedList | None, n: int | None) -> dict[str, floa
     return {explained.names[p]: float(parts[p]) for p in np.flatnonzero(parts).tolist()}
 
 
+def _leading(told: Mapping[str, float], names: Sequence[str], source: str) -> str:
+    """The source behind the largest part of a score, or the largest part's own name where it is a feature of no source.
+
+    Args:
+        told: parts of the score by name.
+        names: of all parts.
+        source: of the item: the answer where it is as good as any, and where no part adds to the score.
+    """
+    parts = {name: value for name, value in told.items() if name.startswith((_SOURCE, _FEATURE)) and value > 0}
+    if not parts:
+        return source
+    first = max(parts, key=lambda name: (parts[name], name == _SOURCE + source))
+    if first.startswith(_SOURCE):
+        return first.removeprefix(_SOURCE)
+    sources = [name.removeprefix(_SOURCE) for name in names if name.startswith(_SOURCE)]
+    return max((one for one in sources if first.startswith(f"{_FEATURE}{one}_")), key=len, default=first)
+
+
 def _reason(
     source: str,
+    row: int,
     pinned_by: str | None,
     because: str | None,
     changes: Mapping[str, float],
@@ -68,8 +92,12 @@ def _reason(
     elif source == NEW_SOURCE:
         reason = "new in the catalogue"
     elif source in POPULARITY_SOURCES:
-        region = request.selection.region[0] if request.selection.region else request.context.get("region")
-        reason = f"popular in {region}" if region else "popular"
+        here = np.array([row], dtype=np.int32)
+        regions = (word for word in request.selection.region if items.passing(Selection(region=(word,)), here)[0])
+        region = next(regions, None)
+        reason = "popular" if region is None else f"popular in {region}"
+    elif source.startswith(_FEATURE):
+        reason = f"ranked by {source.removeprefix(_FEATURE)}"
     elif because is not None:
         title = items.fields(items.row(because), ["title"])["title"] if items.row(because) >= 0 else None
         reason = f'because of your interest in "{title or because}"'

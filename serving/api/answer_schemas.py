@@ -20,7 +20,9 @@ class RecommendedItem(BaseModel):
 
     item_id: str
     score: float
-    source: str = Field(description="The retriever that proposed it, or popular, new, pinned, exploration, trending, content.")
+    source: str = Field(
+        description="The retriever that ranked it highest, or popular, new, pinned, exploration, trending, seasonal, content."
+    )
     reason: str = Field(default="", description="With `explain`: why, for people.")
     contributions: dict[str, float] = Field(
         default={}, description="With `explain`: by source, feature and rule; they sum to score."

@@ -566,6 +566,45 @@ def test_contributions_sum_to_the_score_where_new_items_fill_a_list_too(ladder: 
     assert told["i039"].endswith("; lifted by rule r0; lifted by boost; lowered by rule r1")
 
 
+def test_the_reason_names_what_adds_most_to_the_score_whichever_source_ranked_the_item_highest(ladder: Ladder) -> None:
+    listed = replace(ranked(*range(30, 36), complete=True), source=np.array([1, 1, 0, 2, 1, 1], np.uint8))
+    names = ("source:knn", "source:popularity", "feature:popularity_score", "feature:item_events_7d", "baseline")
+    parts = np.array(
+        [
+            [0.9, 0.1, 0, 0, 3],  # popularity ranked it highest, what follows the history adds most
+            [0, 0.2, 0, 0, 3],
+            [0.4, 0.4, 0, 0, 0],
+            [0, 0, 0, 0, -1],
+            [0.1, 0, 0.3, 0, 0],
+            [0.1, 0, 0, 0.3, 0],
+        ],
+        np.float32,
+    )
+    listed = replace(listed, score=parts.sum(axis=1))
+    ladder.reply = ExplainedList(listed, names, parts, ("i001",) * 6).encode
+    told = {item["item_id"]: (item["source"], item["reason"]) for item in ladder.ask(top_k=6, explain=True).items}
+    interest = 'because of your interest in "Item 1"'
+    assert told == {
+        "i030": ("popularity", interest),
+        "i031": ("popularity", "popular"),
+        "i032": ("knn", interest),
+        "i033": ("popular", "popular"),
+        "i034": ("popularity", "popular"),
+        "i035": ("popularity", "ranked by item_events_7d"),
+    }
+
+
+def test_an_item_is_popular_in_a_region_that_was_asked_for_and_that_it_is_for(ladder: Ladder) -> None:
+    ladder.reply = fail
+
+    def reasons(**changes: object) -> dict[str, str]:
+        return {item["item_id"]: item["reason"] for item in ladder.ask(top_k=60, explain=True, **changes).items}
+
+    assert set(reasons(context={"region": "FR"}).values()) == {"popular"}  # the context chooses no items
+    chain = reasons(selection=Selection(region=("FR", "DE")))
+    assert (chain["i001"], chain["i005"]) == ("popular in FR", "popular in DE")
+
+
 def test_a_placement_gives_defaults_that_the_request_may_change(ladder: Ladder, make_config) -> None:
     home = Placement(top_k=3, filter='"Comedy" in categories', diversity=0.2)
     asked = [
