@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import select
 
-from features.catalogue import ITEMS
+from features.catalogue import ITEMS, Catalogue
 from features.control_store import ControlStore
 from serving.audit import AuditEntry, AuditLog
 from serving.item_table import ItemTable
@@ -144,6 +144,8 @@ def as_of_now(items: ItemTable, store: ControlStore, dataset: str, since: dateti
         dataset: the dataset's name.
         since: when the training read the catalogue; None looks at availability alone.
     """
+    schema = Catalogue(store, dataset).schema()
+    items.read_as_integers(one.name for one in schema.item_attributes if one.type == "int")
     here = ITEMS.c.dataset == dataset
     changed = {} if since is None else _changed_since(store, dataset, round(since.timestamp() * 1e6))
     if changed:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -26,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from serving.column_edits import edited_columns
-from serving.columns import BoolColumn, Column, IdColumn, ListColumn, column_from_arrow, words_equal
+from serving.columns import BoolColumn, Column, IdColumn, ListColumn, NumberColumn, column_from_arrow, words_equal
 from serving.errors import FilterError
 from serving.filter_masks import EVERYWHERE, PATHS
 from serving.filters import compile_filter
@@ -157,6 +158,13 @@ class ItemTable:
     def rows_of_hashes(self, hashes: Hashes) -> IntArray:
         """Rows of the items with one of the hashes; hashes of no item are left out."""
         return self._row_of.of_hashes(hashes)
+
+    def read_as_integers(self, names: Iterable[str]) -> None:
+        """Let attributes be shown as the integers that they are: training keeps integers that some item lacks as floats."""
+        for name in names:
+            column = self.columns.get(name)
+            if isinstance(column, NumberColumn) and not column.is_time:
+                self.columns[name] = replace(column, is_integer=True)
 
     def set_available(self, item_id: str, available: bool) -> None:
         """Apply a change of availability; unknown items are none of this table's business."""

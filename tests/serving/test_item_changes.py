@@ -6,6 +6,7 @@ import os
 import threading
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -16,6 +17,7 @@ from serving.audit import AuditLog
 from serving.item_changes import AvailabilityFollower, ItemChanges, as_of_now
 from serving.item_table import ItemTable
 from serving.recorded_import import IMPORT_SUBJECT, recorded_import
+from training.pipeline import item_table
 
 BEFORE = datetime.now(UTC) - timedelta(hours=1)
 
@@ -151,3 +153,12 @@ def test_a_table_opens_with_what_changed_since_the_training(store, bundle) -> No
     untouched = as_of_now(ItemTable.from_bundle(bundle), store, "planted", None)
     assert len(untouched) == table.num_trained
     assert not untouched.available[4]
+
+
+def test_an_integer_that_some_item_lacks_is_shown_as_one(store) -> None:
+    trained_at = datetime.now(UTC)
+    Catalogue(store, "planted").patch_item("i002", {"year": 2001})
+    kept = item_table(np.array(["i000", "i001", "i002"], dtype=object), {"year": np.array([1980.0, np.nan, 1982.0])})
+    table = as_of_now(ItemTable.from_arrow(kept, np.arange(3, dtype=np.int32)), store, "planted", trained_at)
+    shown = [table.fields(table.row(item_id), ["year"])["year"] for item_id in ("i000", "i001", "i002")]
+    assert repr(shown) == "[1980, None, 2001]"
