@@ -101,7 +101,7 @@ class Answerer:
             live = _previewed(snapshot, request.model_version)
         asked = resolved(request, self._config.placements, rules or snapshot.rules, assignments, now)
         items = live.items if live is not None else snapshot.items
-        items.matches(asked.selection)  # a wrong filter is refused before anything is asked
+        asked.check(items)  # a wrong filter is refused before anything is asked
         read = await self._read(live, asked.request)
         if live is not None:
             found = await self._from_version(live, asked, read)

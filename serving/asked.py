@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments.assignment import Assignment
-from serving.errors import RequestError
+from serving.errors import RequestError, blaming
 from serving.item_table import ItemTable
 from serving.placements import NO_PLACEMENT, Exploration, Placement
 from serving.request_values import body_seen
@@ -58,6 +58,18 @@ class Asked:
         if not (exclude or len(shown)):
             return None
         return np.concatenate([items.rows(exclude), items.rows_of_hashes(shown)]).astype(np.int32)
+
+    def check(self, items: ItemTable) -> None:
+        """Check that the items can be chosen and boosted as asked.
+
+        Raises:
+            FilterError: the filter or a boost does not fit the items' attributes; `field` says which.
+        """
+        items.matches(self.selection)
+        if self.request.boost:
+            with blaming("boost"):
+                for expression, _ in self.request.boost:
+                    items.matching(expression)
 
     def excluded_ids(self, items: ItemTable) -> tuple[str, ...]:
         """Ids of what the request excludes and of the items of earlier pages."""

@@ -10,6 +10,9 @@ ServingError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ServingError(Exception):
     """Base of all errors raised by `serving`."""
@@ -59,6 +62,16 @@ class FilterError(RequestError):
     def to_json(self) -> dict[str, dict[str, str | int]]:
         """The error body, with the place as a number of characters from 0."""
         return {"error": {**super().to_json()["error"], "position": self.position}}
+
+
+@contextmanager
+def blaming(field: str) -> Iterator[None]:
+    """Let a filter that is wrong name this parameter as the offending one."""
+    try:
+        yield
+    except FilterError as error:
+        error.field = field
+        raise
 
 
 class VersionRefusedError(ServingError):

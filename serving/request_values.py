@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from features.events import ACTION_CODES, MAX_ID_LENGTH
-from serving.errors import RequestError
+from serving.errors import RequestError, blaming
 from serving.filters import compile_filter
 from serving.schemas import ALL_SEEN, MAX_TOP_K, Seen, Selection
 
@@ -22,6 +23,7 @@ OWN_KEYS = frozenset({"score", "source", "reason", "contributions"})
 """What an answer says of each item itself, beside its id: attributes of such names cannot stand in its place."""
 
 _SEEN_FORM = 'exclude_seen must be true, false, an action, a list of actions or {"actions": [...], "max_age_days": number}'
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _TRUE, _FALSE = frozenset({"true", "1", "yes"}), frozenset({"false", "0", "no"})
 
 
@@ -31,10 +33,7 @@ def parse_top_k(text: str) -> int:
     Raises:
         RequestError: not an integer from 1 to 500.
     """
-    try:
-        top_k = int(text) if len(text) <= 10 else 0
-    except ValueError:
-        top_k = 0
+    top_k = int(text) if len(text) <= 10 and text.isascii() and text.isdigit() else 0
     if not 1 <= top_k <= MAX_TOP_K:
         raise RequestError(f"top_k must be an integer from 1 to {MAX_TOP_K}, got {text[:40]!r}", field="top_k")
     return top_k
@@ -52,7 +51,7 @@ def parse_selection(given: Mapping[str, Sequence[str]]) -> Selection:
         raise RequestError(f"category names {len(category)} categories, {MAX_WORDS} are allowed", field="category")
     chains = {}
     for name in ("region", "language"):
-        chains[name] = tuple(dict.fromkeys(word for text in given.get(name, ()) for word in text.split(",") if word))
+        chains[name] = tuple(dict.fromkeys(_words(given.get(name, ()))))
         if len(chains[name]) > MAX_CHAIN:
             raise RequestError(f"{name} names {len(chains[name])} {name}s, {MAX_CHAIN} are allowed", field=name)
     return Selection(category=category, filter=expression or None, **chains)
@@ -64,7 +63,7 @@ def parse_fields(given: Sequence[str]) -> tuple[str, ...]:
     Raises:
         RequestError: more than 32, or a name that the answer itself uses.
     """
-    names = tuple(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
+    names = tuple(dict.fromkeys(_words(given)))
     if len(names) > MAX_FIELDS:
         raise RequestError(f"fields names {len(names)} attributes, {MAX_FIELDS} are allowed", field="fields")
     own = next((name for name in names if name in OWN_KEYS), None)
@@ -94,26 +93,20 @@ def flag(text: str, name: str) -> bool:
 
 def share(given: object, name: str) -> float:
     """A number from 0 to 1."""
-    try:
-        share = float(given) if isinstance(given, str | int | float) and not isinstance(given, bool) else math.nan
-    except (ValueError, OverflowError):
-        share = math.nan
+    share = _number(given) if isinstance(given, str) else math.nan
+    if isinstance(given, int | float) and not isinstance(given, bool):
+        share = given
     if not 0 <= share <= 1:
         raise RequestError(f"{name} must be a number from 0 to 1, got {str(given)[:40]!r}", field=name)
-    return share
+    return float(share)
 
 
 def query_seen(texts: Sequence[str], days: str | None) -> Seen | None:
     """`exclude_seen` and `exclude_seen_max_age_days` of a query string: a truth value, or actions separated by commas."""
     words = [word for text in texts for word in text.split(",")] or ["true"]
-    lower = words[0].lower()
-    if len(words) == 1 and lower in _FALSE:
-        return None
-    try:
-        age = None if days is None else float(days)
-    except ValueError:
-        age = math.nan
-    return _seen(age, None if len(words) == 1 and lower in _TRUE else words)
+    lower = words[0].lower() if len(words) == 1 else ""
+    seen = _seen(None if days is None else _number(days), None if lower in _TRUE | _FALSE else words)
+    return None if lower in _FALSE else seen
 
 
 def body_seen(given: object) -> Seen | None:
@@ -141,11 +134,20 @@ def _seen(days: float | None, actions: Sequence[str] | None) -> Seen:
         return Seen(days)
     unknown = next((one for one in actions if one not in ACTION_CODES), None)
     if unknown is not None or not actions:
-        message = (
-            f"exclude_seen must be true, false or some of {', '.join(ACTION_CODES)}, got {unknown[:40] if unknown else 'none'!r}"
-        )
-        raise RequestError(message, field="exclude_seen")
+        got = "an empty list" if unknown is None else repr(unknown[:40])
+        known = ", ".join(ACTION_CODES)
+        raise RequestError(f"exclude_seen must be true, false or some of {known}, got {got}", field="exclude_seen")
     return Seen(days, frozenset(ACTION_CODES[one] for one in actions))
+
+
+def _number(text: str) -> float:
+    """A number as JSON writes one, or with a bare point; NaN for anything else that `float` would take."""
+    return float(text) if _NUMBER.fullmatch(text) else math.nan
+
+
+def _words(texts: Sequence[str]) -> list[str]:
+    """Words separated by commas, without the spaces around them."""
+    return [word for text in texts for part in text.split(",") if (word := part.strip())]
 
 
 def item_filter(given: object) -> str:
@@ -168,7 +170,8 @@ def boosts(given: object) -> tuple[tuple[str, float], ...]:
         weight = one["weight"]
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) <= MAX_BOOST:
             raise RequestError(f"the weight of a boost must be a number from -{MAX_BOOST:g} to {MAX_BOOST:g}", field="boost")
-        compile_filter(one["filter"])
+        with blaming("boost"):
+            compile_filter(one["filter"])
         boosts.append((one["filter"], float(weight)))
     return tuple(boosts)
 

@@ -346,6 +346,15 @@ def test_a_placements_or_variants_filter_that_does_not_fit_is_left_out_and_logge
     assert "'year == \"x\"' of a placement" in caplog.text
 
 
+
+
+def test_a_boost_that_does_not_fit_is_refused_and_named(ladder: Ladder) -> None:
+    with pytest.raises(FilterError) as refused:
+        ladder.ask(boost=(('year > "x"', 1.0),))
+    assert refused.value.field == "boost"
+    assert not ladder.asked
+
+
 def test_a_filter_that_nothing_passes_is_an_empty_answer(ladder: Ladder) -> None:
     ladder.reply = lambda: ranked(complete=True).encode()
     answer = ladder.ask(selection=Selection(filter="year > 3000"))

@@ -56,6 +56,10 @@ def test_query_strings_and_bodies_say_the_same_of_what_was_met() -> None:
         ({"filter": ["a"]}, "filter"),
         ({"category": [1]}, "category"),
         ({"fields": [f"f{n}" for n in range(33)]}, "fields"),
+        ({"boost": [{"filter": "year >", "weight": 1}]}, "boost"),
+        ({"diversity": 2}, "diversity"),
+        ({"diversity": True}, "diversity"),
+        ({"diversity": 10**400}, "diversity"),
         ({"fields": ["title", "score"]}, "fields"),
         ({"fields": "source"}, "fields"),
         ({"user_id": ""}, "user_id"),
@@ -81,6 +85,34 @@ def test_query_and_body_mean_the_same() -> None:
     assert parse_get("u", query) == parse_body(body)
     with pytest.raises(RequestError):
         parse_get("u", b"top_k=1&top_k=2")
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "given"),
+    [
+        ("top_k=1_0", "top_k", "'1_0'"),
+        ("top_k=%20%205", "top_k", "'  5'"),
+        ("top_k=%D9%A3", "top_k", "'٣'"),
+        ("top_k=%2B5", "top_k", "'+5'"),
+        ("diversity=0_1", "diversity", "'0_1'"),
+        ("diversity=%200.3", "diversity", "' 0.3'"),
+        ("exclude_seen=false&exclude_seen_max_age_days=abc", "exclude_seen", "at most 36500 days"),
+        ("exclude_seen_max_age_days=1_0", "exclude_seen", "at most 36500 days"),
+        ("exclude_seen=", "exclude_seen", "got ''"),
+        ("exclude_seen=view,", "exclude_seen", "got ''"),
+    ],
+)
+def test_a_value_that_is_none_is_refused_as_it_was_given(query: str, field: str, given: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_get("u", query.encode())
+    assert caught.value.field == field
+    assert given in str(caught.value)
+
+
+def test_spaces_around_words_do_not_count() -> None:
+    request = parse_get("u", b"region=DE,%20FR%20&language=%20de,,&fields=title,%20year")
+    assert (request.selection.region, request.selection.language, request.fields) == (("DE", "FR"), ("de",), ("title", "year"))
+    assert parse_get("u", b"diversity=.5&exclude_seen=no&exclude_seen_max_age_days=7").diversity == 0.5
 
 
 @pytest.mark.parametrize("name", ["score", "source", "reason", "contributions"])
