@@ -250,8 +250,8 @@ def _optional_id(raw: dict[str, Any], name: str) -> str | None:
     if isinstance(given, bool) or not isinstance(given, str | int):
         raise EventError(f"{name} must be a string", name)
     text = str(given)
-    if not text or len(text) > MAX_ID_LENGTH:
-        raise EventError(f"{name} must have 1 to {MAX_ID_LENGTH} characters", name)
+    if not text or len(text) > MAX_ID_LENGTH or "\0" in text:
+        raise EventError(f"{name} must have 1 to {MAX_ID_LENGTH} characters, none of them NUL", name)
     if not text.isascii():
         try:
             text.encode()

@@ -26,7 +26,19 @@ from serving.cache import ListCache
 from serving.config import ServingConfig
 from serving.errors import RequestError
 from serving.exposure_log import ExposureLog
-from serving.http import AsgiScope, Message, Receive, Send, authorize, bounded, header, read_json, send_bytes, send_json
+from serving.http import (
+    AsgiScope,
+    Message,
+    Receive,
+    Send,
+    authorize,
+    bounded,
+    checked_path,
+    header,
+    read_json,
+    send_bytes,
+    send_json,
+)
 from serving.intake import EventIntake
 from serving.live_state import Snapshot, SnapshotLoader
 from serving.metrics import GatewayMetrics
@@ -101,9 +113,10 @@ class GatewayApp:
 
     async def http(self, scope: AsgiScope, receive: Receive, send: Send, *, by_serve: bool = False) -> None:
         """Answer a request; `by_serve`: Ray Serve has passed it on, and writes the id that it knows into the answer itself."""
-        path, request_id = scope["path"], begin(header(scope, b"x-request-id"), by_serve=by_serve)
+        request_id = begin(header(scope, b"x-request-id"), by_serve=by_serve)
         route, status = "other", 200
         try:
+            path = checked_path(scope)
             if path.startswith(_PER_USER):
                 route = "recommendations"
                 _only(scope, "GET")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -26,6 +27,27 @@ def header(scope: AsgiScope, name: bytes) -> bytes | None:
         if key == name:
             return bytes(value)
     return None
+
+
+def checked_path(scope: AsgiScope) -> str:
+    """The decoded path of a request.
+
+    Raises:
+        RequestError: 400: it is not UTF-8, or has a NUL byte. Servers decode wrong bytes to one and the same character, so that
+            different ids would be one.
+    """
+    path: str = scope["path"]
+    if "\0" in path or ("\ufffd" in path and not _is_utf8(unquote_to_bytes(scope.get("raw_path") or b"%ff"))):
+        raise RequestError("the percent-decoded path must be UTF-8 without NUL bytes", code="malformed_path", status=400)
+    return path
+
+
+def _is_utf8(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def authorize(config: ServingConfig, scope: AsgiScope, wanted: Scope) -> str:

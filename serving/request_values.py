@@ -76,10 +76,10 @@ def checked_id(text: str, name: str) -> str:
     """An id that can be one.
 
     Raises:
-        RequestError: empty, too long, or not Unicode.
+        RequestError: empty, too long, or with a NUL character, which not every store can hold.
     """
-    if not 0 < len(text) <= MAX_ID_LENGTH:
-        raise RequestError(f"{name} must have 1 to {MAX_ID_LENGTH} characters", field=name)
+    if not 0 < len(text) <= MAX_ID_LENGTH or "\0" in text:
+        raise RequestError(f"{name} must have 1 to {MAX_ID_LENGTH} characters, none of them NUL", field=name)
     return text
 
 

@@ -83,6 +83,8 @@ def test_an_unknown_action_is_kept_with_a_flag_and_a_configured_one_without() ->
         ({"item_id": ""}, "item_id"),
         ({"item_id": "x" * 257}, "item_id"),
         ({"item_id": "\ud800"}, "item_id"),
+        ({"item_id": "a\0b"}, "item_id"),
+        ({"user_id": "\0"}, "user_id"),
         ({"item_id": ["i"]}, "item_id"),
         ({"item_id": True}, "item_id"),
         ({"user_id": None}, "user_id"),

@@ -63,6 +63,8 @@ def test_query_strings_and_bodies_say_the_same_of_what_was_met() -> None:
         ({"fields": ["title", "score"]}, "fields"),
         ({"fields": "source"}, "fields"),
         ({"user_id": ""}, "user_id"),
+        ({"user_id": "a\0b"}, "user_id"),
+        ({"session_id": "\0"}, "session_id"),
         ({"user_id": 1.5}, "user_id"),
     ],
 )

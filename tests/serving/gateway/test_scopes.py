@@ -1,4 +1,4 @@
-"""Every call of the API on a gateway: who may make it, and how large its body may be."""
+"""Every call of the API on a gateway: who may make it, what ids its path may hold, and how large its body may be."""
 
 from __future__ import annotations
 
@@ -70,6 +70,30 @@ def test_every_call_wants_the_scope_that_the_document_names(gateway: GatewayApp)
                 assert answer.status_code == 200 or "error" in answer.json() or answer.status_code < 300, where
 
     asked(gateway, ask)
+
+
+def test_ids_of_a_path_are_text_on_every_call(gateway: GatewayApp) -> None:
+    async def ask(client: httpx.AsyncClient) -> int:
+        tried = 0
+        for method, path, _, has_body in await calls(client):
+            if path.count("_id") + path.count("name") == 0:
+                continue
+            whole = path.replace("user_id", "{}").replace("item_id", "{}").replace("session_id", "{}")
+            for given in ("%ff", "a%C3", "%ED%A0%80", "a%00b"):
+                answer = await client.request(
+                    method,
+                    whole.replace("{}", given).replace("model_id", given).replace("name", given),
+                    json={} if has_body else None,
+                    headers={"Authorization": "Bearer admin"},
+                )
+                assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_path"), f"{method} {path}"
+                tried += 1
+        for known in ("%EF%BF%BD", "%C3%A9"):  # the replacement character itself is a character
+            answer = await client.get(f"/v1/items/{known}", headers={"Authorization": "Bearer admin"})
+            assert answer.json()["error"]["code"] == "not_found"
+        return tried
+
+    assert asked(gateway, ask) >= 40
 
 
 def test_no_body_may_be_larger_than_the_limit_whatever_its_length_says(gateway: GatewayApp) -> None:
