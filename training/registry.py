@@ -90,7 +90,7 @@ class Registry:
                     f"nothing is registered as {self.model}: run `shortlist tune … --dataset {self.dataset}` first"
                 ) from None
             known = ", ".join(f"{alias}={v}" for alias, v in sorted(aliases.items())) or "no aliases"
-            raise UnknownVersionError(f"{self.model} has no version or alias {name!r} (aliases: {known})") from None
+            raise UnknownVersionError(f"{self.model} has no version or alias {name[:80]!r} (aliases: {known})") from None
         return ModelVersion.of(raw, aliases)
 
     def history(self, alias: str) -> list[AliasMove]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from experiments.assignment import check_exclusive
 from experiments.errors import OverlapError
@@ -30,6 +31,15 @@ _CHANGES: dict[str, Any] = {
 }
 
 
+def _version_name(given: object) -> str:
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        raise PydanticCustomError("version_name", "must be a version's number or an alias")
+    return str(given)
+
+
+VersionName = Annotated[str, BeforeValidator(_version_name, json_schema_input_type=str | int)]
+
+
 class ModelChange(BaseModel):
     """What to serve."""
 
@@ -40,7 +50,7 @@ class ModelChange(BaseModel):
         },
     )
 
-    version: str | int | None = Field(default=None, description="Number of a version, or an alias whose version is meant.")
+    version: VersionName | None = Field(default=None, description="Number of a version, or an alias whose version is meant.")
     alias: str = Field(default=CHAMPION, description="The alias to move; `champion` takes default traffic.")
     mode: Literal["promote", "rollback", "canary", "shadow"] = "promote"
     traffic: float | None = Field(
@@ -56,7 +66,7 @@ class AliasTarget(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "3"}]})
 
-    version: str | int
+    version: VersionName
 
 
 class AliasName(BaseModel):
@@ -91,21 +101,20 @@ def update_model(model_id: str, change: ModelChange, context: Context, actor: Ad
         return _end_shadow(context, actor)
     if change.version is None:
         raise RequestError(f"{change.mode} needs a version", field="version")
-    wanted = str(change.version)
     if change.mode == "shadow":
-        return _shadow(context, wanted, change.traffic, actor)
+        return _shadow(context, change.version, change.traffic, actor)
     if change.mode == "canary":
-        return _canary(context, wanted, change.traffic, actor)
+        return _canary(context, change.version, change.traffic, actor)
     if change.traffic is not None:
         raise RequestError("traffic belongs to modes canary and shadow", field="traffic")
-    return _promote(context, change.alias, wanted, actor)
+    return _promote(context, change.alias, change.version, actor)
 
 
 @router.put("/{model_id}/aliases/{alias}", **_CHANGES)
 def set_alias(model_id: str, alias: str, target: AliasTarget, context: Context, actor: Admin) -> dict[str, Any]:
     """Point an alias at a version."""
     context.check_model_id(model_id)
-    return _promote(context, alias, str(target.version), actor)
+    return _promote(context, alias, target.version, actor)
 
 
 @router.post("/{model_id}/rollback", **_CHANGES)
@@ -136,14 +145,22 @@ def _canary(context: ApiContext, wanted: str, traffic: float | None, actor: str)
             status=409,
             field="version",
         )
+    present = running_canary(context.control, version)
+    if traffic is None and present is not None:
+        return _listing(context)
     share = DEFAULT_SHARE if traffic is None else traffic
     if not 0 < share <= MAX_SHARE:
         raise RequestError(
             f"traffic of a canary must be above 0 and at most {MAX_SHARE:g}, as the control takes as much: promote for more",
             field="traffic",
         )
-    present = running_canary(context.control, version)
     if present is not None:
+        if 2 * share < present.spec.traffic:
+            raise RequestError(
+                f"traffic {share:g} is below the canary's present {present.spec.traffic / 2:g}: units would leave their variant; "
+                f"stop experiment {present.spec.name} and start another canary instead",
+                field="traffic",
+            )
         experiments.ramp_experiment(present.spec.name, context, actor, 2 * share)
         return _listing(context)
     spec = canary_spec(version, champion, share, {one.spec.name for one in context.control.experiments()})

@@ -346,8 +346,6 @@ def test_a_placements_or_variants_filter_that_does_not_fit_is_left_out_and_logge
     assert "'year == \"x\"' of a placement" in caplog.text
 
 
-
-
 def test_a_boost_that_does_not_fit_is_refused_and_named(ladder: Ladder) -> None:
     with pytest.raises(FilterError) as refused:
         ladder.ask(boost=(('year > "x"', 1.0),))

@@ -23,6 +23,7 @@ from serving.api.app import build_api
 from serving.api.context import ApiContext
 from serving.audit import AuditLog
 from serving.cache import ListCache
+from serving.canary import canary_spec
 from serving.config import ServingConfig, hash_token
 from serving.control import ServingControl
 from serving.live_state import SnapshotLoader
@@ -378,12 +379,29 @@ def test_a_rollback_that_the_registry_did_not_answer_may_be_tried_again(
         ({"mode": "shadow"}, 422, "version"),
         ({}, 422, "version"),
         ({"mode": "sideways"}, 422, "mode"),
+        ({"version": True}, 422, "version"),
+        ({"version": 1.5}, 422, "version"),
+        ({"version": ["1"]}, 422, "version"),
         ({"x": 1}, 422, "x"),
     ],
 )
 def test_bad_model_updates_are_refused(api: TestClient, body: dict[str, object], status: int, field: str) -> None:
     answer = api.put("/v1/models/shortlist-shop", json=body, headers=ADMIN)
     assert (answer.status_code, answer.json()["error"]["field"]) == (status, field)
+
+
+def test_a_canary_cannot_be_lowered_and_the_refusal_speaks_of_its_own_share(
+    api: TestClient, config: ServingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ApiContext, "aliases", lambda self: {"champion": "1"})
+    monkeypatch.setattr(ApiContext, "servable_version", lambda self, name, field: name)
+    control = ServingControl(ControlStore(config.control_url), "shop")
+    control.put_experiment(canary_spec("2", "1", 0.3, ()), actor="t")
+    control.start_experiment("canary-2", {"champion": "1", "canary": "2"}, actor="t")
+    refused = api.put("/v1/models/shortlist-shop", json={"version": 2, "mode": "canary", "traffic": 0.05}, headers=ADMIN)
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "traffic")
+    assert "traffic 0.05 is below the canary's present 0.3" in refused.json()["error"]["message"]
+    assert "stop experiment canary-2" in refused.json()["error"]["message"]
 
 
 def test_another_model_is_not_served_here(api: TestClient) -> None:

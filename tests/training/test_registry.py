@@ -115,6 +115,8 @@ def test_an_unknown_version_or_alias_names_what_there_is(registry: Registry, bun
     for number in ("7", "0", str(2**31 - 1), str(2**31), "9" * 30, "١"):
         with pytest.raises(UnknownVersionError, match="no version or alias"):
             registry.version(number)
+    with pytest.raises(UnknownVersionError, match=rf"no version or alias '{'9' * 80}' \("):
+        registry.version("9" * 400)
     with pytest.raises(UnknownVersionError, match="no version or alias '7'"):
         registry.download("7")
     with pytest.raises(UnknownVersionError, match="no alias 'shadow'"):

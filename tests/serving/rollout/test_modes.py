@@ -63,8 +63,9 @@ def test_a_canary_is_an_experiment_that_ramps_and_ends_with_the_promotion(rollou
     ramped = rollout.admin.update_model(MODEL, {"version": "2", "mode": "canary", "traffic": 0.5})
     assert ramped["canary"] == {**canary, "traffic": 0.5, "status": "running"}
     rollout.wait(lambda: share() > 0.4, "the ramp")
-    with pytest.raises(ApiError, match="below the present"):
+    with pytest.raises(ApiError, match=r"traffic 0\.1 is below the canary's present 0\.5"):
         rollout.admin.update_model(MODEL, {"version": "2", "mode": "canary", "traffic": 0.1})
+    assert rollout.admin.update_model(MODEL, {"version": "2", "mode": "canary"})["canary"]["traffic"] == 0.5
     assert rollout.admin.update_model(MODEL, {"version": "2"})["canary"] is None
     assert rollout.admin.experiment(name)["status"] == "stopped"
     rollout.wait_for("2")
