@@ -23,6 +23,8 @@ from serving.errors import RequestError
 WINDOW_S = 300
 """How far a delivery's time may be from now. Source: Standard Webhooks, which MLflow follows, recommends five minutes."""
 _ID_CHARACTERS = 128
+_TIME_CHARACTERS = 20
+"""More than any clock shows, and far below the length from which Python refuses to read digits."""
 DELIVERIES = Table(
     "webhook_deliveries",
     METADATA,
@@ -66,7 +68,8 @@ class Deliveries:
         if not hmac.compare_digest(sign(self._secret(), delivery_id, timestamp, body).encode(), given.encode()):
             raise RequestError("the signature does not fit: secret or body differ", code="bad_signature", status=401)
         now = self._clock()
-        if not timestamp.isdecimal() or abs(now - int(timestamp)) > WINDOW_S:
+        readable = timestamp.isdecimal() and len(timestamp) <= _TIME_CHARACTERS
+        if not readable or abs(now - int(timestamp)) > WINDOW_S:
             raise RequestError(
                 f"the delivery's time is more than {WINDOW_S} s from this server's: an old delivery, or a clock is wrong",
                 code="stale_delivery",

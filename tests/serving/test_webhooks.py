@@ -111,3 +111,12 @@ def test_old_ids_are_forgotten_only_when_their_time_refuses_them(make_config: Ca
         now[0] = 1_000_000.0 + later
         assert check(f"other{later}", int(now[0])) is None
         assert check("f1", 1_000_000) == ("replayed_delivery" if later <= WINDOW_S else "stale_delivery")
+
+
+@pytest.mark.parametrize("timestamp", ["9" * 5000, "9" * 20, "-1", "1.5", "1e9"])
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_time_that_no_clock_shows_is_refused(deliver: Deliver, timestamp: str, signed: bool) -> None:
+    changed = {"X_MLflow_Timestamp": timestamp}
+    if signed:
+        changed["X_MLflow_Signature"] = sign(SECRET, "g1", timestamp, BODY.encode())
+    assert code(deliver("g1", **changed)) == (401, "stale_delivery" if signed else "bad_signature")
