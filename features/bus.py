@@ -105,7 +105,10 @@ class EventBus(Protocol):
         """
 
     async def publish_async(self, stream: str, payloads: Sequence[bytes], keys: Sequence[str] | None = None) -> list[str | None]:
-        """`publish` for an event loop."""
+        """`publish` for an event loop, with a deadline: after BusUnavailableError the payloads may or may not be on the bus.
+
+        Publishing them again with the same keys appends none twice.
+        """
 
     def ensure_groups(self, stream: str) -> None:
         """Create the stream's groups (`GROUPS`) where they do not exist; a new group starts at the oldest entry."""

@@ -23,6 +23,7 @@ from redis.retry import Retry
 
 from features.bus import GROUPS, BusEntry, DeadLetter, StreamLag
 from features.errors import BusFullError, BusUnavailableError
+from features.publish_deadline import PublishDeadline
 from features.redis_erasure import delete_entries, forget_keys, rewrite_log
 from features.redis_groups import GroupPositions
 
@@ -31,6 +32,9 @@ MAX_ENTRIES = 2_000_000
 
 UNIQUE_WINDOW_S = 300
 """A key is remembered for at least this long, and for twice as long at most."""
+
+PUBLISH_TIMEOUT_S = 2.0
+"""Time that `publish_async` may take: below the 5 s after which clients of the gateway give up, far above a slow disk's write."""
 
 # Fields of an entry: p payload, g group it is meant for alone (replayed), and in dead letters reason and entry (the first id).
 
@@ -77,6 +81,7 @@ class RedisStreamBus:
         site: tenant part of the keys.
         max_entries: length of a stream at which publishing is refused.
         unique_window_s: how long a published key is remembered at least.
+        publish_timeout_s: how long `publish_async` may take.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class RedisStreamBus:
         site: str = "local",
         max_entries: int = MAX_ENTRIES,
         unique_window_s: int = UNIQUE_WINDOW_S,
+        publish_timeout_s: float = PUBLISH_TIMEOUT_S,
     ) -> None:
         self._url, self._prefix = url, f"sl:{{{site}:{dataset}}}:"
         self._max_entries, self._window_s = max_entries, unique_window_s
@@ -102,6 +108,7 @@ class RedisStreamBus:
         self._positions = GroupPositions(self._redis)
         self._publish = self._redis.register_script(_PUBLISH)
         self._publish_async = self._async.register_script(_PUBLISH)
+        self._deadline = PublishDeadline(publish_timeout_s)
         self._resumed_from: dict[tuple[str, str, str], str] = {}
 
     def publish(self, stream: str, payloads: Sequence[bytes], keys: Sequence[str] | None = None) -> list[str | None]:
@@ -115,8 +122,9 @@ class RedisStreamBus:
         """See `EventBus.publish_async`."""
         if not payloads:
             return []
+        arguments = self._publish_arguments(stream, payloads, keys)
         with self._translated():
-            return self._published(stream, await self._publish_async(*self._publish_arguments(stream, payloads, keys)))
+            return self._published(stream, await self._deadline.call(lambda: self._publish_async(*arguments)))
 
     def ensure_groups(self, stream: str) -> None:
         """See `EventBus.ensure_groups`."""
@@ -300,10 +308,11 @@ class RedisStreamBus:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except RedisError as error:
+        except (RedisError, TimeoutError) as error:
             where = urlsplit(self._url)  # without the password that it may hold
             place = f"{where.hostname or where.path}:{where.port or ''}"
-            raise BusUnavailableError(f"event bus at {place} failed ({error}); is Redis up? see `shortlist doctor`") from error
+            why = str(error) or "it does not answer in time"
+            raise BusUnavailableError(f"event bus at {place} failed ({why}); is Redis up? see `shortlist doctor`") from error
 
 
 def _entry(row: tuple[bytes, dict[bytes, bytes]], deliveries: int = 1) -> BusEntry:

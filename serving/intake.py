@@ -102,8 +102,12 @@ class EventIntake:
         except BusFullError as error:
             raise RequestError(str(error), code="bus_full", status=429, headers={"Retry-After": str(RETRY_AFTER_S)}) from None
         except BusUnavailableError as error:
+            # A bus that hangs may still append them when it goes on: their ids keep the second sending from being stored again.
             raise RequestError(
-                f"no event was accepted: {error}", code="bus_unavailable", status=503, headers={"Retry-After": str(RETRY_AFTER_S)}
+                f"no event was accepted, send them again with the same event_id: {error}",
+                code="bus_unavailable",
+                status=503,
+                headers={"Retry-After": str(RETRY_AFTER_S)},
             ) from None
         return [one is not None for one in ids]
 

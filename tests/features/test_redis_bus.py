@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 
 from features.bus import EVENTS, EXPOSURES, FEATURES_GROUP, STORE_GROUP, EventBus
 from features.errors import BusFullError, BusUnavailableError
+from features.publish_deadline import MAX_UNDER_WAY
 from features.redis_bus import RedisStreamBus
 
 pytestmark = pytest.mark.integration
@@ -251,3 +253,36 @@ def test_looking_at_a_group_that_works_never_fails(bus: RedisStreamBus) -> None:
     finally:
         stop.set()
         worker.join()
+
+
+def test_a_hung_redis_is_told_in_time_and_costs_few_connections_and_no_payload_twice(own_redis: Any, dataset: str) -> None:
+    bus = RedisStreamBus(own_redis.url, dataset, publish_timeout_s=0.5)
+
+    def connections() -> int:
+        return int(bus._redis.info("stats")["total_connections_received"])
+
+    async def wave(name: str, calls: int = 3 * MAX_UNDER_WAY) -> list[Any]:
+        keys = [f"{name}-{number}" for number in range(calls)]
+        return await asyncio.gather(*(bus.publish_async(EVENTS, [key.encode()], [key]) for key in keys), return_exceptions=True)
+
+    async def run() -> None:
+        assert await bus.publish_async(EVENTS, [b"before"], ["before"]) != [None]
+        before = connections()
+        own_redis.process.send_signal(signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(10):  # the library's own time-outs and retries come to 15 s
+                refused = [await wave("first"), await wave("second"), await wave("second")]
+        finally:
+            own_redis.process.send_signal(signal.SIGCONT)
+        assert {type(one) for calls in refused for one in calls} == {BusUnavailableError}
+        assert "does not answer in time" in str(refused[0][0])
+        again = [*await wave("first", 1), *await wave("first", 3)]  # the first asks alone whether the bus is back
+        assert not any(isinstance(one, BaseException) for one in again)
+        assert connections() - before <= MAX_UNDER_WAY + 10, "one call at a time asks a bus that is known to hang"
+        await bus.aclose()
+
+    asyncio.run(run())
+    payloads = [entry.payload for entry in bus.tail(EVENTS, 10_000)]
+    assert len(payloads) == len(set(payloads)), "sent again under its key"
+    assert {b"before", b"first-0", b"first-1", b"first-2"} <= set(payloads)
+    bus.close()

@@ -110,7 +110,7 @@ def test_with_the_cache_hanging_answers_are_computed_and_cached_again_afterwards
 def test_with_the_bus_hanging_events_are_refused_and_answers_go_on(rollout) -> None:
     event = {"user_id": "u5", "item_id": "i001", "action": "click"}
     with stopped(part(rollout, "redis-bus")):
-        refused = rollout.http.post("/v1/events", json=event)
+        refused = rollout.http.post("/v1/events", json=event, timeout=5)  # as long as the Python client waits
         answer = rollout.http.get("/v1/recommendations/u7")
     assert (refused.status_code, answer.status_code) == (503, 200)
     assert "Retry-After" in refused.headers

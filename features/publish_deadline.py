@@ -1,0 +1,53 @@
+"""A deadline for calls to a bus that may hang: stopped, out of disk, behind a network that swallows packets.
+
+Without it each call waits as long as the client library does, with a connection of its own. Here a call waits for some seconds;
+after one that waited in vain a single call at a time asks whether the bus is back, and the others are refused at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+MAX_UNDER_WAY = 256
+"""Calls that may wait for the bus together, each on a connection of its own; the others wait for their turn."""
+
+
+class PublishDeadline:
+    """Bounds calls in time and number. Belongs to one event loop.
+
+    Args:
+        seconds: a call may take, waiting for its turn included.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._turns = asyncio.Semaphore(MAX_UNDER_WAY)
+        self._hangs, self._asking = False, False
+
+    async def call(self, send: Callable[[], Awaitable[T]]) -> T:
+        """What `send` returns.
+
+        Raises:
+            TimeoutError: not within the deadline; whether the bus has taken the call is not known. Or it hangs, and was not asked.
+        """
+        try:
+            async with asyncio.timeout(self._seconds), self._turns:
+                result = await (self._alone(send) if self._hangs else send())
+        except TimeoutError:
+            self._hangs = True
+            raise
+        self._hangs = False
+        return result
+
+    async def _alone(self, send: Callable[[], Awaitable[T]]) -> T:
+        if self._asking:
+            raise TimeoutError
+        self._asking = True
+        try:
+            return await send()
+        finally:
+            self._asking = False
