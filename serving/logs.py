@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 
@@ -38,7 +39,8 @@ class JsonLines(logging.Formatter):
         }
         line |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
         if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
+            # Not by formatException: it prints into a buffer, and Ray Serve's own print writes a line as a tuple's text there.
+            line["error"] = "".join(traceback.format_exception(*record.exc_info)).rstrip()
         return json.dumps(line, ensure_ascii=False, default=str)
 
 

@@ -6,6 +6,8 @@ import json
 import logging
 import sys
 
+import pytest
+
 from serving.logs import LOGGER, JsonLines, log_to_file
 
 
@@ -22,6 +24,19 @@ def test_a_line_is_one_json_object_with_what_was_told() -> None:
     assert told["process"] == "gateway-7"
     assert "broken" in told["error"]
     assert told["at"].endswith("+00:00")
+
+
+def test_a_traceback_is_plain_text_where_ray_serve_has_replaced_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve._private.logging_utils import redirected_print
+
+    monkeypatch.setattr("builtins.print", redirected_print)  # as in each of its replicas
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        record = logging.LogRecord(LOGGER, logging.ERROR, __file__, 1, "failed", (), sys.exc_info())
+    told = json.loads(JsonLines("gateway-7").format(record))["error"]
+    assert told.startswith("Traceback (most recent call last):\n  File ")
+    assert told.endswith("\nValueError: broken")
 
 
 def test_lines_go_to_the_home(make_config) -> None:
