@@ -77,7 +77,12 @@ class ServingConfig(BaseModel):
     webhook_secret_file: Path | None = None
     """File with the secret that MLflow signs deliveries with; None refuses them, and aliases are polled."""
     open_loopback: bool = True
-    """Read and write calls need no token. Only for a gateway that binds a loopback address."""
+    """Read and write calls need no token where none of their scope is given. Only for a gateway that binds a loopback address."""
+
+    def opens(self, scope: Scope) -> bool:
+        """Whether calls of a scope need no token."""
+        tokens = {"read": self.read_token_sha256, "write": self.write_token_sha256}
+        return self.open_loopback and scope in tokens and tokens[scope] is None
 
     @property
     def paths(self) -> DatasetPaths:

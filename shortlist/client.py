@@ -109,7 +109,7 @@ class Client(_Connection):
 
     Args:
         base_url: of the server.
-        token: bearer token; loopback demos need one for admin calls alone.
+        token: bearer token; a loopback server without tokens of its own needs one for admin calls alone.
         timeout: seconds to wait for one attempt.
         attempts: how often a call is sent before its failure is raised.
     """

@@ -98,6 +98,7 @@ def drive(
     people: SimulatedUsers,
     config: TrafficConfig,
     *,
+    token: str | None = None,
     model: ClickModel | None = None,
     on_session: Callable[[TrafficReport], None] = lambda _: None,
 ) -> TrafficReport:
@@ -107,22 +108,24 @@ def drive(
         base_url: of the gateway.
         people: who visits.
         config: how many, and how fast.
+        token: that reads and writes, where the gateway asks for one.
         model: how they look and click; `ClickModel()` where None.
         on_session: told after every visit.
     """
-    return asyncio.run(_Drive(base_url, people, config, model or ClickModel(), on_session).run())
+    return asyncio.run(_Drive(base_url, token, people, config, model or ClickModel(), on_session).run())
 
 
 class _Drive:
     def __init__(
         self,
         base_url: str,
+        token: str | None,
         people: SimulatedUsers,
         config: TrafficConfig,
         model: ClickModel,
         on_session: Callable[[TrafficReport], None],
     ) -> None:
-        self._base_url, self._people, self._config, self._model = base_url, people, config, model
+        self._base_url, self._token, self._people, self._config, self._model = base_url, token, people, config, model
         self._on_session = on_session
         self._report = TrafficReport()
 
@@ -130,7 +133,7 @@ class _Drive:
         config, rng, began = self._config, np.random.default_rng(self._config.seed), time.monotonic()
         users = self._people.draw(rng, config.sessions)
         seeds = rng.integers(2**32, size=config.sessions).tolist()
-        async with AsyncClient(self._base_url) as client:
+        async with AsyncClient(self._base_url, token=self._token) as client:
             if config.sessions_per_s is None:
                 places = asyncio.Semaphore(config.concurrency)
 

@@ -32,8 +32,10 @@ def bench_stack(settings: Settings, *, here: bool, size: Sequence[str] = SIZE) -
         size: arguments of `data simulate` for a temporary stack; its champion is what the study `first` trains.
 
     Raises:
-        CommandError: a step failed, or there is no stack here.
+        CommandError: a step failed, there is no stack here, or it would ask for tokens, which loads have not.
     """
+    if settings.token.read or settings.token.write:
+        raise CommandError("measurements ask without a token: unset SHORTLIST_TOKEN__READ and SHORTLIST_TOKEN__WRITE")
     if here:
         state = running_stack(settings.home.absolute())
         if state is None:

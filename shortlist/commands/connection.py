@@ -20,6 +20,21 @@ UrlOption = Annotated[
 ]
 
 
+def traffic_token(url: str | None = None) -> str | None:
+    """A token for answers and events: the environment's write or admin token, else the running stack's; None where there is none.
+
+    Args:
+        url: of another server than the running stack of this home; that one's own token is not for it.
+    """
+    settings = console.settings()
+    given = settings.token.write or settings.token.admin
+    if given is not None:
+        return given.get_secret_value()
+    home = settings.home.absolute()
+    stack = running_stack(home)
+    return kept_secret(home, "admin-token") if stack is not None and url in (None, stack.base_url) else None
+
+
 @contextmanager
 def connected(url: str | None = None) -> Iterator[Client]:
     """A client with the admin token; a refusal of the server ends the command with its message.

@@ -26,7 +26,7 @@ from features.simulated_world import SimulationConfig
 from serving.audit import AuditLog
 from serving.recorded_import import recorded_import
 from shortlist.commands import console
-from shortlist.commands.connection import UrlOption
+from shortlist.commands.connection import UrlOption, traffic_token
 from shortlist.stack.state import running_stack
 
 app = typer.Typer(help="Import, simulate, describe and export datasets.", no_args_is_help=True)
@@ -137,6 +137,7 @@ def traffic_(
             address,
             people,
             config,
+            token=traffic_token(url),
             model=ClickModel(eta=eta),
             on_session=lambda so_far: progress("visits", so_far.sessions, sessions),
         )

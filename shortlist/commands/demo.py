@@ -88,11 +88,12 @@ def _addresses(result: DemoResult) -> str:
     """Where everything is, a line each; never wrapped, so that lines can be copied."""
     state, user = result.state, _shown_user(result)
     sharing = "share a replica" if state.graph == "fused" else "are separate deployments"
+    token = ' -H "Authorization: Bearer $SHORTLIST_TOKEN__READ"' if console.settings().token.read else ""
     return "\n".join(
         (
             "",
             "[bold]Shortlist is up[/]",
-            f"  recommendations  curl '{state.base_url}/v1/recommendations/{user}?top_k=5'",
+            f"  recommendations  curl{token} '{state.base_url}/v1/recommendations/{user}?top_k=5'",
             f"  API docs         {state.base_url}/docs",
             f"  MLflow           {state.mlflow_uri}  (move the alias 'champion' in its UI: serving follows)",
             f"  admin token      {result.admin_token}",

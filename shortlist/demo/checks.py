@@ -134,7 +134,7 @@ def _events_stored(client: Client, result: DemoResult) -> str:
 def _refusals(client: Client, result: DemoResult) -> str:
     for top_k in ("0", "501", "x"):
         path = f"/v1/recommendations/{result.users[0]}?top_k={top_k}"
-        answer = _get(result, path)
+        answer = _get(result, path, Authorization=f"Bearer {result.admin_token}")
         _want(answer.status_code == 422, f"GET {path} answered {answer.status_code}")
         _want(answer.json()["error"]["field"] == "top_k", f"GET {path} does not name top_k")
     return "top_k of 0, 501 and x"

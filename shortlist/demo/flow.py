@@ -72,7 +72,7 @@ def run_demo(settings: Settings, overrides: tuple[str, ...]) -> DemoResult:
         _experiment(runner, client)
         people = people_of(settings.paths(dataset), Catalogue(ControlStore(settings.control_url).create(), dataset))
         began = time.monotonic()
-        traffic = drive(state.base_url, people, TrafficConfig(sessions=SESSIONS, seed=20261123))
+        traffic = drive(state.base_url, people, TrafficConfig(sessions=SESSIONS, seed=20261123), token=token)
         console.log.print(f"  {traffic.requests} requests and {traffic.events} events in {time.monotonic() - began:.1f} s")
     return DemoResult(dataset, state, token, aliases, sorted(people.user_ids), traffic, runner)
 

@@ -144,22 +144,45 @@ def test_exposures_wait_for_the_bus_and_are_sent_once(make_config, bus: StubBus)
 TOKENS = {"read_token_sha256": hash_token("r"), "write_token_sha256": hash_token("w"), "admin_token_sha256": hash_token("a")}
 
 
+def answered(config: ServingConfig, token: str | None, wanted: str) -> str | int:
+    """The scope that a call is let through with, or the status of its refusal."""
+    headers = [] if token is None else [(b"authorization", b"Bearer " + token.encode())]
+    try:
+        return authorize(config, {"headers": headers}, wanted)  # type: ignore[arg-type]
+    except RequestError as error:
+        return error.status
+
+
 @pytest.mark.parametrize(
     ("token", "allowed"),
     [("r", {"read"}), ("w", {"read", "write"}), ("a", {"read", "write", "admin"}), ("x", set()), (None, set())],
 )
 @pytest.mark.parametrize("wanted", ["read", "write", "admin"])
 def test_scopes(make_config, token: str | None, allowed: set[str], wanted: str) -> None:
-    def asked(config: ServingConfig) -> str:
-        headers = [] if token is None else [(b"authorization", b"Bearer " + token.encode())]
-        return authorize(config, {"headers": headers}, wanted)  # type: ignore[arg-type]
-
-    closed = make_config(open_loopback=False, **TOKENS)
+    outcome = answered(make_config(open_loopback=False, **TOKENS), token, wanted)
     if wanted in allowed:
-        assert asked(closed) in {"read", "write", "admin"}
+        assert outcome in {"read", "write", "admin"}
     else:
-        with pytest.raises(RequestError) as caught:
-            asked(closed)
-        assert caught.value.status == (403 if allowed else 401)
-    if wanted != "admin":
-        assert asked(make_config(open_loopback=True, **TOKENS)) == "loopback"
+        assert outcome == (403 if allowed else 401)
+
+
+@pytest.mark.parametrize("token", ["r", "w", "a", "x", None])
+@pytest.mark.parametrize("wanted", ["read", "write", "admin"])
+@pytest.mark.parametrize("kept", [(), ("read",), ("write",), ("read", "write")])
+def test_a_scope_is_open_on_loopback_as_long_as_it_has_no_token(
+    make_config, token: str | None, wanted: str, kept: tuple[str, ...]
+) -> None:
+    """`kept` scopes have a token, which is asked for on loopback too; one that is sent must be known everywhere."""
+    scopes = {"r": "read", "w": "write", "a": "admin"}
+    known = {scope: TOKENS[f"{scope}_token_sha256"] for scope in (*kept, "admin")}
+    config = make_config(open_loopback=True, **{f"{scope}_token_sha256": digest for scope, digest in known.items()})
+    outcome = answered(config, token, wanted)
+    sent = scopes.get(token or "")
+    if token is not None and sent not in known:
+        assert outcome == 401
+    elif wanted != "admin" and wanted not in kept:
+        assert outcome == (sent or "loopback")
+    elif token is None:
+        assert outcome == 401
+    else:
+        assert outcome == (sent if ["read", "write", "admin"].index(str(sent)) >= ["read", "write", "admin"].index(wanted) else 403)

@@ -12,6 +12,7 @@ import pytest
 from features.control_store import ControlStore
 from serving.audit import AuditLog
 from serving.recorded_import import IMPORT_SUBJECT
+from shortlist.client_errors import ApiError
 from shortlist.commands.app import run
 
 
@@ -84,6 +85,35 @@ def test_describe_and_export(cli: Any, csv: Path, tmp_path: Path) -> None:
 def test_simulate(cli: Any) -> None:
     code, result, _ = cli("data", "simulate", "--dataset", "s", "--users", "20", "--items", "30", "--events", "400")
     assert (code, result["users"], result["interactions"], result["catalogue_items"]) == (0, 20, 400, 30)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"), [({}, None), ({"ADMIN": "a", "READ": "r"}, "a"), ({"ADMIN": "a", "READ": "r", "WRITE": "w"}, "w")]
+)
+def test_traffic_reads_and_writes_with_the_least_token_that_may(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], sent: str | None
+) -> None:
+    cli("data", "simulate", "--dataset", "s", "--users", "20", "--items", "30", "--events", "400")
+    tokens = []
+
+    class Refused:
+        def __init__(self, base_url: str, token: str | None = None) -> None:
+            tokens.append(token)
+
+        async def __aenter__(self) -> Refused:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def recommend(self, *_: object, **__: object) -> None:
+            raise ApiError("unauthorized", "no", status=401)
+
+    monkeypatch.setattr("shortlist.live_traffic.AsyncClient", Refused)
+    for scope, token in given.items():
+        monkeypatch.setenv(f"SHORTLIST_TOKEN__{scope}", token)
+    code, result, _ = cli("data", "traffic", "--dataset", "s", "--sessions", "1", "--url", "http://127.0.0.1:1")
+    assert (code, result["failures"] > 0, tokens) == (0, True, [sent])
 
 
 @pytest.mark.parametrize(
