@@ -94,14 +94,14 @@ def test_admin_calls_want_the_admin_token(api: TestClient, path: str) -> None:
 
 
 def test_items_live_their_life(api: TestClient, config: ServingConfig) -> None:
-    assert api.get("/v1/items/a").json()["title"] == "A"
+    assert api.get("/v1/items/a", headers=ADMIN).json()["title"] == "A"
     changed = api.patch("/v1/items/a", json={"available": False}, headers=ADMIN)
     assert changed.json()["available"] is False
     assert api.patch("/v1/items/a", json={"available": True}).status_code == 401
     assert api.put("/v1/items/c", json={"title": "C", "year": 2020}, headers=ADMIN).json()["title"] == "C"
     assert api.post("/v1/items", json={"items": [{"item_id": "d", "title": "D"}]}, headers=ADMIN).json()["stored"] == 1
     assert api.delete("/v1/items/b", headers=ADMIN).status_code == 204
-    assert api.get("/v1/items/b").json()["error"]["code"] == "not_found"
+    assert api.get("/v1/items/b", headers=ADMIN).json()["error"]["code"] == "not_found"
     log = ServingControl(ControlStore(config.control_url), "shop").audit.entries()
     assert [(entry.action, entry.subject) for entry in log] == [
         ("item", "item:a"),
@@ -168,7 +168,7 @@ def test_a_batch_stores_what_is_valid_and_names_the_rest(api: TestClient) -> Non
     assert answer.status_code == 200
     assert answer.json()["stored"] == 2
     assert [(one["index"], one["field"]) for one in answer.json()["rejected"]] == [(1, "year"), (2, "item_id"), (3, "item_id")]
-    assert [api.get(f"/v1/items/{item}").status_code for item in ("c", "d", "7")] == [200, 404, 200]
+    assert [api.get(f"/v1/items/{item}", headers=ADMIN).status_code for item in ("c", "d", "7")] == [200, 404, 200]
     too_many = api.post("/v1/items", json={"items": [{"item_id": str(n)} for n in range(1001)]}, headers=ADMIN)
     assert (too_many.status_code, too_many.json()["error"]["field"]) == (422, "items")
     huge = api.put("/v1/items/e", json={"year": 2**63}, headers=ADMIN)
