@@ -15,7 +15,7 @@ from shortlist.commands.console import CommandError
 from shortlist.demo.checks import check_demo
 from shortlist.demo.flow import DemoResult, run_demo, summary
 from shortlist.stack.control import stop_stack
-from shortlist.stack.state import running_stack
+from shortlist.stack.state import StackState, running_stack
 
 
 def register(app: typer.Typer) -> None:
@@ -31,13 +31,13 @@ def demo(
     """Run the whole platform on MovieLens 100k: features, tuning, registry, two versions, an A/B test.
 
     Shows each command as you would type it, then what two model versions recommend to one user, the addresses and the admin
-    token, and stays up until Ctrl-C. A second run reuses what the first one made. Where MovieLens cannot be had, it says so and
-    simulates data.
+    token, and stays up until Ctrl-C or `shortlist down`. A second run reuses what the first one made. Where MovieLens cannot be
+    had, it says so and simulates data.
     """
     settings = console.settings()
     home = settings.home.absolute()
     ran_before = running_stack(home) is not None
-    finished = False
+    finished = stopped_elsewhere = False
     try:
         result = run_demo(settings, console.options.overrides)
         if check:
@@ -45,10 +45,10 @@ def demo(
         else:
             console.finish(summary(result), _titles(result))
             console.log.print(_addresses(result), highlight=False, soft_wrap=True)
-            _stay()
+            stopped_elsewhere = not _stay(result.state)
         finished = True
     finally:
-        if not ran_before or finished:
+        if not stopped_elsewhere and (not ran_before or finished):
             with console.log.status("stopping"):
                 stop_stack(home)
 
@@ -104,9 +104,13 @@ def _addresses(result: DemoResult) -> str:
     )
 
 
-def _stay() -> None:
+def _stay(state: StackState) -> bool:
+    """Wait for Ctrl-C or the end of the stack; returns whether the stack still runs."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     while not stop.wait(1):
-        pass
+        if not state.alive():
+            console.log.print("Shortlist was stopped (shortlist down, or its log says why): the demo ends", soft_wrap=True)
+            return False
+    return True

@@ -53,7 +53,9 @@ class StackState:
     def alive(self) -> bool:
         """Whether the supervisor that wrote this still runs."""
         try:
-            return abs(psutil.Process(self.supervisor_pid).create_time() - self.supervisor_started_at) < 2
+            process = psutil.Process(self.supervisor_pid)
+            # Where nobody reaps orphans, as in a container without an init, an ended one stays as a zombie.
+            return abs(process.create_time() - self.supervisor_started_at) < 2 and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -15,6 +19,7 @@ from shortlist.stack.errors import StackError
 from shortlist.stack.ports import free_port, take_port, wait_until
 from shortlist.stack.redis_server import find_redis_server, redis_answers, redis_version, start_redis
 from shortlist.stack.secrets import kept_secret, ray_token_file
+from shortlist.stack.state import StackState
 
 
 def test_durable_redis_keeps_what_it_acknowledged_when_killed(tmp_path: Path) -> None:
@@ -111,3 +116,21 @@ def test_doctor_wants_tokens_beyond_loopback(tmp_path: Path) -> None:
     [found] = [finding for finding in examine(settings) if finding.check == "tokens"]
     assert found.outcome == "problem"
     assert "SHORTLIST_TOKEN__READ, SHORTLIST_TOKEN__WRITE" in found.fix
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_the_demo_ends_when_its_stack_does(monkeypatch, capsys, reaped: bool) -> None:
+    from shortlist.commands.demo import _stay
+
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # pytest's own handlers stay
+    supervisor = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    state = StackState("ready", "d", supervisor.pid, psutil.Process(supervisor.pid).create_time())
+    assert state.alive()
+    supervisor.kill()
+    if reaped:
+        supervisor.wait()
+    else:
+        os.waitid(os.P_PID, supervisor.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked how
+    assert not _stay(state)
+    assert "the demo ends" in capsys.readouterr().err
+    supervisor.wait()
