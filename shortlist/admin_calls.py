@@ -9,25 +9,25 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from shortlist.client_calls import Call, Json, as_is, given, part
+from shortlist.client_calls import Call, Id, Json, as_is, given, part
 
 
-def item(item_id: str) -> Call[Json]:
+def item(item_id: Id) -> Call[Json]:
     """One item of the catalogue with its attributes. Needs the read token alone."""
     return Call("GET", _item(item_id), as_is)
 
 
-def put_item(item_id: str, attributes: Mapping[str, Any]) -> Call[Json]:
+def put_item(item_id: Id, attributes: Mapping[str, Any]) -> Call[Json]:
     """Create an item, or replace all of its attributes; returns it."""
     return Call("PUT", _item(item_id), as_is, body=dict(attributes))
 
 
-def patch_item(item_id: str, changes: Mapping[str, Any]) -> Call[Json]:
+def patch_item(item_id: Id, changes: Mapping[str, Any]) -> Call[Json]:
     """Change some attributes of an item (None removes one); returns it. `{"available": False}` takes it out of all answers."""
     return Call("PATCH", _item(item_id), as_is, body=dict(changes))
 
 
-def delete_item(item_id: str) -> Call[None]:
+def delete_item(item_id: Id) -> Call[None]:
     """Take an item out of the catalogue and of all answers."""
     return Call("DELETE", _item(item_id), _nothing)
 
@@ -41,17 +41,17 @@ def put_items(items: Sequence[Mapping[str, Any]]) -> Call[Json]:
     return Call("POST", "/v1/items", as_is, body={"items": [dict(one) for one in items]})
 
 
-def user(user_id: str) -> Call[Json]:
+def user(user_id: Id) -> Call[Json]:
     """One user's profile. Needs the read token alone."""
     return Call("GET", _user(user_id), as_is)
 
 
-def put_user(user_id: str, attributes: Mapping[str, Any]) -> Call[Json]:
+def put_user(user_id: Id, attributes: Mapping[str, Any]) -> Call[Json]:
     """Create a user's profile, or replace all of its attributes; returns it."""
     return Call("PUT", _user(user_id), as_is, body=dict(attributes))
 
 
-def patch_user(user_id: str, changes: Mapping[str, Any]) -> Call[Json]:
+def patch_user(user_id: Id, changes: Mapping[str, Any]) -> Call[Json]:
     """Change some attributes of a profile (None removes one); returns it."""
     return Call("PATCH", _user(user_id), as_is, body=dict(changes))
 
@@ -61,7 +61,7 @@ def put_users(users: Sequence[Mapping[str, Any]]) -> Call[Json]:
     return Call("POST", "/v1/users", as_is, body={"users": [dict(one) for one in users]})
 
 
-def erase_user(user_id: str) -> Call[Json]:
+def erase_user(user_id: Id) -> Call[Json]:
     """Erase a person: profile, activity, features, lists, logs, histories in models. `deleted` says how much of each."""
     return Call("DELETE", _user(user_id), as_is)
 
@@ -93,12 +93,12 @@ def update_model(model_id: str, model_data: Mapping[str, Any]) -> Call[Json]:
         model_id: the registered model, `shortlist-<dataset>`.
         model_data: `version` or `alias`, `mode` (promote, canary, shadow, rollback), `traffic` of a canary or shadow.
     """
-    return Call("PUT", f"/v1/models/{part(model_id)}", as_is, body=dict(model_data))
+    return Call("PUT", f"/v1/models/{part(model_id, 'model_id')}", as_is, body=dict(model_data))
 
 
 def set_alias(model_id: str, alias: str, version: str) -> Call[Json]:
     """Point an alias at a version."""
-    return Call("PUT", f"/v1/models/{part(model_id)}/aliases/{part(alias)}", as_is, body={"version": version})
+    return Call("PUT", f"/v1/models/{part(model_id, 'model_id')}/aliases/{part(alias, 'alias')}", as_is, body={"version": version})
 
 
 def audit(at: datetime | None = None, subject: str | None = None, after: int | None = None, limit: int | None = None) -> Call[Json]:
@@ -109,7 +109,7 @@ def audit(at: datetime | None = None, subject: str | None = None, after: int | N
 
 def rollback(model_id: str, alias: str = "champion") -> Call[Json]:
     """Move an alias back to the version before: with the champion's, that version is served again."""
-    return Call("POST", f"/v1/models/{part(model_id)}/rollback", as_is, body={"alias": alias})
+    return Call("POST", f"/v1/models/{part(model_id, 'model_id')}/rollback", as_is, body={"alias": alias})
 
 
 def experiments() -> Call[list[Json]]:
@@ -152,16 +152,16 @@ def experiment_report(name: str) -> Call[Json]:
     return Call("GET", f"{_experiment(name)}/report", as_is)
 
 
-def _item(item_id: str) -> str:
-    return f"/v1/items/{part(item_id)}"
+def _item(item_id: Id) -> str:
+    return f"/v1/items/{part(item_id, 'item_id')}"
 
 
-def _user(user_id: str) -> str:
-    return f"/v1/users/{part(user_id)}"
+def _user(user_id: Id) -> str:
+    return f"/v1/users/{part(user_id, 'user_id')}"
 
 
 def _experiment(name: str) -> str:
-    return f"/v1/experiments/{part(name)}"
+    return f"/v1/experiments/{part(name, 'name')}"
 
 
 def _nothing(body: Any) -> None:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from numbers import Integral
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
@@ -18,6 +19,8 @@ T = TypeVar("T")
 Json = dict[str, Any]
 When = datetime | str | float
 """A time: a datetime (naive means UTC), ISO 8601 text or epoch seconds."""
+Id = str | int
+"""An id; whole numbers are sent as their digits."""
 Words = str | Sequence[str] | None
 Window = Literal["1h", "1d", "7d", "season"]
 
@@ -35,27 +38,27 @@ class Call(Generic[T]):
     body: object = None
 
 
-def get_recommendations(user_id: str, top_k: int = 10) -> Call[list[str]]:
+def get_recommendations(user_id: Id, top_k: int = 10) -> Call[list[str]]:
     """Ids of the items to recommend to a user, best first. Unknown users get the anonymous answer."""
-    path = f"/v1/recommendations/{part(user_id)}"
+    path = f"/v1/recommendations/{part(user_id, 'user_id')}"
     return Call("GET", path, lambda body: [item["item_id"] for item in body["recommended_items"]], {"top_k": top_k})
 
 
 def recommend(
-    user_id: str | None = None,
+    user_id: Id | None = None,
     *,
     top_k: int = 10,
-    session_id: str | None = None,
-    recent_items: Sequence[str] | None = None,
+    session_id: Id | None = None,
+    recent_items: Sequence[Id] | None = None,
     placement: str | None = None,
     filter: str | None = None,
     category: Words = None,
     region: Words = None,
     language: Words = None,
     exclude_seen: bool | str | Sequence[str] | Mapping[str, Any] | None = None,
-    exclude: Sequence[str] | None = None,
+    exclude: Sequence[Id] | None = None,
     boost: Sequence[Mapping[str, Any]] | None = None,
-    candidates: Sequence[str] | None = None,
+    candidates: Sequence[Id] | None = None,
     context: Mapping[str, Any] | None = None,
     diversity: float | None = None,
     explain: bool | None = None,
@@ -88,7 +91,7 @@ def recommend(
 
 
 def similar_items(
-    item_id: str,
+    item_id: Id,
     top_k: int = 10,
     *,
     placement: str | None = None,
@@ -101,7 +104,7 @@ def similar_items(
     cursor: str | None = None,
 ) -> Call[Json]:
     """Items that go together with one item: `items`, `last_updated`, `next_cursor`. Arguments as of `recommend`."""
-    return Call("GET", f"/v1/items/{part(item_id)}/similar", as_is, _query(locals(), but="item_id"))
+    return Call("GET", f"/v1/items/{part(item_id, 'item_id')}/similar", as_is, _query(locals(), but="item_id"))
 
 
 def popular(
@@ -144,12 +147,12 @@ def trending(
 
 
 def log_user_activity(
-    user_id: str | None,
-    item_id: str,
+    user_id: Id | None,
+    item_id: Id,
     action: str,
     timestamp: When | None = None,
     *,
-    session_id: str | None = None,
+    session_id: Id | None = None,
     value: float | None = None,
     recommendation_id: str | None = None,
     position: int | None = None,
@@ -186,9 +189,9 @@ def log_events(events: Sequence[Mapping[str, Any]]) -> Call[Json]:
     return Call("POST", "/v1/events", as_is, body={"events": [event_body(event) for event in events]})
 
 
-def merge_session(session_id: str, user_id: str) -> Call[Json]:
+def merge_session(session_id: Id, user_id: Id) -> Call[Json]:
     """A visitor has logged in: the session's activity joins the user's."""
-    return Call("POST", f"/v1/sessions/{part(session_id)}/merge", as_is, body={"user_id": user_id})
+    return Call("POST", f"/v1/sessions/{part(session_id, 'session_id')}/merge", as_is, body={"user_id": user_id})
 
 
 def health() -> Call[Json]:
@@ -206,15 +209,24 @@ def given(arguments: Mapping[str, Any]) -> Json:
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def part(text: str) -> str:
+def part(given: Id, name: str) -> str:
     """An id as one part of a path.
 
+    Args:
+        given: the id.
+        name: of the argument, for errors.
+
     Raises:
+        TypeError: it is neither text nor a whole number.
         ValueError: it is empty.
     """
+    if isinstance(given, bool) or not isinstance(given, str | Integral):
+        raise TypeError(f"{name} must be text or a whole number, got {given!r}")
+    text = str(given)
     if not text:
-        raise ValueError("an id must not be empty")
-    return quote(text, safe="")
+        raise ValueError(f"{name} must not be empty")
+    # As they are, these two would be taken for steps of the path and resolved before anything is sent.
+    return quote(text, safe="") if text not in {".", ".."} else text.replace(".", "%2E")
 
 
 def _query(arguments: Mapping[str, Any], but: str = "") -> Json:

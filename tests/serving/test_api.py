@@ -149,6 +149,13 @@ def test_a_change_that_cannot_be_recorded_is_not_made(
     assert api.get("/v1/items/c").status_code == 404
 
 
+def test_ids_that_look_like_steps_of_a_path_are_ids(api: TestClient) -> None:
+    for path, item_id in (("/v1/items/%2E", "."), ("/v1/items/%2E%2E", "..")):
+        assert api.put(path, json={"title": "Dots"}, headers=ADMIN).json()["item_id"] == item_id
+        assert api.get(path, headers=ADMIN).json()["item_id"] == item_id
+        assert api.delete(path, headers=ADMIN).status_code == 204
+
+
 def test_bad_items_are_refused_with_the_field(api: TestClient) -> None:
     answer = api.post("/v1/items", json={"items": [{"title": "no id"}]}, headers=ADMIN)
     assert (answer.status_code, answer.json()["error"]["field"]) == (422, "item_id")

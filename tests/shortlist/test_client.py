@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 
 from shortlist import ApiError, AsyncClient, Client
@@ -100,6 +101,34 @@ def test_recommendations_are_item_ids_in_order(server: Server, call: Caller) -> 
     asked = server.asked[0]
     assert (asked["method"], asked["path"], asked["query"]) == ("GET", "/v1/recommendations/a%2Fb%20%C3%BC", {"top_k": ["5"]})
     assert asked["token"] == "Bearer secret"
+
+
+CALLS_WITH_IDS = [
+    ("get_recommendations", (), "GET", "/v1/recommendations/{}"),
+    ("similar_items", (), "GET", "/v1/items/{}/similar"),
+    ("item", (), "GET", "/v1/items/{}"),
+    ("put_item", ({},), "PUT", "/v1/items/{}"),
+    ("user", (), "GET", "/v1/users/{}"),
+    ("put_user", ({},), "PUT", "/v1/users/{}"),
+    ("merge_session", ("u",), "POST", "/v1/sessions/{}/merge"),
+]
+
+
+@pytest.mark.parametrize(("name", "others", "method", "path"), CALLS_WITH_IDS)
+def test_ids_are_text_or_whole_numbers_and_arrive_as_they_are(
+    server: Server, call: Caller, name: str, others: tuple[Any, ...], method: str, path: str
+) -> None:
+    server.answers = [(200, ENVELOPE, {})]
+    for given, sent in ((42, "42"), (np.int64(7), "7"), ("..", "%2E%2E"), (".", "%2E"), ("...", "..."), ("../x", "..%2Fx")):
+        call(name, given, *others)
+        assert (server.asked[-1]["method"], server.asked[-1]["path"]) == (method, path.format(sent))
+    asked = len(server.asked)
+    for wrong in (None, True, 4.2, b"42"):
+        with pytest.raises(TypeError, match=r"(user|item|session)_id must be text or a whole number, got"):
+            call(name, wrong, *others)
+    with pytest.raises(ValueError, match="_id must not be empty"):
+        call(name, "", *others)
+    assert len(server.asked) == asked
 
 
 def test_the_full_answer_comes_with_what_was_asked_and_nothing_else(server: Server, call: Caller) -> None:
