@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.openapi.models import HTTPBearer
+from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 
 from features.catalogue import Catalogue
@@ -128,6 +129,8 @@ def context_of(request: Request) -> ApiContext:
 class Require(SecurityBase):
     """A dependency that lets through callers with a scope and gives their name for the audit log; OpenAPI shows the scope.
 
+    What they ask for is then looked at: a parameter that the route has not, or one given twice, is refused.
+
     Args:
         scope: that the call needs.
     """
@@ -137,7 +140,21 @@ class Require(SecurityBase):
 
     def __call__(self, request: Request) -> str:
         """The caller's name."""
-        return f"http:{authorize(context_of(request).config, request.scope, self.scope)}"
+        name = f"http:{authorize(context_of(request).config, request.scope, self.scope)}"
+        _check_parameters(request)
+        return name
+
+
+def _check_parameters(request: Request) -> None:
+    route: APIRoute = request.scope["route"]
+    allowed, seen = {one.alias for one in route.dependant.query_params}, set[str]()
+    for name, _ in request.query_params.multi_items():
+        if name not in allowed:
+            known = ", ".join(sorted(allowed)) or "none"
+            raise RequestError(f"unknown parameter {name[:80]!r}; allowed: {known}", field=name[:80])
+        if name in seen:
+            raise RequestError(f"{name} is given more than once", field=name)
+        seen.add(name)
 
 
 Context = Annotated[ApiContext, Depends(context_of)]

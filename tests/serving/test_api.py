@@ -149,6 +149,26 @@ def test_a_change_that_cannot_be_recorded_is_not_made(
     assert api.get("/v1/items/c").status_code == 404
 
 
+def test_parameters_that_a_route_has_not_are_refused_after_the_token(api: TestClient) -> None:
+    for method, path in (
+        ("GET", "/v1/audit"),
+        ("GET", "/v1/items/a"),
+        ("GET", "/v1/experiments"),
+        ("PATCH", "/v1/items/a"),
+        ("DELETE", "/v1/items/a"),
+        ("POST", "/v1/experiments/try/start"),
+    ):
+        body = {"available": False} if method == "PATCH" else None
+        refused = api.request(method, path, params={"nope": "1"}, json=body, headers=ADMIN)
+        assert (refused.status_code, refused.json()["error"]["field"]) == (422, "nope"), path
+        assert api.request(method, path, params={"nope": "1"}, json=body).status_code == 401
+    assert "allowed: after, at, limit, subject" in api.get("/v1/audit?nope=1", headers=ADMIN).json()["error"]["message"]
+    twice = api.get("/v1/audit?limit=1&limit=2", headers=ADMIN)
+    assert (twice.status_code, twice.json()["error"]["field"]) == (422, "limit")
+    assert api.get("/v1/audit?limit=1&subject=item:&after=0", headers=ADMIN).json()["entries"] == []
+    assert api.get("/v1/items/a", headers=ADMIN).json()["available"] is True
+
+
 def test_ids_that_look_like_steps_of_a_path_are_ids(api: TestClient) -> None:
     for path, item_id in (("/v1/items/%2E", "."), ("/v1/items/%2E%2E", "..")):
         assert api.put(path, json={"title": "Dots"}, headers=ADMIN).json()["item_id"] == item_id
