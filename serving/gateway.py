@@ -149,10 +149,13 @@ class GatewayApp:
                 authorize(self.config, scope, "read")
                 await send_json(send, 200, await self._browse(path, scope["query_string"]), request_id=request_id.header)
             elif path == "/healthz":
+                _only(scope, "GET", "HEAD")
                 await send_json(send, 200, {"status": "ok"}, request_id=request_id.header)
             elif path == "/readyz":
+                _only(scope, "GET", "HEAD")
                 await send_json(send, 200, self._readiness(), request_id=request_id.header)
             elif path == "/metrics":
+                _only(scope, "GET", "HEAD")
                 kind = b"text/plain; version=0.0.4; charset=utf-8"
                 await send_bytes(send, 200, self.metrics.text(), kind, request_id=request_id.header)
             else:
@@ -285,8 +288,8 @@ class GatewayApp:
                 _log.exception("availability not refreshed, the last one stays")
 
 
-def _only(scope: AsgiScope, method: str) -> None:
-    if scope["method"] != method:
-        raise RequestError(
-            f"{scope['method']} is not allowed here, {method} is", code="method_not_allowed", status=405, headers={"Allow": method}
-        )
+def _only(scope: AsgiScope, *methods: str) -> None:
+    if scope["method"] not in methods:
+        allowed = ", ".join(methods)
+        message = f"{scope['method']} is not allowed here, {allowed} is"
+        raise RequestError(message, code="method_not_allowed", status=405, headers={"Allow": allowed})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from features.errors import FeaturesError
 from serving.api import audit, erasure, experiments, items, models, rules, users, webhooks
@@ -18,6 +20,7 @@ from serving.errors import ControlStateError, RequestError
 from training.errors import AliasNameError, RegistryError
 
 _log = logging.getLogger("shortlist.serving")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 def build_api(context: ApiContext) -> FastAPI:
@@ -57,7 +60,9 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         return _answer(404, "not_found", f"there is nothing at {request.url.path}")
     if error.status_code == 405:
-        return _answer(405, "method_not_allowed", f"{request.method} is not allowed at {request.url.path}")
+        allowed = ", ".join(_methods(request))
+        message = f"{request.method} is not allowed at {request.url.path}, {allowed} is"
+        return _answer(405, "method_not_allowed", message, headers={"Allow": allowed})
     code = {400: "malformed_body", 413: "body_too_large"}.get(error.status_code, "http_error")
     return _answer(error.status_code, code, str(error.detail))
 
@@ -92,5 +97,14 @@ def _route(request: Request) -> str:
     return str(getattr(request.scope.get("route"), "path", "nowhere"))
 
 
-def _answer(status: int, code: str, message: str, field: str | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": message} | ({"field": field} if field else {})}, status)
+def _methods(request: Request) -> list[str]:
+    """What may be done at a request's path. Starlette names the methods of one route alone; here each method is one of its own."""
+    routes = request.app.router.routes
+    asked = {"type": "http", "path": request.scope["path"], "root_path": request.scope.get("root_path", ""), "headers": []}
+    return [method for method in _METHODS if any(one.matches({**asked, "method": method})[0] is Match.FULL for one in routes)]
+
+
+def _answer(
+    status: int, code: str, message: str, field: str | None = None, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message} | ({"field": field} if field else {})}, status, headers)

@@ -438,7 +438,16 @@ def test_another_model_is_not_served_here(api: TestClient) -> None:
 
 def test_nowhere_is_a_404_in_the_form_of_the_api(api: TestClient) -> None:
     assert api.get("/v2/anything").json()["error"]["code"] == "not_found"
-    assert api.delete("/v1/models").json()["error"]["code"] == "method_not_allowed"
+    for method, path, allowed in (
+        ("DELETE", "/v1/models", "GET"),
+        ("POST", "/v1/items/a", "GET, PUT, PATCH, DELETE"),
+        ("GET", "/v1/items", "POST"),
+        ("HEAD", "/v1/items/a", "GET, PUT, PATCH, DELETE"),
+        ("GET", "/v1/experiments/try/start", "POST"),
+    ):
+        refused = api.request(method, path)
+        assert (refused.status_code, refused.headers["Allow"]) == (405, allowed), path
+        assert method == "HEAD" or refused.json()["error"]["code"] == "method_not_allowed"
 
 
 BURY = {"name": "old", "kind": "bury", "items": "year < 1995"}

@@ -116,3 +116,24 @@ def test_no_body_may_be_larger_than_the_limit_whatever_its_length_says(gateway: 
         return tried
 
     assert asked(gateway, ask) >= 24
+
+
+def test_a_method_that_a_path_has_not_is_refused_with_those_that_it_has(gateway: GatewayApp) -> None:
+    async def ask(client: httpx.AsyncClient) -> None:
+        for path in ("/healthz", "/readyz", "/metrics"):
+            for method in ("GET", "HEAD"):
+                assert (await client.request(method, path)).status_code == 200, path
+            for method in ("POST", "PUT", "DELETE"):
+                refused = await client.request(method, path)
+                assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD"), path
+        for method, path, allowed in (
+            ("GET", "/v1/events", "POST"),
+            ("HEAD", "/v1/recommendations/u", "GET"),
+            ("POST", "/v1/popular", "GET"),
+            ("DELETE", "/v1/items/a/similar", "GET"),
+            ("POST", "/v1/users/u", "GET, PUT, PATCH, DELETE"),
+        ):
+            refused = await client.request(method, path, headers={"Authorization": "Bearer admin"})
+            assert (refused.status_code, refused.headers["Allow"]) == (405, allowed), path
+
+    asked(gateway, ask)
