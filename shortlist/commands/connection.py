@@ -1,4 +1,4 @@
-"""How commands reach a running server: its address and the admin token, and refusals as one line."""
+"""How commands reach a running server: its dataset, its address and its tokens, and refusals as one line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,31 @@ from shortlist.stack.state import running_stack
 if TYPE_CHECKING:
     from shortlist.client import Client
 
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", "-d", help="Dataset; the one that is served, or the only one, when left out.")
+]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="Address of the server; the running stack of this home when left out.", metavar="URL")
 ]
+
+
+def chosen_dataset(given: str | None = None) -> str:
+    """The dataset that a command means: the one given, serve.dataset, the running stack's, or the only one of this home.
+
+    Raises:
+        CommandError: none of them, or several to choose from.
+    """
+    settings = console.settings()
+    stack = running_stack(settings.home.absolute())
+    name = given or settings.serve.dataset or (stack.dataset if stack else None)
+    if name is None:
+        folder = settings.home / "datasets"
+        found = sorted(one.name for one in folder.iterdir() if one.is_dir()) if folder.is_dir() else []
+        if len(found) != 1:
+            there = ", ".join(found) or "none"
+            raise console.CommandError(f"which dataset? Pass --dataset NAME, or set serve.dataset ({settings.home} holds: {there})")
+        (name,) = found
+    return name
 
 
 def traffic_token(url: str | None = None) -> str | None:

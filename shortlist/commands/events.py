@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from shortlist.commands import console
+from shortlist.commands.connection import DatasetOption, chosen_dataset
 from shortlist.stack.state import running_stack
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Event bus: lag of its readers, newest entries, dead letters.", no_args_is_help=True)
 
 StreamOption = Annotated[str, typer.Option("--stream", "-s", help="events, exposures, sessions, slates or served_features.")]
-DatasetOption = Annotated[str | None, typer.Option("--dataset", "-d", help="Dataset; the one that is served when left out.")]
 LastOption = Annotated[int, typer.Option("--last", "-n", min=1, max=100_000, help="How many entries.")]
 
 
@@ -133,12 +133,9 @@ def _bus(dataset: str | None) -> Iterator[RedisStreamBus]:
     settings = console.settings()
     stack = running_stack(settings.home.absolute())
     url = settings.redis.bus_url or (stack.bus_url if stack else None)
-    name = dataset or (stack.dataset if stack else settings.serve.dataset)
     if url is None:
         raise console.CommandError(f"no stack is running in {settings.home}: start one (shortlist up), or set redis.bus_url")
-    if name is None:
-        raise console.CommandError("which dataset? Pass --dataset NAME, or set serve.dataset")
-    bus = RedisStreamBus(url, name)
+    bus = RedisStreamBus(url, chosen_dataset(dataset))
     try:
         yield bus
     finally:

@@ -9,7 +9,7 @@ import typer
 
 from experiments.spec import ExperimentSpec, load_spec
 from shortlist.commands import console
-from shortlist.commands.connection import UrlOption, connected
+from shortlist.commands.connection import UrlOption, chosen_dataset, connected
 
 app = typer.Typer(help="Start, follow and judge A/B tests.", no_args_is_help=True)
 
@@ -94,7 +94,7 @@ def report(
     name: NameArgument,
     local: Annotated[bool, typer.Option("--local", help="Read this home's data instead of asking the server.")] = False,
     dataset: Annotated[
-        str | None, typer.Option("--dataset", "-d", help="With --local: the dataset; serve.dataset when left out.")
+        str | None, typer.Option("--dataset", "-d", help="With --local: dataset; the served or the only one when left out.")
     ] = None,
     url: UrlOption = None,
 ) -> None:
@@ -103,10 +103,7 @@ def report(
 
     if local:
         settings = console.settings()
-        served = dataset or settings.serve.dataset
-        if served is None:
-            raise console.CommandError("which dataset? Pass --dataset NAME, or set serve.dataset")
-        found = local_report(settings, served, name).to_dict()
+        found = local_report(settings, chosen_dataset(dataset), name).to_dict()
     else:
         with connected(url) as client:
             found = client.experiment_report(name)

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shortlist.commands import console
-from shortlist.commands.connection import UrlOption, connected
+from shortlist.commands.connection import DatasetOption, UrlOption, chosen_dataset, connected
 from shortlist.stack.attach import mlflow_for_call
 from training.model_version import CHAMPION, GATE_OVERRIDE_TAG, GATE_REASON_TAG, SERVING_TAG, ModelVersion
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List, promote, roll back and prune model versions.", no_args_is_help=True)
 
-DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", "-d", help="Name of the dataset; serve.dataset of the settings when left out.")
-]
 VersionArgument = Annotated[str, typer.Argument(help="Number of the version, or an alias.")]
 AliasOption = Annotated[str, typer.Option("--alias", "-a", help="Name of the alias; champion takes default traffic.")]
 
@@ -171,9 +168,7 @@ def _opened(dataset: str | None) -> Iterator[Place]:
     from shortlist.commands.tune import place_of
 
     settings = console.settings()
-    name = dataset or settings.serve.dataset
-    if name is None:
-        raise console.CommandError("which dataset? Pass --dataset NAME, or set serve.dataset")
+    name = chosen_dataset(dataset)
     with mlflow_for_call(settings) as uri:
         yield place_of(name, uri)
 

@@ -11,6 +11,7 @@ import typer
 from features.control_store import ControlStore
 from features.paths import DatasetPaths
 from shortlist.commands import console
+from shortlist.commands.connection import DatasetOption, chosen_dataset
 from shortlist.commands.console import CommandError
 from shortlist.stack.state import StackState, running_stack
 
@@ -22,9 +23,6 @@ app = typer.Typer(
     help="The nightly job: ingest, features, materialize, tune or refit, gate, register, precompute, alias.", no_args_is_help=True
 )
 
-DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", "-d", help="Name of the dataset; the one that is served when left out.")
-]
 StudyOption = Annotated[
     Path | None, typer.Option("--study", help="Study file; the quickstart study when left out.", metavar="STUDY.toml")
 ]
@@ -149,13 +147,8 @@ def _stack() -> StackState:
 
 
 def _paths(dataset: str | None) -> DatasetPaths:
-    settings = console.settings()
-    stack = running_stack(settings.home.absolute())
-    name = dataset or settings.serve.dataset or (stack.dataset if stack else None)
-    if name is None:
-        raise CommandError("which dataset? Pass --dataset NAME, or set serve.dataset")
     try:
-        return settings.paths(name)
+        return console.settings().paths(chosen_dataset(dataset))
     except ValueError as error:
         raise CommandError(str(error)) from None
 

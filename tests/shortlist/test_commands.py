@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 
+import psutil
 import pytest
 
 from shortlist.commands.app import run
-from shortlist.commands.console import finish, options
+from shortlist.commands.connection import chosen_dataset
+from shortlist.commands.console import CommandError, finish, options
+from shortlist.stack.state import StackState
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +71,25 @@ def test_help_teaches(capsys):
     shown = capsys.readouterr().out
     assert "--json" in shown
     assert "doctor" in shown
+
+
+def test_a_command_means_the_only_dataset_of_the_home(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(options, "overrides", ())
+    nowhere = ["--set", "mlflow.tracking_uri=http://127.0.0.1:9"]
+    for words in (["list"], ["show", "1"], ["promote", "1"], ["rollback"]):
+        assert run(["models", *words, *nowhere]) == 1
+        assert "which dataset?" in capsys.readouterr().err
+    (tmp_path / "home" / "datasets" / "shop").mkdir(parents=True)
+    for words in (["list"], ["show", "1"], ["promote", "1"], ["rollback"]):
+        assert run(["models", *words, *nowhere]) == 1
+        assert "MLflow at http://127.0.0.1:9 does not answer" in capsys.readouterr().err
+    monkeypatch.setattr(options, "overrides", ())
+    assert chosen_dataset() == "shop"
+    assert chosen_dataset("other") == "other"
+    (tmp_path / "home" / "datasets" / "books").mkdir()
+    with pytest.raises(CommandError, match="holds: books, shop"):
+        chosen_dataset()
+    StackState("ready", "books", os.getpid(), psutil.Process().create_time()).save(tmp_path / "home")
+    assert chosen_dataset() == "books"
+    monkeypatch.setenv("SHORTLIST_SERVE__DATASET", "shop")
+    assert chosen_dataset() == "shop"
