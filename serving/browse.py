@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from features.catalogue import Catalogue
+from features.control_store import ControlStore
+from features.errors import StoreError
 from serving.answer import next_cursor, shown_items
 from serving.answers import Compute
 from serving.asked import Asked, resolved
@@ -63,6 +66,7 @@ class Browser:
     ) -> None:
         self._config, self._cache, self._compute = config, cache, compute
         self._snapshot, self._trends, self._metrics = snapshot, trends, metrics
+        self._catalogue = Catalogue(ControlStore(config.control_url), config.dataset)
 
     def popular(self, request: RecommendationRequest, window: str | None = None) -> dict[str, Any]:
         """Most popular items as of the champion's training; of a window, what is taken most in it, then these.
@@ -110,12 +114,12 @@ class Browser:
         """Items that go together with one, by the champion; those made of the same words where nobody has taken it yet.
 
         Raises:
-            RequestError: the item is unknown, the filter is wrong, or there is no such placement.
+            RequestError: the item is unknown or deleted, the filter is wrong, or there is no such placement.
         """
         snapshot = self._snapshot()
         items, live = snapshot.items, snapshot.champion
         row = items.row(item_id)
-        if row < 0:
+        if row < 0 or (not items.available[row] and await self._is_deleted(item_id)):
             raise RequestError(f"there is no item {item_id[:80]!r}", code="not_found", status=404, field="item_id")
         asked = self._asked(snapshot, replace(request, exclude=(item_id,)))
         items.matches(asked.selection)
@@ -134,6 +138,14 @@ class Browser:
             content = await asyncio.to_thread(content_list, items, row, k, mask)
             ranked = _behind(ranked, content, source=len(sources))
         return _answer(items, asked, ranked, (*sources, CONTENT_SOURCE), snapshot.items_at)
+
+    async def _is_deleted(self, item_id: str) -> bool:
+        """Whether an item that is not available has left the catalogue, and is not just sold out; False where nobody can say."""
+        try:
+            async with asyncio.timeout(self._config.deadline_ms / 1000):
+                return await asyncio.to_thread(self._catalogue.item, item_id) is None
+        except (StoreError, TimeoutError):
+            return False
 
     async def _go_together(self, live: LiveVersion, item_id: str, asked: Asked) -> CachedList | None:
         """The version's list for an item, from the cache or computed; None where it cannot be had."""

@@ -37,7 +37,7 @@ _EXPECTED: dict[AttributeType, tuple[str, tuple[type, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of a batch that can be stored, and what is wrong with the others (`{index, error, field?}`)."""
+    """Rows of a batch that can be stored, one an id, and what is wrong with the others (`{index, error, field?}`)."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -62,12 +62,15 @@ def checked_batch(given: Sequence[object], key: str, name: str, types: Types) ->
     """
     if not 1 <= len(given) <= MAX_ROWS:
         raise RequestError(f"{name} has {len(given)} entries, 1 to {MAX_ROWS} are allowed", code="batch_size", field=name)
-    batch = Batch()
+    batch, rows = Batch(), dict[str, dict[str, Any]]()
     for index, one in enumerate(given):
         try:
-            batch.rows.append(checked_row(one, key, types))
+            row = checked_row(one, key, types)
         except RequestError as error:
             batch.rejected.append({"index": index, "error": str(error)} | ({"field": error.field} if error.field else {}))
+        else:
+            rows[row[key]] = row
+    batch.rows.extend(rows.values())
     if not batch.rows:
         first = batch.rejected[0]
         several = f" (and {len(batch.rejected) - 1} more rejected)" if len(batch.rejected) > 1 else ""

@@ -277,6 +277,16 @@ def test_long_numbers_that_fit_are_taken(api: TestClient) -> None:
         assert api.post("/v1/rules/preview", json=ask, headers=ADMIN).status_code == 200
 
 
+def test_an_id_twice_in_a_batch_is_stored_once_as_the_last_says(api: TestClient) -> None:
+    items = [{"item_id": "7", "title": "First", "year": 1999}, {"item_id": "c", "year": 2001}, {"item_id": 7, "title": "Last"}]
+    answer = api.post("/v1/items", json={"items": items}, headers=ADMIN).json()
+    assert (answer["stored"], answer["rejected"]) == (2, [])
+    assert api.get("/v1/items/7", headers=ADMIN).json() == {"item_id": "7", "title": "Last", "available": True}
+    users = [{"user_id": "v", "age": 1}, {"user_id": "v", "age": 2}]
+    assert api.post("/v1/users", json={"users": users}, headers=ADMIN).json()["stored"] == 1
+    assert api.get("/v1/users/v", headers=ADMIN).json()["age"] == 2
+
+
 def test_users_live_their_life(api: TestClient) -> None:
     assert api.put("/v1/users/u", json={"age": 30}, headers=ADMIN).json() == {"user_id": "u", "age": 30}
     assert api.patch("/v1/users/u", json={"age": None}, headers=ADMIN).json() == {"user_id": "u"}

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from experiments.assignment import AssignmentPlan
+from features.catalogue import Catalogue
 from features.trending import WINDOWS_S, TrendingBoard
 from serving.browse import Browser
 from serving.cache import CacheRead
@@ -123,6 +124,19 @@ def test_a_list_with_items_that_the_version_lacks_is_not_shown(shop: Shop) -> No
     shop.reply = CachedList(np.array([8, 60], np.int32), np.array([2, 1], np.float32), np.zeros(2, np.uint8), 1, 0, complete=True)
     assert {source for _, source in shop.similar("i004")} == {"content"}
     assert shop.written == []
+
+
+def test_an_item_that_was_deleted_has_no_similar_ones_and_one_that_is_sold_out_has(
+    shop: Shop, make_config, fill_catalogue, item_attributes: pa.Table
+) -> None:
+    catalogue = Catalogue(fill_catalogue(make_config().control_url, item_attributes), "planted")
+    shop.snapshot.items.set_available("i004", False)
+    catalogue.patch_item("i004", {"available": False})
+    assert shop.similar("i004")
+    catalogue.delete_item("i004")
+    with pytest.raises(RequestError) as caught:
+        shop.similar("i004")
+    assert (caught.value.status, caught.value.field) == (404, "item_id")
 
 
 def test_a_new_item_has_similar_items_at_once(shop: Shop) -> None:
