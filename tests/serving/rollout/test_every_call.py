@@ -149,6 +149,7 @@ def test_refusals_are_as_the_document_says(client: Checked) -> None:
         (lambda: client.recommend("u1", placement="nowhere"), 422, "placement"),
         (lambda: client.recommend("u1", model_version="99"), 404, "model_version"),
         (lambda: client.similar_items("no-such"), 404, "item_id"),
+        (lambda: client.similar_items(".."), 404, "item_id"),
         (lambda: client.trending(window="9d"), 422, "window"),  # type: ignore[arg-type]
         (lambda: client.experiment("no-such"), 404, "name"),
         (lambda: client.set_alias(MODEL, "challenger", "99"), 404, "version"),
