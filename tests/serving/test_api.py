@@ -124,7 +124,7 @@ def test_the_log_says_of_an_item_what_the_catalogue_says_whoever_writes(api: Tes
     log = ServingControl(ControlStore(config.control_url), "shop").audit.entries(subject="item:a")
     assert len(log) == 60
     assert all(entry.before == earlier.after for earlier, entry in pairwise(log))
-    assert log[-1].after == api.get("/v1/items/a").json()
+    assert log[-1].after == api.get("/v1/items/a", headers=ADMIN).json()
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,11 @@ def test_a_change_that_cannot_be_recorded_is_not_made(
     def broken(*_: object) -> None:
         raise StoreError("the disk is full")
 
-    before = api.get("/v1/items/a").json()
+    before = api.get("/v1/items/a", headers=ADMIN).json()
     monkeypatch.setattr(AuditLog, "write", broken)
     assert api.request(method, path, json=body, headers=ADMIN).status_code == 503
-    assert api.get("/v1/items/a").json() == before
-    assert api.get("/v1/items/c").status_code == 404
+    assert api.get("/v1/items/a", headers=ADMIN).json() == before
+    assert api.get("/v1/items/c", headers=ADMIN).status_code == 404
 
 
 def test_parameters_that_a_route_has_not_are_refused_after_the_token(api: TestClient) -> None:
@@ -220,7 +220,7 @@ def test_numbers_that_no_column_can_hold_are_refused_with_the_field(api: TestCli
     for name in ("spent", "age"):
         assert refused("PUT", "/v1/users/u", f'{{"{name}": {text}}}') == name
         assert refused("POST", "/v1/users", f'{{"users": [{{"user_id": "u", "{name}": {text}}}]}}') == name
-    assert api.get("/v1/items/a").json() == {"item_id": "a", "title": "A", "year": 1990, "available": True}
+    assert api.get("/v1/items/a", headers=ADMIN).json() == {"item_id": "a", "title": "A", "year": 1990, "available": True}
     assert not ServingControl(ControlStore(config.control_url), "shop").audit.entries()
 
 
@@ -228,8 +228,8 @@ def test_large_numbers_that_a_column_holds_are_stored(api: TestClient) -> None:
     for method in ("PUT", "PATCH"):
         body = {"price": 2**60 + 1, "year": 2**63 - 1}
         assert api.request(method, "/v1/items/a", json=body, headers=ADMIN).status_code == 200
-        assert api.get("/v1/items/a").json()["year"] == 2**63 - 1
-        assert api.get("/v1/items/a").json()["price"] == pytest.approx(2.0**60)
+        assert api.get("/v1/items/a", headers=ADMIN).json()["year"] == 2**63 - 1
+        assert api.get("/v1/items/a", headers=ADMIN).json()["price"] == pytest.approx(2.0**60)
 
 
 PREVIEW, RULES = "/v1/rules/preview", '{"rules": [{"name": "x", "kind": "bury", "items": "year > 1", "when": "x > 1"}]'
@@ -261,13 +261,13 @@ PREVIEW, RULES = "/v1/rules/preview", '{"rules": [{"name": "x", "kind": "bury", 
 def test_json_that_nobody_else_would_take_is_refused_and_changes_nothing(
     api: TestClient, method: str, path: str, body: str | None, status: int, said: str
 ) -> None:
-    before = api.get("/v1/items/a").json()
+    before = api.get("/v1/items/a", headers=ADMIN).json()
     answer = api.request(method, path, content=body, headers={**ADMIN, "Content-Type": "application/json"})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (status, "malformed_json" if status == 400 else "invalid")
     assert said in error["message"]
     assert status == 400 or error["field"] == said
-    assert api.get("/v1/items/a").json() == before
+    assert api.get("/v1/items/a", headers=ADMIN).json() == before
 
 
 def test_long_numbers_that_fit_are_taken(api: TestClient) -> None:
