@@ -34,14 +34,24 @@ class PublishDeadline:
         Raises:
             TimeoutError: not within the deadline; whether the bus has taken the call is not known. Or it hangs, and was not asked.
         """
+        # A task of its own, which is not waited for once it is late: the client library does not always end when it is cancelled.
+        task = asyncio.ensure_future(self._in_turn(send))
         try:
-            async with asyncio.timeout(self._seconds), self._turns:
-                result = await (self._alone(send) if self._hangs else send())
-        except TimeoutError:
+            await asyncio.wait({task}, timeout=self._seconds)
+            late = not task.done()
+        finally:
+            task.cancel()
+        if late:
+            task.add_done_callback(_forget)
             self._hangs = True
-            raise
+            raise TimeoutError
+        result = task.result()
         self._hangs = False
         return result
+
+    async def _in_turn(self, send: Callable[[], Awaitable[T]]) -> T:
+        async with self._turns:
+            return await (self._alone(send) if self._hangs else send())
 
     async def _alone(self, send: Callable[[], Awaitable[T]]) -> T:
         if self._asking:
@@ -51,3 +61,8 @@ class PublishDeadline:
             return await send()
         finally:
             self._asking = False
+
+
+def _forget(task: asyncio.Future[T]) -> None:
+    if not task.cancelled():
+        task.exception()  # else asyncio logs that nobody has asked for it
