@@ -13,12 +13,11 @@ Legend: `N` items, `n` rows of a list.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
-from weakref import WeakMethod
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +32,11 @@ from serving.filter_masks import EVERYWHERE, PATHS
 from serving.filters import compile_filter
 from serving.id_rows import Hashes, IdRows, id_hashes
 from serving.schemas import Selection
+from serving.weak_methods import not_holding
 from training.arrays import map_arrays
 from training.bundle import ITEMS_FILE, POPULARITY_FILE
 from training.interactions import BoolArray, IntArray
 
-_Given = ParamSpec("_Given")
-_Made = TypeVar("_Made")
 _log = logging.getLogger("shortlist.serving")
 CACHED_SELECTIONS, CACHED_EXPRESSIONS, CACHED_MASKS = 64, 256, 16
 """Masks kept, least recently used first out; rules hold some of those of expressions. A mask of 1M items is 1 MB."""
@@ -79,9 +77,9 @@ class ItemTable:
         self._reads_available = False
         self._changes = 0
         """Of availability so far: what was computed while one was under way is found by nobody after it."""
-        self._masked = lru_cache(maxsize=CACHED_MASKS)(_not_holding(self._mask))
-        self._selected = lru_cache(maxsize=CACHED_SELECTIONS)(_not_holding(self._select))
-        self._expressed = lru_cache(maxsize=CACHED_EXPRESSIONS)(_not_holding(self._express))
+        self._masked = lru_cache(maxsize=CACHED_MASKS)(not_holding(self._mask))
+        self._selected = lru_cache(maxsize=CACHED_SELECTIONS)(not_holding(self._select))
+        self._expressed = lru_cache(maxsize=CACHED_EXPRESSIONS)(not_holding(self._express))
 
     @classmethod
     def from_bundle(cls, folder: Path) -> ItemTable:
@@ -303,18 +301,6 @@ class ItemTable:
         marked = np.logical_or.reduce([words_equal(column.words, word, paths=name in PATHS) for word in words])
         found = column.where_any(marked)
         return found | (column.sizes == 0) if name in EVERYWHERE else found
-
-
-def _not_holding(method: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
-    """A method that does not keep its object: in a circle, a table would stay until a full collection, which is rare here."""
-    method_of = WeakMethod(method)
-
-    def call(*given: _Given.args, **named: _Given.kwargs) -> _Made:
-        found = method_of()
-        assert found is not None, "called by nothing but its object"
-        return found(*given, **named)
-
-    return call
 
 
 _OWN = frozenset({"item_id", "available"})
