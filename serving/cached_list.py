@@ -23,6 +23,9 @@ _COMPLETE, _ANONYMOUS = 1, 2
 _ENTRY_BYTES = 4 + 4 + 1
 _ROWS, _SCORES, _SOURCES = np.dtype("<i4"), np.dtype("<f4"), np.dtype(np.uint8)
 
+_largest = np.maximum.reduce
+"""As `max` of an array, which calls it by way of Python: this is done for each cached answer."""
+
 
 @dataclass(slots=True)
 class CachedList:
@@ -52,7 +55,7 @@ class CachedList:
         if not len(self):
             return True
         # Read without a sign, a negative row lies beyond all others.
-        return int(self.item_idx.view(np.uint32).max()) < num_items and int(self.source.max()) < num_sources
+        return bool(_largest(self.item_idx.view(np.uint32)) < num_items and _largest(self.source) < num_sources)
 
     def encode(self) -> bytes:
         """The list as bytes."""
