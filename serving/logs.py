@@ -7,8 +7,10 @@ the gateway or by a version's replica, has the request's id (`serving.request_id
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import time
 import traceback
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
@@ -17,7 +19,7 @@ from serving.config import ServingConfig
 from serving.request_id import current
 
 LOGGER = "shortlist.serving"
-MAX_BYTES, KEPT_FILES = 20 << 20, 3
+MAX_BYTES, KEPT_FILES, KEPT_DAYS = 20 << 20, 3, 30
 FIELDS = ("request_id", "route", "status", "version", "served_from", "reason")
 """Extra fields of a record that are written beside the message."""
 
@@ -55,9 +57,16 @@ class WithRequestId(logging.Filter):
 
 
 def log_to_file(config: ServingConfig, process: str) -> None:
-    """Send this process's serving log to `logs/<process>.jsonl`. Called once, by whatever starts the process's work."""
+    """Send this process's serving log to `logs/<process>.jsonl`. Called once, by whatever starts the process's work.
+
+    Every promotion starts processes, each with files of its own: those that nobody has written to for 30 days are removed.
+    """
     folder = config.home / "logs"
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.jsonl*"):
+        with contextlib.suppress(OSError):  # another process may be at it, too
+            if old.stat().st_mtime < time.time() - KEPT_DAYS * 86_400:
+                old.unlink()
     handler = RotatingFileHandler(
         folder / f"{process}.jsonl", maxBytes=MAX_BYTES, backupCount=KEPT_FILES, encoding="utf-8", delay=True
     )

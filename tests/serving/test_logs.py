@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
+import time
 
 import pytest
 
-from serving.logs import LOGGER, JsonLines, log_to_file
+from serving.logs import KEPT_DAYS, LOGGER, JsonLines, log_to_file
 
 
 def test_a_line_is_one_json_object_with_what_was_told() -> None:
@@ -51,3 +53,17 @@ def test_lines_go_to_the_home(make_config) -> None:
         for handler in set(logger.handlers) - set(before):
             logger.removeHandler(handler)
             handler.close()
+
+
+def test_files_that_nobody_writes_to_any_more_are_removed(make_config) -> None:
+    config = make_config()
+    folder = config.home / "logs"
+    folder.mkdir(parents=True)
+    names = ("retriever-1.jsonl", "retriever-1.jsonl.1", "retriever-2.jsonl", "supervisor.log")
+    for name in names:
+        (folder / name).touch()
+        if name != "retriever-2.jsonl":
+            os.utime(folder / name, (0, time.time() - (KEPT_DAYS + 1) * 86_400))
+    log_to_file(config, "retriever-3")
+    logging.getLogger(LOGGER).handlers.pop()
+    assert sorted(file.name for file in folder.iterdir()) == ["retriever-2.jsonl", "supervisor.log"]
