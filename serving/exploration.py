@@ -33,6 +33,8 @@ DAY_US, MINUTE_US = 86_400_000_000, 60_000_000
 MAX_NEW = 1000
 """New items that one answer chooses from."""
 COUNTS_TTL_S = 400 * 86_400
+MANY_COUNTS, MAX_DROPPED = 10_000, 1_000
+"""Counts that are read at each look without asking whether they are still needed, and those dropped at one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,17 @@ class NewItems:
         except CacheDownError:
             return
         read = {item.decode(): int(count) for item, count in zip(flat[::2], flat[1::2], strict=True)}
+        self._drop_old(read)
         self.counts = {item: max(count, self.counts.get(item, 0)) for item, count in read.items()}
+
+    def _drop_old(self, read: dict[str, int]) -> None:
+        """Take out counts of items that are new no longer, some at a time, where they have become many."""
+        new = {item for by_days in self._found.values() for _, _, ids in by_days.values() for item in ids}
+        old = [item for item in read if item not in new] if new and len(read) > MANY_COUNTS else []
+        for item in old[:MAX_DROPPED]:
+            del read[item]
+        if old:
+            self._wire.send(lambda _: None, "HDEL", self._key, *old[:MAX_DROPPED])
 
     def note(self, item_ids: Sequence[str]) -> None:
         """Count exposures; nobody waits for it."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,8 @@ from serving.placements import Exploration
 from serving.redis_wire import RedisWire
 from serving.rules import NO_RULES, RulePlan
 from serving.slate import EXPLORED, Slate
+from shortlist.stack.ports import free_port
+from shortlist.stack.redis_server import start_redis
 
 NONE = np.zeros(0, dtype=np.int32)
 ITEMS = ItemTable.from_arrow(
@@ -101,6 +105,31 @@ def test_every_new_item_gets_its_floor_and_then_the_places_go_back() -> None:
     assert requests == 35
     assert counter.counts == {f"new{n}": 5 for n in range(7)}
     assert all(row < 60 for pool in draws(slate(), grown, NO_RULES, settings, due) for row in pool.rows.tolist())
+
+
+@pytest.mark.integration
+def test_counts_of_items_that_are_new_no_longer_go_where_they_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.exploration.MANY_COUNTS", 4)
+    child, url = start_redis("cache", "test", tmp_path, durable=False, port=free_port())
+    grown = ITEMS.with_items({"new0": {}, "new1": {}})
+
+    async def looked() -> tuple[dict[str, int], int]:
+        wire = RedisWire(url, 2.0)
+        await wire.start()
+        counter = NewItems(wire, "shown")
+        counter.note([f"old{n}" for n in range(5)] + ["new0"])
+        await counter.refresh()
+        assert len(counter.counts) == 6  # not known yet which are new
+        assert [grown.item_ids[row] for row in counter.due(grown, Exploration(floor=3), 0)] == ["new1", "new0"]
+        await counter.refresh()
+        kept = dict(counter.counts), int(await wire.call("HLEN", "shown"))
+        await wire.stop()
+        return kept
+
+    try:
+        assert asyncio.run(looked()) == ({"new0": 1}, 1)
+    finally:
+        child.stop()
 
 
 def test_an_item_is_new_for_its_days_and_without_a_date_until_it_is_trained() -> None:
