@@ -26,7 +26,9 @@ class PublishDeadline:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._turns = asyncio.Semaphore(MAX_UNDER_WAY)
-        self._hangs, self._asking = False, False
+        self._hangs = False
+        self._asks: asyncio.Task[object] | None = None
+        """The call that asks whether the bus is back."""
 
     async def call(self, send: Callable[[], Awaitable[T]]) -> T:
         """What `send` returns.
@@ -35,7 +37,7 @@ class PublishDeadline:
             TimeoutError: not within the deadline; whether the bus has taken the call is not known. Or it hangs, and was not asked.
         """
         # A task of its own, which is not waited for once it is late: the client library does not always end when it is cancelled.
-        task = asyncio.ensure_future(self._in_turn(send))
+        task = asyncio.create_task(self._in_turn(send))
         try:
             await asyncio.wait({task}, timeout=self._seconds)
             late = not task.done()
@@ -43,7 +45,7 @@ class PublishDeadline:
             task.cancel()
         if late:
             task.add_done_callback(_forget)
-            self._hangs = True
+            self._hangs, self._asks = True, None if self._asks is task else self._asks
             raise TimeoutError
         result = task.result()
         self._hangs = False
@@ -54,15 +56,16 @@ class PublishDeadline:
             return await (self._alone(send) if self._hangs else send())
 
     async def _alone(self, send: Callable[[], Awaitable[T]]) -> T:
-        if self._asking:
+        if self._asks is not None:
             raise TimeoutError
-        self._asking = True
+        self._asks = asyncio.current_task()
         try:
             return await send()
         finally:
-            self._asking = False
+            if self._asks is asyncio.current_task():
+                self._asks = None
 
 
-def _forget(task: asyncio.Future[T]) -> None:
+def _forget(task: asyncio.Task[T]) -> None:
     if not task.cancelled():
         task.exception()  # else asyncio logs that nobody has asked for it
