@@ -22,9 +22,12 @@ from features.schema import Attribute, DatasetSchema
 from serving.config import ServingConfig, hash_token
 from serving.control import ServingControl, ServingState
 from serving.environment import serve_env
+from serving.placements import Exploration, Placement
 from shortlist.stack.ports import free_port
 from shortlist.stack.ray_cluster import short_temporary_folder, start_ray, stop_ray
 from shortlist.stack.redis_server import start_redis
+from tests.serving.admin_api import admin_api, admin_config  # noqa: F401 -- fixtures
+from tests.serving.ladder import Ladder
 from training.bundle import fingerprint
 from training.dataset import from_frame
 from training.first_stage import assemble, fit_sources
@@ -242,3 +245,11 @@ def empty_cache(stack: Stack) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(stack.config.cache_url) as client:
         client.flushall()
         yield client
+
+
+@pytest.fixture
+def ladder(make_config, bundle) -> Ladder:
+    """An answerer with placements of chance, of a filter, and of one that does not fit."""
+    chance = Placement(top_k=5, exploration=Exploration(slots=1, floor=1000))
+    placements = {"chance": chance, "late": Placement(filter="year >= 1985"), "wrong": Placement(filter='year == "x"')}
+    return Ladder(make_config(deadline_ms=50, precompute_k=30, placements=placements), bundle)
