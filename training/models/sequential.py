@@ -4,7 +4,7 @@ score(b, j) = mean over the members of <network(history of b), vector of j>; the
 a second ago counts, and users unseen in training are like any other.
 
 Sources: Kang and McAuley 2018 (SASRec); Tan et al. 2016 (every beginning of a sequence as a sample); Klenitskiy and Vasilev 2023
-(cross entropy over the catalogue). Batches, network, loss and epochs have files of their own beside this one.
+(cross entropy over the catalogue). Batches, network, encoder, loss and epochs have files of their own beside this one.
 
 Legend: `B` queries, `N` items, `M` members, `D` width.
 """
@@ -24,7 +24,9 @@ from training.interactions import FloatArray, Interactions, LongArray
 from training.models.base import ModelConfig, ReportEpoch, TrainingData
 from training.models.content import ContentConfig, content_vectors
 from training.models.item_item import PRIOR, popularity_share
+from training.models.sequential_batches import TokenBatch, lay_out
 from training.models.sequential_config import SequentialConfig
+from training.models.sequential_encoder import SequenceEncoder
 from training.models.vector_retriever import VectorRetriever
 from training.queries import QueryBatch
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from training.models.sequential_network import SequenceNetwork
 
 MODEL_FILE = "sequential.safetensors"
+FEW_QUERIES = 16
+"""Encoded in numpy on one core, as requests are. More of them are faster in torch, once that is imported."""
 ENCODE_TOKENS = 16_384
 """Tokens that are encoded at once, padding left out of the count: bounds memory."""
 
@@ -45,9 +49,11 @@ class Sequential(VectorRetriever):
     members_parameter: ClassVar[str | None] = "members"
     slow: ClassVar[bool] = True
     config: SequentialConfig
-    networks: list[SequenceNetwork]
     vectors: FloatArray
     popularity: FloatArray
+    _encoders: list[SequenceEncoder]
+    _networks: list[SequenceNetwork] | None = None
+    """The members in torch; None until many histories are encoded at once."""
 
     def fit(self, data: TrainingData, *, seed: int = 0, on_epoch: ReportEpoch | None = None) -> Self:
         """See `Retriever.fit`. Runs on the GPU where there is one; scoring runs where training ran.
@@ -92,54 +98,60 @@ class Sequential(VectorRetriever):
 
     def query_vectors(self, queries: QueryBatch) -> FloatArray:
         """See `VectorRetriever.query_vectors`: (B, M * D + 1); a query without history gets popularity."""
-        import torch
-
-        from training.models.sequential_batches import lay_out
-        from training.models.sequential_training import scaled
-
         found = np.zeros((len(queries), self.vectors.shape[1]), dtype=np.float32)
         found[:, -1] = 1.0
         start = np.maximum(queries.indptr[:-1], queries.indptr[1:] - self.config.max_len)
-        with torch.inference_mode():
-            for rows in _blocks_of_like_length(queries.indptr[1:] - start):
-                batch = lay_out(start[rows], queries.indptr[1:][rows], queries.item_idx, queries.time_us)
-                parts = [scaled(network(batch, every=False), self.config) for network in self.networks]
-                found[rows[batch.row], :-1] = torch.cat(parts, dim=1).cpu().numpy() / len(self.networks)
+        encode = self._encode if len(queries) <= FEW_QUERIES else self._encode_many
+        for rows in _blocks_of_like_length(queries.indptr[1:] - start):
+            batch = lay_out(start[rows], queries.indptr[1:][rows], queries.item_idx, queries.time_us)
+            found[rows[batch.row], :-1] = encode(batch)
         return found
+
+    def _encode(self, batch: TokenBatch) -> FloatArray:
+        """(S, M * D) float32."""
+        temperature = self.config.temperature
+        parts = [encoder(batch) for encoder in self._encoders]
+        if temperature > 0:
+            parts = [part / (temperature * np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)) for part in parts]
+        encoded: FloatArray = np.hstack(parts)
+        encoded /= len(parts)
+        return encoded
+
+    def _encode_many(self, batch: TokenBatch) -> FloatArray:
+        """As `_encode` by torch, with all its cores or on the GPU."""
+        import torch
+
+        from training.models.sequential_training import scaled
+
+        if self._networks is None:
+            self._networks = [_network(encoder) for encoder in self._encoders]
+        with torch.inference_mode():
+            parts = [scaled(network(batch, every=False), self.config) for network in self._networks]
+            encoded: FloatArray = (torch.cat(parts, dim=1) / len(parts)).cpu().numpy()
+        return encoded
 
     def save(self, folder: Path) -> None:
         """See `Retriever.save`: one safetensors file. It also holds the vectors of search, which processes then share as a map."""
-        time_bias = np.array([self.networks[0].shape.time_bias])
+        time_bias = np.array([self._encoders[0].shape.time_bias])
         arrays = {"popularity": self.popularity, "time_bias": time_bias, "vectors": self.vectors}
-        for member, network in enumerate(self.networks):
-            arrays |= {f"{member}.{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+        for member, encoder in enumerate(self._encoders):
+            arrays |= {f"{member}.{name}": array for name, array in encoder.weights.items()}
         save_arrays(folder / MODEL_FILE, arrays)
         self.save_index(folder)
 
     @classmethod
     def load(cls, folder: Path, config: ModelConfig) -> Self:
         """See `Retriever.load`."""
-        import torch
-
-        from training.models.sequential_network import SequenceNetwork
-        from training.torch_skeleton import skeleton
-
         model, arrays = cls(config), map_arrays(folder / MODEL_FILE, copy_on_write=True)
-        model.networks = []
         try:
             model.popularity = arrays["popularity"].astype(np.float32, copy=False)
             model.vectors = arrays["vectors"].astype(np.float32, copy=False)
             shape = model.config.shape(len(model.popularity), bool(arrays["time_bias"][0]))
-            for member in range(model.config.members):
-                mark = f"{member}."
-                state = {name.removeprefix(mark): array for name, array in arrays.items() if name.startswith(mark)}
-                with skeleton():
-                    network = SequenceNetwork(shape)
-                network.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, assign=True)
-                model.networks.append(network.eval())
-        except (KeyError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise BundleError(f"{MODEL_FILE} does not fit its configuration ({reason}); fetch or build the bundle again") from error
+            marks = [f"{member}." for member in range(model.config.members)]
+            states = [{name.removeprefix(m): array for name, array in arrays.items() if name.startswith(m)} for m in marks]
+            model._encoders = [SequenceEncoder(shape, state) for state in states]
+        except (KeyError, ValueError) as error:
+            raise BundleError(f"{MODEL_FILE} does not fit its configuration ({error}); fetch or build the bundle again") from error
         model._known = model.popularity > 0
         model.load_index(folder)
         return model
@@ -150,11 +162,28 @@ class Sequential(VectorRetriever):
 
         from training.models.sequential_training import normalised
 
-        self.networks, self.popularity, self._known = [network.eval() for network in networks], popularity, popularity > 0
+        self._networks, self.popularity, self._known = [network.eval() for network in networks], popularity, popularity > 0
+        self._encoders = [
+            SequenceEncoder(network.shape, {name: tensor.cpu().numpy() for name, tensor in network.state_dict().items()})
+            for network in networks
+        ]
         trace = torch.from_numpy(np.float32(PRIOR) * popularity)[:, None]
         with torch.inference_mode():
             tables = [normalised(network.items.weight, self.config).cpu() for network in networks]
             self.vectors = torch.cat([*tables, trace], dim=1).numpy()
+
+
+def _network(encoder: SequenceEncoder) -> SequenceNetwork:
+    """The torch network of the same weights."""
+    import torch
+
+    from training.models.sequential_network import SequenceNetwork
+    from training.torch_skeleton import skeleton
+
+    with skeleton():
+        network = SequenceNetwork(encoder.shape)
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in encoder.weights.items()}, assign=True)
+    return network.eval()
 
 
 def item_content(data: TrainingData, config: SequentialConfig, seed: int) -> FloatArray | None:

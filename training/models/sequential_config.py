@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from training.models.base import ModelConfig
+from training.models.sequential_shape import NetworkShape
 from training.queries import MAX_HISTORY
-
-if TYPE_CHECKING:
-    from training.models.sequential_network import NetworkShape
 
 FULL_SOFTMAX_ITEMS = 50_000
 """Larger catalogues are learnt by sampled softmax: a full one costs time and memory with every item of every batch."""
@@ -95,8 +93,6 @@ class SequentialConfig(ModelConfig):
 
     def shape(self, num_items: int, has_times: bool) -> NetworkShape:
         """Of the networks for this many items."""
-        from training.models.sequential_network import NetworkShape
-
         return NetworkShape(
             num_items=num_items,
             width=self.width,

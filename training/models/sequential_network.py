@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,29 +22,10 @@ from torch.nn import functional as F
 from training.models.sequential_batches import Group, TokenBatch
 from training.models.sequential_items import ItemVectors
 from training.models.sequential_products import Linear
+from training.models.sequential_shape import NORM_EPSILON, TIME_BUCKETS, NetworkShape
 
 INIT_STD = 0.02
 """Of item vectors, positions and layers: logits start near zero and blocks near the identity, so that item vectors learn first."""
-TIME_BUCKETS = 32
-"""Of the time between two entries, by doubling from a second on: the last begins at 34 years."""
-
-
-@dataclass(frozen=True)
-class NetworkShape:
-    """What decides the parameters of a network and their meaning."""
-
-    num_items: int
-    width: int
-    blocks: int
-    heads: int
-    max_len: int
-    dropout: float
-    attention_dropout: float
-    every: bool
-    time_bias: bool
-    filter_share: float
-    filter_cutoff: int
-    fast: bool
 
 
 class Noise:
@@ -88,16 +68,16 @@ class Block(nn.Module):
         self.query = Linear(width, width, fast=shape.fast)
         self.key_value = Linear(width, 2 * width, fast=shape.fast)
         self.out = Linear(width, width, fast=shape.fast)
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         self.widen = Linear(width, 4 * width, fast=shape.fast)
         self.narrow = Linear(4 * width, width, fast=shape.fast)
-        self.feed_norm = nn.LayerNorm(width)
+        self.feed_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
         self.dropout, self.attention_dropout = Dropout(shape.dropout, noise), Dropout(shape.attention_dropout, noise)
         self.distance = nn.Parameter(torch.zeros(shape.heads, shape.max_len)) if shape.every else None
         self.since = nn.Parameter(torch.zeros(TIME_BUCKETS, shape.heads)) if shape.time_bias else None
         if shape.filter_share > 0:
             self.high = nn.Parameter(torch.ones(width))
-            self.filter_norm = nn.LayerNorm(width)
+            self.filter_norm = nn.LayerNorm(width, eps=NORM_EPSILON)
 
     def forward(self, x: Tensor, tokens: Tokens, last_only: bool) -> Tensor:
         """x (T, D) -> (T, D), or (S, D) for the last token of each sequence alone."""
@@ -141,7 +121,7 @@ class SequenceNetwork(nn.Module):
         self.shape, noise = shape, Noise(seed)
         self.items = ItemVectors(shape.num_items, shape.width, content, sparse=sparse)
         self.position = None if shape.every else nn.Parameter(torch.zeros(shape.max_len, shape.width))
-        self.norm = nn.LayerNorm(shape.width)
+        self.norm = nn.LayerNorm(shape.width, eps=NORM_EPSILON)
         self.dropout = Dropout(shape.dropout, noise)
         self.blocks = nn.ModuleList(Block(shape, noise) for _ in range(shape.blocks))
         nn.init.normal_(self.items.weight, std=INIT_STD)
@@ -198,9 +178,7 @@ class Tokens:
         parts = []
         for number, part in enumerate(_by_group(x, self.groups)):
             length = self.groups[number].length
-            kernel = _low_pass_kernel(self._shape.max_len, self._shape.filter_cutoff, length, x.device)
-            if self._shape.every:
-                kernel = torch.tril(kernel)
+            kernel = torch.from_numpy(self._shape.low_pass_kernel(length)).to(x.device)
             if last_only:
                 kernel = kernel[-1:]
             seen = self._masks[number][:, 0, -1, :].exp()[:, :, None]
@@ -220,7 +198,8 @@ class Tokens:
 
     def _buckets_of(self, group: Group, batch: TokenBatch) -> Tensor:
         times = batch.time_us[group.offset : group.offset + group.count * group.length].reshape(group.count, group.length)
-        seconds = torch.from_numpy(times).to(self._device).div(1e6)
+        # In float32 a time of today is known to two minutes only.
+        seconds = torch.from_numpy(times).to(self._device, torch.float64).div_(1e6)
         gap = (seconds[:, :, None] - seconds[:, None, :]).clamp_(min=0).float()
         return gap.add_(1).log2_().to(torch.int64).clamp_(max=TIME_BUCKETS - 1)
 
@@ -249,13 +228,3 @@ class _Lookup(torch.autograd.Function):
 
 
 _lookup: Callable[[Tensor, Tensor], Tensor] = _Lookup.apply
-
-
-def _low_pass_kernel(window: int, cutoff: int, length: int, device: torch.device) -> Tensor:
-    """(L, L): the last rows and columns of the circulant matrix that keeps frequencies 0 to `cutoff` of `window` places."""
-    places = torch.arange(window, dtype=torch.float64)
-    frequencies = torch.arange(min(cutoff, window // 2) + 1, dtype=torch.float64)
-    weight = torch.where((frequencies == 0) | (frequencies * 2 == window), 1.0, 2.0)
-    wave = (weight * torch.cos(2 * math.pi * places[:, None] * frequencies / window)).sum(dim=1) / window
-    gap = torch.arange(length)[:, None] - torch.arange(length)[None, :]
-    return wave[gap % window].to(torch.float32).to(device)
