@@ -74,6 +74,7 @@ class Answerer:
         self._snapshot = snapshot
         self._metrics = metrics
         self._new_items = cache.new_items
+        self._lag_s = 2 * config.reread_s
         self._random = random.Random()  # seeded by the system; ids must be unique, not secret
 
     def tables(self) -> list[ItemTable]:
@@ -151,7 +152,7 @@ class Answerer:
             if read.cached.anonymous:
                 return of_popular_items(live.items, live.version, asked, live.trained_at, activity=read.activity)
             hit = of_list(live, read.cached, asked, "cache", read.activity)
-            if is_enough(hit, asked, read.cached):
+            if is_enough(hit, live, asked, read.cached, self._lag_s):
                 self._metrics.cache_read("hit")
                 return hit
         by = time.perf_counter() + self._config.deadline_ms / 1000
@@ -168,7 +169,7 @@ class Answerer:
         if explained.ranked.anonymous:
             return of_popular_items(live.items, live.version, asked, live.trained_at, activity=read.activity)
         found = of_list(live, explained.ranked, asked, "online", read.activity)
-        if plain and asked.selection and not is_enough(found, asked, explained.ranked):
+        if plain and asked.selection and not is_enough(found, live, asked, explained.ranked, self._lag_s):
             # The list that is kept for the user holds too little of what placement and rules let through here.
             try:
                 explained, _ = await self._computed(live, asked, read, by, narrow=True)
@@ -191,7 +192,8 @@ class Answerer:
         """
         request = asked.request
         unit = _unit(request)
-        stale = read.cached is None or not read.fresh
+        # One that is fresh and complete is asked for again only where it lacks what has become available since.
+        stale = read.cached is None or not read.fresh or read.cached.complete
         plain = not narrow and stale and request.cacheable and not (request.selection or request.exclude or len(request.shown))
         wanted = ComputeRequest(
             user_id=request.user_id,

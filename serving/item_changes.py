@@ -18,7 +18,7 @@ from sqlalchemy import select
 
 from features.catalogue import ITEMS, Catalogue
 from features.control_store import ControlStore
-from serving.audit import AuditEntry, AuditLog
+from serving.audit import AuditEntry, AuditLog, now_us
 from serving.item_table import ItemTable
 from serving.process import give_back_memory
 from serving.recorded_import import IMPORT_SUBJECT
@@ -159,6 +159,7 @@ def as_of_now(items: ItemTable, store: ControlStore, dataset: str, since: dateti
             available[items.rows(row[0] for row in rows if row[1] is not False)] = True
     if there:
         items.set_all_available(available)
+    items.relisted_us = now_us()  # what became available again before this is not known
     return items
 
 

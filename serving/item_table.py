@@ -13,6 +13,8 @@ Legend: `N` items, `n` rows of a list.
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -77,6 +79,8 @@ class ItemTable:
         self._reads_available = False
         self._changes = 0
         """Of availability so far: what was computed while one was under way is found by nobody after it."""
+        self.relisted_us = -math.inf
+        """When an item has last become available again, microseconds since 1970: lists from before may lack it."""
         self._masked = lru_cache(maxsize=CACHED_MASKS)(not_holding(self._mask))
         self._selected = lru_cache(maxsize=CACHED_SELECTIONS)(not_holding(self._select))
         self._expressed = lru_cache(maxsize=CACHED_EXPRESSIONS)(not_holding(self._express))
@@ -135,6 +139,7 @@ class ItemTable:
         order = np.concatenate([self.by_popularity, np.arange(len(self), len(ids), dtype=np.int32)]).astype(np.int32)
         table = ItemTable(ids, edited_columns(columns, rows, attributes, len(ids)), order, self.num_trained, row_of)
         table.available[: len(self)] = self.available
+        table.relisted_us = self.relisted_us
         return table
 
     def __len__(self) -> int:
@@ -170,12 +175,15 @@ class ItemTable:
         if row is not None and bool(self.available[row]) != available:
             self.available[row] = available
             self._forget_availability()
+            if available:
+                self.relisted_us = time.time_ns() // 1000
 
     def set_all_available(self, available: BoolArray) -> None:
         """Replace the availability of all items, (N,) bool."""
         if not np.array_equal(self.available, available):
             self.available[:] = available
             self._forget_availability()
+            self.relisted_us = time.time_ns() // 1000
 
     def mask(self, selection: Selection) -> BoolArray:
         """(N,) bool of items that a request may see: available, and passing its filters. Read-only; the same until one changes.

@@ -68,6 +68,23 @@ def test_a_short_list_that_is_all_there_is_is_not_computed_again(ladder: Ladder)
     assert not ladder.asked
 
 
+def test_a_list_that_was_all_there_was_is_computed_again_where_items_have_come_back_since(ladder: Ladder) -> None:
+    items, now_us = ladder.live["1"].items, time.time_ns() // 1000
+    items.set_available("i030", False)
+    ladder.cache.held = CacheRead(replace(ranked(3, 4, complete=True), computed_at_us=now_us), b"", True)
+    ladder.ask()
+    assert not ladder.asked  # what is gone is in no list that it could lack
+    items.set_available("i030", True)
+    items.set_available("i003", False)
+    items.set_available("i004", False)
+    assert rows(ladder, ladder.ask()) == [30, 31, 32, 33, 34]
+    assert ladder.cache.written == [("1", "u:u")]  # for the next time
+    later = replace(ranked(5, 6, complete=True), computed_at_us=now_us + 3_600_000_000)
+    ladder.cache.held = CacheRead(later, b"", True)
+    assert rows(ladder, ladder.ask()) == [5, 6]
+    assert len(ladder.asked) == 1
+
+
 @pytest.mark.parametrize("trouble", ["slow", "dead", "unreadable"])
 def test_trouble_falls_to_the_stale_list_then_to_popular_items(ladder: Ladder, trouble: str) -> None:
     ladder.reply = {"slow": None, "dead": fail, "unreadable": lambda: b"?"}[trouble]
