@@ -55,6 +55,8 @@ def with_new_items(ranked: Ranked, items: ItemTable, wish: Wish, excluded: IntAr
     """
     mask = items.mask(wish.selection).copy()
     mask[: items.num_trained] = False
+    if wish.candidates is not None:
+        mask &= np.isin(np.arange(len(items)), wish.candidates)
     mask[ranked.rows] = False
     mask[excluded] = False
     rows = np.flatnonzero(mask)[: max(LEAST, 2 * wish.top_k)].astype(np.int32)

@@ -57,7 +57,7 @@ def of_list(
     ranked = Ranked(cached.item_idx, cached.score, cached.source, fill=len(live.sources) - 1)
     explain = asked.request.explain
     slate = arranged(ranked, live.items, wish, explain=explain)
-    new_follow = len(live.items) > live.items.num_trained and asked.request.candidates is None
+    new_follow = len(live.items) > live.items.num_trained
     if new_follow and len(slate) < asked.top_k:
         ranked = with_new_items(ranked, live.items, wish, left_out(live.items, asked, activity), len(live.sources))
         slate = arranged(ranked, live.items, wish, explain=explain)

@@ -176,6 +176,15 @@ def test_items_that_came_after_the_training_fill_a_list_that_runs_short(ladder: 
     assert [(item["item_id"], item["source"]) for item in answer.items] == [("i000", "knn"), ("i002", "knn"), ("new1", "new")]
 
 
+def test_candidates_that_came_after_the_training_follow_those_that_the_version_ranks(ladder: Ladder) -> None:
+    with_items(ladder, {"new1": {}, "new2": {}, "new3": {}})
+    ladder.reply = lambda: ranked(2, 1, complete=True).encode()
+    answer = ladder.ask(candidates=("new3", "i001", "new1", "i002"), exclude=("new1",))
+    assert [(item["item_id"], item["source"]) for item in answer.items] == [("i002", "knn"), ("i001", "knn"), ("new3", "new")]
+    ladder.reply = lambda: ranked(complete=True).encode()
+    assert [item["item_id"] for item in ladder.ask(candidates=("new2",)).items] == ["new2"]
+
+
 def test_new_items_that_the_user_rejected_or_met_fill_no_list(ladder: Ladder) -> None:
     with_items(ladder, {f"new{n}": {} for n in range(1, 4)})
     met = [RecentEvent.of("new1", 1, "dislike"), RecentEvent.of("new2", 1, "view")]
