@@ -130,6 +130,8 @@ class SnapshotLoader:
             known = before if before is not None and before.champion is None else None
             tables.append(self._catalogue_items() if known is None else known.items)
             items_at = items_at if known is None else known.items_at
+        # Read before changes of items are taken: they are given once, and would be lost with a snapshot that fails after them.
+        (plan, pins), book = self._experiments(), self._rules.book()
         tables = self._changes.apply(tables)
         versions = {
             version: replace(live, items=items)
@@ -137,8 +139,7 @@ class SnapshotLoader:
         }
         champion = versions[champion_version] if champion_version is not None else None
         items, items_at = (champion.items, champion.trained_at) if champion is not None else (tables[-1], items_at)
-        plan, pins = self._experiments()
-        rules = self._rules.book().fitting(tables)
+        rules = book.fitting(tables)
         self.availability.again(tables)
         return Snapshot(champion, versions, plan, pins, items, items_at, rules, state.shadow)
 
@@ -160,7 +161,7 @@ class SnapshotLoader:
     def _catalogue_items(self) -> ItemTable:
         catalogue = Catalogue(self._store, self._config.dataset)
         events = ActivityStore.of(self._config.paths).read(columns=["item_id"])
-        return ItemTable.from_activity(catalogue.items(), events)
+        return as_of_now(ItemTable.from_activity(catalogue.items(), events), self._store, self._config.dataset, None)
 
     def _experiments(self) -> tuple[AssignmentPlan, Mapping[str, Mapping[str, str]]]:
         running = [record for record in self._control.experiments() if record.status == "running"]

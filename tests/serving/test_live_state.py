@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from experiments.spec import parse_spec
+from features.activity_store import ActivityStore
+from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from features.errors import StoreError
+from features.events import EVENT_SCHEMA, Event
 from serving import trend_lists
 from serving.config import ServingConfig
 from serving.control import EXPERIMENTS, ServingControl, ServingState
@@ -26,6 +30,8 @@ from serving.retriever_replica import _follow_items
 from serving.trend_lists import TrendLists
 from training.bundle import FEATURES_FOLDER, ITEMS_FILE, POPULARITY_FILE
 from training.ranking_features import ARRAYS_FILE
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -110,6 +116,40 @@ def test_a_control_store_that_is_gone_takes_no_version_away(
     monkeypatch.setattr("serving.live_state.as_of_now", gone)
     with pytest.raises(StoreError):
         SnapshotLoader(config).load()
+
+
+@pytest.mark.parametrize("part", ["_control", "_rules"])
+def test_changes_of_items_outlive_a_snapshot_that_fails(
+    config: ServingConfig, control: ServingControl, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    loader = SnapshotLoader(config)
+    before = loader.load()
+    row = {"item_id": "i001", "title": "Renamed", "available": True}
+    with control.audit.begin() as connection:
+        control.audit.write(connection, "t", "item", "item:i001", {"item_id": "i001"}, row)
+        control.audit.write(connection, "t", "item", "item:new", None, {"item_id": "new", "available": True})
+
+    def locked() -> None:
+        raise StoreError("database is locked")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(getattr(loader, part), {"_control": "experiments", "_rules": "book"}[part], locked)
+        with pytest.raises(StoreError):
+            loader.load(before)
+    items = loader.load(before).items
+    assert items.fields(items.row("i001"), ["title"]) == {"title": "Renamed"}
+    assert items.row("new") >= 0
+
+
+def test_without_a_model_an_item_that_was_deleted_is_not_popular(config: ServingConfig, control: ServingControl) -> None:
+    control.set_state(ServingState(), actor="test", action="test")
+    catalogue, store = Catalogue(control.store, config.dataset), ActivityStore.of(config.paths)
+    rows = [Event(f"e-{item_id}", item_id, "view", NOW, user_id="u").to_row(received_at=NOW) for item_id in ("i001", "i002")]
+    store.append(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA))
+    assert catalogue.delete_item("i001")
+    items = SnapshotLoader(config).load().items
+    assert items.available[items.row("i002")]
+    assert not items.available[items.row("i001")]
 
 
 class Failing:
