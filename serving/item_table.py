@@ -76,7 +76,6 @@ class ItemTable:
         )
         self.columns["available"] = BoolColumn(self.available, np.zeros(len(item_ids), dtype=bool))
         self.columns["item_id"] = IdColumn(item_ids, self._row_of)
-        self._reads_available = False
         self._changes = 0
         """Of availability so far: what was computed while one was under way is found by nobody after it."""
         self.relisted_us = -math.inf
@@ -174,7 +173,7 @@ class ItemTable:
         row = self._row_of.get(item_id)
         if row is not None and bool(self.available[row]) != available:
             self.available[row] = available
-            self._forget_availability()
+            self._changes += 1
             if available:
                 self.relisted_us = time.time_ns() // 1000
 
@@ -182,7 +181,7 @@ class ItemTable:
         """Replace the availability of all items, (N,) bool."""
         if not np.array_equal(self.available, available):
             self.available[:] = available
-            self._forget_availability()
+            self._changes += 1
             self.relisted_us = time.time_ns() // 1000
 
     def mask(self, selection: Selection) -> BoolArray:
@@ -220,7 +219,7 @@ class ItemTable:
             self._selected(selection)
 
     def matching(self, expression: str) -> BoolArray:
-        """(N,) bool of items for which an expression holds, available or not. Not to be written to.
+        """(N,) bool of items for which an expression holds where they are available. Not to be written to.
 
         Raises:
             FilterError: the expression is wrong or does not fit the attributes' types.
@@ -269,15 +268,6 @@ class ItemTable:
         mask.flags.writeable = False
         return mask
 
-    def _forget_availability(self) -> None:
-        self._changes += 1
-        # Masks of filters that read `available` themselves cannot be told apart here; they are few, and all others are quick to
-        # come back.
-        if self._reads_available:
-            self._reads_available = False
-            self._selected.cache_clear()
-            self._expressed.cache_clear()
-
     def _select(self, selection: Selection) -> BoolArray:
         keep = np.ones(len(self), dtype=bool)
         for name, words in (("categories", selection.category), ("regions", selection.region), ("languages", selection.language)):
@@ -298,9 +288,10 @@ class ItemTable:
         return keep
 
     def _express(self, expression: str) -> BoolArray:
-        compiled = compile_filter(expression)
-        self._reads_available |= "available" in compiled.names
-        return compiled.mask(self.columns, len(self))
+        # What is not available is left out beside each expression. In it the absent column reads true, so that no mask depends on
+        # what changes in place.
+        columns = {name: column for name, column in self.columns.items() if name != "available"}
+        return compile_filter(expression).mask(columns, len(self))
 
     def _any_word(self, name: str, words: Sequence[str]) -> BoolArray:
         column = self.columns.get(name)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import struct
 import weakref
+from collections.abc import Mapping
 from copy import copy
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -17,6 +19,8 @@ from hypothesis import strategies as st
 
 from features.events import ACTIONS, NEGATIVE_ACTIONS
 from serving.cached_list import CachedList, decode_list
+from serving.columns import Column
+from serving.filters import Filter, compile_filter
 from serving.item_table import ItemTable
 from serving.recent_activity import (
     APPEND_SCRIPT,
@@ -29,6 +33,7 @@ from serving.recent_activity import (
 )
 from serving.schemas import Selection
 from shortlist.stack.redis_server import start_redis
+from training.interactions import BoolArray
 
 scores = st.lists(st.floats(-1e6, 1e6, width=32), max_size=50).map(lambda values: sorted(values, reverse=True))
 
@@ -285,15 +290,38 @@ def test_hashes_of_ids_lead_back_to_their_rows() -> None:
     assert sorted(other.item_ids[row] for row in other.rows_of_hashes(asked)) == ["i600", "i999"]
 
 
-def test_masks_of_selections_outlive_changes_of_availability_unless_they_read_it() -> None:
+def test_masks_of_selections_outlive_changes_of_availability_also_where_they_name_it() -> None:
     table = ItemTable.from_arrow(pa.table({"item_id": ["a", "b"], "year": [1, 2]}), np.arange(2, dtype=np.int32))
     kept = table.matching("year > 1")
     table.set_available("b", False)
     assert table.matching("year > 1") is kept
     assert table.passing(Selection(filter="year > 1"), np.array([0, 1], np.int32)).tolist() == [False, False]
-    assert table.matching("!available").tolist() == [False, True]
+    rows, named = np.array([0, 1], np.int32), Selection(filter="available && year > 1")
+    assert table.passing(named, rows).tolist() == [False, False]
     table.set_available("b", True)
-    assert table.matching("!available").tolist() == [False, False]
+    assert table.passing(named, rows).tolist() == [False, True]
+    assert not table.mask(Selection(filter="!available")).any()
+    assert table.fields(1, ["available"]) == {"available": True}
+
+
+def test_an_item_that_comes_back_while_a_mask_is_made_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = ItemTable.from_arrow(pa.table({"item_id": ["a", "b"], "year": [1, 2]}), np.arange(2, dtype=np.int32))
+    table.set_available("b", False)
+
+    def interrupted(expression: str) -> Filter:
+        compiled = compile_filter(expression)
+
+        def mask(columns: Mapping[str, Column], n: int) -> BoolArray:
+            made = compiled.mask(columns, n)
+            table.set_available("b", True)  # by the thread that follows availability
+            return made
+
+        return replace(compiled, mask=mask)
+
+    monkeypatch.setattr("serving.item_table.compile_filter", interrupted)
+    rows, named = np.array([0, 1], np.int32), Selection(filter="available && year > 1")
+    table.passing(named, rows)
+    assert table.passing(named, rows).tolist() == [False, True]
 
 
 def test_conditions_of_rules_and_a_callers_filter_hold_together_in_one_mask() -> None:
