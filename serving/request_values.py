@@ -17,6 +17,7 @@ MAX_BOOSTS = 10
 MAX_BOOST = 100.0
 MAX_WORDS = 32
 """Words of category, region and language."""
+MAX_WORD_LENGTH = 512
 MAX_CHAIN = 8
 MAX_SEEN_DAYS = 36_500.0
 OWN_KEYS = frozenset({"score", "source", "reason", "contributions"})
@@ -43,7 +44,7 @@ def parse_selection(given: Mapping[str, Sequence[str]]) -> Selection:
     """Category, region, language and filter; several words may also be separated by commas (not in categories).
 
     Raises:
-        RequestError: too many words.
+        RequestError: too many words, or one that is too long.
     """
     expression = given["filter"][0].strip() if given.get("filter") else ""
     category = tuple(dict.fromkeys(word for word in given.get("category", ()) if word))
@@ -54,6 +55,9 @@ def parse_selection(given: Mapping[str, Sequence[str]]) -> Selection:
         chains[name] = tuple(dict.fromkeys(_words(given.get(name, ()))))
         if len(chains[name]) > MAX_CHAIN:
             raise RequestError(f"{name} names {len(chains[name])} {name}s, {MAX_CHAIN} are allowed", field=name)
+    for name, words in (("category", category), *chains.items()):
+        if any(len(word) > MAX_WORD_LENGTH for word in words):
+            raise RequestError(f"a {name} has up to {MAX_WORD_LENGTH} characters", field=name)
     return Selection(category=category, filter=expression or None, **chains)
 
 

@@ -32,6 +32,8 @@ _log = logging.getLogger("shortlist.serving")
 
 MAX_RULES = 200
 CACHED_PLANS = 1024
+SHORT_TEXT = 256
+"""Characters of a context's text up to which the plan for it is kept."""
 Kind = Literal["include", "exclude", "boost", "bury", "pin", "cap"]
 _NEEDED: dict[str, tuple[str, ...]] = {
     "include": ("items",),
@@ -151,7 +153,10 @@ class RuleBook:
         """
         if not self._enabled:
             return NO_RULES
-        key = (placement, only, *(_told_apart(context.get(name)) for name in self._names))
+        told = [context.get(name) for name in self._names]
+        if not all(map(_is_short, told)):
+            return self._build(placement, context, now, only)[2]  # as part of a key, a value of megabytes would be kept
+        key = (placement, only, *map(_told_apart, told))
         found = self._plans.get(key)
         if found is None or not found[0] <= now < found[1]:
             if len(self._plans) >= CACHED_PLANS:
@@ -204,7 +209,11 @@ def plan_of(rules: Sequence[Rule]) -> RulePlan:
     )
 
 
+def _is_short(value: Any) -> bool:
+    return len(value) <= SHORT_TEXT if isinstance(value, str) else not isinstance(value, list)
+
+
 def _told_apart(value: Any) -> str | None:
-    """A value of a context as part of a key: equal only where conditions read the same. 1, 1.0, True and "1" are four values, and
-    objects none."""
+    """A short value of a context as part of a key: equal only where conditions read the same. 1, 1.0, True and "1" are four values,
+    and objects none."""
     return None if isinstance(value, dict) else repr(value)

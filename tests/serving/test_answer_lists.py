@@ -106,6 +106,16 @@ def test_a_rule_holds_by_the_context_as_it_is_and_not_by_one_that_was_asked_befo
         assert [holding(shared, value) for value in contexts[::step]] == alone[::step]
 
 
+def test_a_context_of_any_size_and_depth_is_read_and_not_kept(ladder: Ladder) -> None:
+    with_rules(ladder, {"kind": "exclude", "items": 'item_id == "i030"', "when": '"kids" in device'})
+    deep: list[object] = []
+    for _ in range(1000):
+        deep = [deep]
+    for device, first in ((deep, 30), ("x" * 1_000_000, 30), (["kids"] * 1000, 31), ("kids", 31)):
+        assert rows(ladder, ladder.ask(context={"device": device}))[0] == first
+    assert sum(len(str(key)) for key in ladder.snapshot.rules._plans) < 1000
+
+
 def test_pages_do_not_repeat_whatever_happens_between_them(ladder: Ladder) -> None:
     ladder.cache.held = CacheRead(ranked(*range(20)), b"", True)
     first = ladder.ask()

@@ -55,6 +55,8 @@ def test_query_strings_and_bodies_say_the_same_of_what_was_met() -> None:
         ({"candidates": ["a"] * 1001}, "candidates"),
         ({"filter": ["a"]}, "filter"),
         ({"category": [1]}, "category"),
+        ({"category": ["a", "b" * 513]}, "category"),
+        ({"language": "b" * 513}, "language"),
         ({"fields": [f"f{n}" for n in range(33)]}, "fields"),
         ({"boost": [{"filter": "year >", "weight": 1}]}, "boost"),
         ({"diversity": 2}, "diversity"),
