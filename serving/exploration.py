@@ -58,8 +58,19 @@ def draws(slate: Slate, items: ItemTable, rules: RulePlan, settings: Exploration
     """
     first = max(len(slate) - settings.slots, 1)
     places = [place for place in range(first, len(slate)) if int(slate.rows[place]) not in slate.pinned]
-    if not places:
-        return []
+    while places:
+        found = _pools(slate, places, items, rules, settings, new_rows)
+        left = [pool.place for pool in found]
+        if left == places:
+            return found
+        places = left  # what stays at a place for lack of others must not be drawn at another
+    return []
+
+
+def _pools(
+    slate: Slate, places: Sequence[int], items: ItemTable, rules: RulePlan, settings: Exploration, new_rows: IntArray
+) -> list[Draw]:
+    """Disjoint pools of some places, as far as there are items for each."""
     fixed = np.delete(slate.rows, places)
     new_rows = new_rows[~np.isin(new_rows, fixed)]
     ranked = np.concatenate([slate.rows[places], slate.rest[: settings.pool]])
@@ -69,11 +80,14 @@ def draws(slate: Slate, items: ItemTable, rules: RulePlan, settings: Exploration
         ranked = ranked[capped_without(fixed, ranked, items, rules, len(places) - 1)]
     weight = 1.0 / (settings.temperature + np.arange(len(ranked)))
     found = []
+    of_new = min(len(new_rows), len(places))
     for number, place in enumerate(places):
-        rows = new_rows[number :: len(places)]
-        share: npt.NDArray[np.floating] = np.ones(len(rows))
-        if not len(rows):
-            rows, share = ranked[number :: len(places)], weight[number :: len(places)]
+        if number < of_new:
+            rows = new_rows[number::of_new]
+            share: npt.NDArray[np.floating] = np.ones(len(rows))
+        else:
+            others = slice(number - of_new, None, len(places) - of_new)
+            rows, share = ranked[others], weight[others]
         if len(rows):
             found.append(Draw(place, rows.astype(np.int32), np.asarray(share / share.sum(), dtype=np.float64)))
     return found
@@ -89,8 +103,7 @@ def explored(slate: Slate, pools: Sequence[Draw], rng: random.Random) -> tuple[S
         if rows[pool.place] != pool.rows[chosen]:
             rows[pool.place], sources[pool.place] = pool.rows[chosen], EXPLORED
             scores[pool.place] = slate.scores.min()
-    shown = np.sort(np.unique(rows, return_index=True)[1])  # an item that another place has drawn leaves its own
-    return replace(slate, rows=rows[shown], scores=scores[shown], sources=sources[shown]), tuple(propensities[shown].tolist())
+    return replace(slate, rows=rows, scores=scores, sources=sources), tuple(propensities.tolist())
 
 
 class NewItems:

@@ -92,6 +92,22 @@ def test_pins_stay_and_caps_hold_whatever_chance_says() -> None:
     assert draws(slate(rows=NONE + 1, scores=np.ones(0, np.float32), sources=NONE), ITEMS, plan, Exploration(), NONE) == []
 
 
+def test_no_place_is_lost_where_there_is_little_to_draw_from() -> None:
+    rng = random.Random(4)
+    for _ in range(300):
+        shown, rest = rng.randint(2, 5), rng.randint(0, 3)
+        rows = np.array(rng.sample(range(60), shown + rest), dtype=np.int32)
+        few = slate(rows=rows[:shown], scores=np.ones(shown, np.float32), sources=np.zeros(shown, np.int64), rest=rows[shown:])
+        new = np.array(rng.sample(range(60), rng.randint(0, 2)) if rng.random() < 0.5 else rows[-1:], dtype=np.int32)
+        plan = RulePlan(caps=(("brand", rng.randint(1, 2), None),)) if rng.random() < 0.5 else NO_RULES
+        pools = draws(few, ITEMS, plan, Exploration(slots=3, floor=1), new)
+        drawn = [row for pool in pools for row in pool.rows.tolist()]
+        assert len(set(drawn)) == len(drawn)
+        for _ in range(5):
+            chosen, propensities = explored(few, pools, rng)
+            assert len(set(chosen.rows.tolist())) == len(propensities) == shown
+
+
 def test_every_new_item_gets_its_floor_and_then_the_places_go_back() -> None:
     grown = ITEMS.with_items({f"new{n}": {} for n in range(7)})
     counter, rng, settings = new_items(), random.Random(3), Exploration(slots=1, floor=5)
