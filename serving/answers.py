@@ -81,12 +81,13 @@ class Answerer:
         """Items of all versions that may answer."""
         return self._snapshot().tables()
 
-    async def recommend(self, request: RecommendationRequest, rules: RuleBook | None = None) -> Answer:
+    async def recommend(self, request: RecommendationRequest, rules: RuleBook | None = None, *, dry_run: bool = False) -> Answer:
         """The answer to a request.
 
         Args:
             request: of a caller.
             rules: instead of the present ones, to see what they would do.
+            dry_run: chance takes no part, and no new item counts as shown: two answers differ in what was asked alone.
 
         Raises:
             RequestError: the filter is wrong or does not fit the items' attributes, there is no such placement, or the version
@@ -109,7 +110,7 @@ class Answerer:
         else:
             found = of_popular_items(items, None, asked, snapshot.items_at, activity=read.activity)
         propensities = None
-        if asked.exploration is not None and found.slate.rows.size > 1:
+        if asked.exploration is not None and not dry_run and found.slate.rows.size > 1:
             found, propensities = self._explored(found, items, asked, asked.exploration, read.activity, now)
         shown = shown_items(items, found.slate, found.sources, asked.request.fields)
         if asked.request.explain:

@@ -70,8 +70,8 @@ async def preview_rules(body: Annotated[RulePreview, Body()], context: Context, 
     """A dry run: one request's list under the present rules and under the given ones, and which items move. Nothing is changed."""
     _check(context, body.rules)
     request = parse_body(body.request)
-    before = await context.answerer.recommend(request)
-    after = await context.answerer.recommend(request, RuleBook(body.rules))
+    before = await context.answerer.recommend(request, dry_run=True)
+    after = await context.answerer.recommend(request, RuleBook(body.rules), dry_run=True)
     places = [{item["item_id"]: place for place, item in enumerate(answer.items)} for answer in (before, after)]
     moved = [
         {"item_id": item_id, "from": places[0].get(item_id), "to": places[1].get(item_id)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 from zlib import crc32
@@ -10,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from serving.api.context import ApiContext
+from serving.api.rules import RulePreview, preview_rules
 from serving.asked import resolved
 from serving.cache import CacheRead
 from serving.errors import RequestError
@@ -217,6 +220,17 @@ def test_chance_shows_nothing_that_the_user_rejected_or_met_or_that_the_request_
         ladder.cache.held = CacheRead(cached, b"%016d" % 9 + encode_events(met), True)
         assert drawn(ladder, exclude=("new3",)) == {"new4", "new5"}
     assert drawn(ladder, seen=None) == {"new2", "new3", "new4", "new5"}
+
+
+def test_in_a_preview_of_rules_chance_moves_nothing_and_no_new_item_counts_as_shown(ladder: Ladder, make_config) -> None:
+    with_items(ladder, {f"new{n}": {} for n in range(5)})
+    context, body = ApiContext(make_config(), lambda: None, ladder.answerer), RulePreview(rules=[], request={"placement": "chance"})
+    for _ in range(10):
+        shown = asyncio.run(preview_rules(body, context, "t"))
+        assert shown["before"]["recommended_items"]
+        assert not shown["moved"]
+    assert not ladder.cache.new_items.counts
+    assert drawn(ladder) <= {f"new{n}" for n in range(5)}
 
 
 def test_with_candidates_chance_and_pins_show_nothing_else(ladder: Ladder) -> None:
