@@ -55,11 +55,12 @@ def with_new_items(ranked: Ranked, items: ItemTable, wish: Wish, excluded: IntAr
     """
     mask = items.mask(wish.selection).copy()
     mask[: items.num_trained] = False
-    if wish.candidates is not None:
-        mask &= np.isin(np.arange(len(items)), wish.candidates)
     mask[ranked.rows] = False
     mask[excluded] = False
-    rows = np.flatnonzero(mask)[: max(LEAST, 2 * wish.top_k)].astype(np.int32)
+    rows = np.flatnonzero(mask)
+    if wish.candidates is not None:
+        rows = rows[np.isin(rows, wish.candidates)]
+    rows = rows[: max(LEAST, 2 * wish.top_k)].astype(np.int32)
     lowest = float(ranked.scores.min()) if len(ranked.scores) else 0.0
     scores = (lowest - (1 + np.arange(len(rows))) / max(len(rows), 1)).astype(np.float32)
     return Ranked(
