@@ -14,7 +14,7 @@ RANKER_KINDS = ("lambdamart", "listwise")
 
 
 def ranker_class(kind: str) -> type[Ranker]:
-    """The ranker of that name. Its library is imported here: a replica that serves trees does not load PyTorch for them.
+    """The ranker of that name. Its library is imported here: a replica without trees does not load LightGBM for them.
 
     Raises:
         StudyError: there is none.

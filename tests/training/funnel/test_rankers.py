@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from training.arrays import save_arrays
 from training.blend_search import candidate_ndcg
 from training.errors import BundleError, StudyError
 from training.interactions import BoolArray
 from training.rankers.base import Ranker, RankingBatch, draw_candidates, hold_out, standardised
 from training.rankers.lambdamart import LambdaMart, LambdaMartConfig
 from training.rankers.listwise import Listwise, ListwiseConfig
+from training.rankers.listwise_network import CLIP, ListwiseNetwork, parameter_shapes
+from training.rankers.listwise_training import Network
 from training.rankers.registry import RANKER_KINDS, ranker_class, ranker_settings
 
 SMALL: dict[str, Ranker] = {
@@ -128,11 +134,61 @@ def test_rounds_are_counted_on_whole_groups(kind: str, rng: np.random.Generator)
 def test_the_listwise_network_starts_as_the_blend(rng: np.random.Generator) -> None:
     batch, labels = planted(rng, 40)
     ranker = fresh("listwise").fit(batch, labels, seed=1, rounds=1)
-    for layer in (ranker.network.head,):  # type: ignore[attr-defined]
-        layer.weight.data.zero_()
-        layer.bias.data.zero_()
+    for part in ("head.weight", "head.bias"):
+        ranker.network.weights[part][:] = 0  # type: ignore[attr-defined]
     order = np.argsort(-np.where(batch.valid, ranker.score(batch), -np.inf), axis=1, kind="stable")
     np.testing.assert_array_equal(order, np.argsort(-np.where(batch.valid, batch.base, -np.inf), axis=1, kind="stable"))
+
+
+def test_the_listwise_network_scores_in_numpy_as_in_training(rng: np.random.Generator) -> None:
+    config = ListwiseConfig(hidden=(16, 8), cross_layers=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trained = Network(9, config).eval()
+        with torch.no_grad():
+            for tensor in trained.state_dict().values():
+                tensor.add_(0.3 * torch.randn(tensor.shape))
+    state = {name: tensor.numpy() for name, tensor in trained.state_dict().items()}
+    assert {name: array.shape for name, array in state.items()} == parameter_shapes(9, config.hidden, config.cross_layers)
+    network = ListwiseNetwork(state, 9, config.hidden, config.cross_layers)
+    features, base = rng.normal(size=(50, 9)).astype(np.float32) * 3, rng.normal(size=50).astype(np.float32)
+    features[0, 0], features[1, 1], features[2, 2] = np.nan, np.inf, -np.inf
+    with torch.no_grad():
+        expected = trained(torch.from_numpy(features), torch.from_numpy(base)).numpy()
+    np.testing.assert_allclose(network.logits(features, base), expected, rtol=1e-4, atol=1e-4)
+    x = network.standardised(features)
+    point = torch.from_numpy((x / state["scale"] + state["mean"]).astype(np.float32)).requires_grad_()
+    torch.autograd.backward(trained(point, torch.zeros(50)).sum())
+    assert point.grad is not None
+    inside = np.abs(x) < CLIP - 1e-3
+    found = network.gradient(x) * state["scale"]
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(found[inside], point.grad.numpy()[inside], rtol=1e-3, atol=1e-3)
+
+
+def test_a_listwise_ranker_is_read_and_scores_without_torch(rng: np.random.Generator, tmp_path: Path) -> None:
+    batch, labels = planted(rng, 40)
+    ranker = fresh("listwise").fit(batch, labels, seed=1, rounds=1)
+    ranker.save(tmp_path)
+    save_arrays(tmp_path / "batch.safetensors", {"features": batch.features, "valid": batch.valid, "base": batch.base})
+    program = f"""
+import sys
+from pathlib import Path
+from training.arrays import map_arrays
+from training.rankers.base import RankingBatch
+from training.rankers.registry import ranker_class, ranker_settings
+folder = Path({str(tmp_path)!r})
+batch = RankingBatch({batch.names!r}, **map_arrays(folder / "batch.safetensors"))
+settings = ranker_settings("listwise", {ranker.config.model_dump()!r})
+ranker = ranker_class("listwise").load(folder, settings, batch.names)
+print(float(ranker.score(batch)[batch.valid].sum()), float(abs(ranker.contributions(batch)).sum()), "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    score, parts, imported = done.stdout.split()
+    assert float(score) == pytest.approx(float(ranker.score(batch)[batch.valid].sum()), rel=1e-4, abs=1e-3)
+    assert float(parts) == pytest.approx(float(np.abs(ranker.contributions(batch)).sum()), rel=1e-4, abs=1e-3)
+    assert imported == "False"
 
 
 def test_a_model_of_other_features_is_refused(rng: np.random.Generator, tmp_path: Path) -> None:
