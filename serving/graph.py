@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -121,21 +122,23 @@ def _reason(application: ApplicationStatus) -> str:
     return re.sub(r"^(\w+\.)+(?=\w+: )", "", (errors or lines or ["it does not start"])[-1])
 
 
-def ask_version(config: ServingConfig, version: str, request: ComputeRequest, timeout_s: float = 30.0) -> bytes:
-    """One encoded list from a version's replicas, outside the gateway."""
-    return bytes(_called(config, version, "compute", timeout_s, request))
+def ask_version(config: ServingConfig, version: str, requests: Sequence[ComputeRequest], timeout_s: float = 30.0) -> list[bytes]:
+    """An encoded list for each request, outside the gateway; asked together of a version's replicas."""
+    return _called(config, version, "compute", timeout_s, [(request,) for request in requests])
 
 
 def replica_timing(config: ServingConfig, version: str, timeout_s: float = 30.0) -> tuple[int, float]:
     """Lists and seconds so far (`Retriever.timing`) of one of a version's replicas, whichever answers."""
-    answers, seconds = _called(config, version, "timing", timeout_s)
+    ((answers, seconds),) = _called(config, version, "timing", timeout_s, [()])
     return int(answers), float(seconds)
 
 
-def _called(config: ServingConfig, version: str, method: str, timeout_s: float, *arguments: object) -> Any:
-    async def call() -> Any:
+def _called(config: ServingConfig, version: str, method: str, timeout_s: float, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """What the version answers to several calls of a method at once, each with its arguments."""
+
+    async def call() -> list[Any]:
         handle = getattr(serve.get_app_handle(version_app(config, version)), method)
-        return await asyncio.wait_for(handle.remote(*arguments), timeout_s)
+        return await asyncio.wait_for(asyncio.gather(*(handle.remote(*arguments) for arguments in calls)), timeout_s)
 
     return asyncio.run_coroutine_threadsafe(call(), _handle_loop()).result(timeout_s + 1)
 

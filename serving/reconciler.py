@@ -258,11 +258,11 @@ class ServeGraph:
 
         deploy_version(self._config, version, folder)
 
-    def ask(self, version: str, request: ComputeRequest) -> bytes:
+    def ask(self, version: str, requests: Sequence[ComputeRequest]) -> list[bytes]:
         """See `Graph.ask`."""
         from serving.graph import ask_version
 
-        return ask_version(self._config, version, request)
+        return ask_version(self._config, version, requests)
 
     def delete(self, version: str) -> None:
         """See `Graph.delete`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ from training.histories import Histories
 USERS_ASKED = 16
 ITEMS_WANTED = 20
 
-Ask = Callable[[ComputeRequest], bytes]
-"""A request to the version's own replicas, waiting for the encoded list."""
+Ask = Callable[[Sequence[ComputeRequest]], list[bytes]]
+"""Requests to the version's own replicas, waiting for the encoded list of each."""
 
 
 def check_version(folder: Path, ask: Ask) -> None:
@@ -40,8 +40,8 @@ def check_version(folder: Path, ask: Ask) -> None:
         return
     asked = with_history[np.linspace(0, len(with_history) - 1, min(USERS_ASKED, len(with_history))).astype(int)]
     empty = 0
-    for user in asked:
-        answer = decode_list(ask(ComputeRequest(user_id=str(histories.user_ids[user]), k=ITEMS_WANTED)))
+    for blob in ask([ComputeRequest(user_id=str(histories.user_ids[user]), k=ITEMS_WANTED) for user in asked]):
+        answer = decode_list(blob)
         if answer is None:
             raise VersionRefusedError("its answers cannot be read: it was built by another release")
         if not answer.fits(num_items, num_sources):

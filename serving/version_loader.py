@@ -8,8 +8,9 @@ An application is named by a key: a version's number, or `serving.graph.shadow_k
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -36,8 +37,8 @@ class Graph(Protocol):
     def deploy(self, key: str, folder: Path) -> None:
         """Deploy a version and wait until its replicas are ready."""
 
-    def ask(self, key: str, request: ComputeRequest) -> bytes:
-        """An encoded list from its replicas."""
+    def ask(self, key: str, requests: Sequence[ComputeRequest]) -> list[bytes]:
+        """An encoded list for each request from its replicas."""
 
     def delete(self, key: str) -> None:
         """Drain and remove it."""
@@ -154,7 +155,7 @@ class VersionLoader:
                 started = self._clock()
                 try:
                     self._graph.deploy(key, folder)
-                    check_version(folder, lambda request: self._graph.ask(key, request))
+                    check_version(folder, partial(self._graph.ask, key))
                 except Exception as error:
                     number = attempt.retry_state.attempt_number
                     _log.warning("version %s, attempt %d of %d: %s", key, number, LOAD_ATTEMPTS, first_line(error))

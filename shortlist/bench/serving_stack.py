@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -105,7 +106,7 @@ class BenchStack:
 
         started = time.monotonic()
         deploy_version(self.config, AGAIN, self.world.bundle)
-        check_version(self.world.bundle, lambda request: ask_version(self.config, AGAIN, request))
+        check_version(self.world.bundle, partial(ask_version, self.config, AGAIN))
         _route(self.config, self.world, (VERSION, AGAIN))
         wait_until(lambda: AGAIN in self.http.get("/readyz").json()["versions"], seconds=300, what="the second version")
         seconds = time.monotonic() - started

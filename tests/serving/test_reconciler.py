@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,8 +50,10 @@ class LocalGraph:
             raise RuntimeError("no memory\nin this machine")
         self.stages[version] = RetrieverStage(Pipeline.load(folder), ItemTable.from_bundle(folder))
 
-    def ask(self, version: str, request: ComputeRequest) -> bytes:
-        stage = self.stages[version]
+    def ask(self, version: str, requests: Sequence[ComputeRequest]) -> list[bytes]:
+        return [self._list(self.stages[version], request) for request in requests]
+
+    def _list(self, stage: RetrieverStage, request: ComputeRequest) -> bytes:
         query, rejected = stage.query(request, RecentActivity(), 1)
         lists = stage.pipeline.rank(query, stage.retrieve(request, query, rejected), request.k)
         blob = encode_answer(lists, RecentActivity(), 1, request.k)
