@@ -21,7 +21,7 @@ from serving.errors import VersionRefusedError
 from serving.messages import ComputeRequest
 from serving.version_check import check_version
 from training.bundle import open_bundle
-from training.errors import RegistryError, TrainingError
+from training.errors import RegistryDownError, RegistryError, TrainingError
 from training.model_version import SERVING_TAG
 from training.registry import Registry
 
@@ -115,6 +115,9 @@ class VersionLoader:
 
         Args:
             version, key, shown_as: as `ready` has them.
+
+        Raises:
+            RegistryDownError: MLflow went away meanwhile: that is no reason to refuse a version.
         """
         try:
             if not self._registry.version(version).servable:
@@ -124,6 +127,8 @@ class VersionLoader:
             self.tag(version, "loading" if shown_as is not None else None)
             folder = self._registry.download(version)
             open_bundle(folder, expected_dataset=self._config.dataset)  # what is damaged is not worth three attempts
+        except RegistryDownError:
+            raise
         except TrainingError as error:
             self._refuse(version, Refusal(first_line(error)), key=key, shown_as=shown_as)
             return None

@@ -6,6 +6,7 @@ TrainingError
 ├── NotTrainableError     the dataset has too little activity to train on
 ├── BundleError           a bundle lacks a file, has non-finite weights or belongs to another dataset
 └── RegistryError         MLflow is unreachable or refuses
+    ├── RegistryDownError      MLflow is unreachable, or fails: the same call may work later
     ├── UnknownVersionError    there is no such version or alias
     ├── NoEarlierVersionError  an alias cannot be rolled back
     └── AliasNameError         an alias cannot have that name
@@ -36,6 +37,10 @@ class BundleError(TrainingError):
 
 class RegistryError(TrainingError):
     """MLflow is unreachable or refuses. What whoever asks could have known better has an error of its own, below."""
+
+
+class RegistryDownError(RegistryError):
+    """MLflow cannot be reached, or has trouble of its own: it says nothing of what was asked."""
 
 
 class UnknownVersionError(RegistryError):

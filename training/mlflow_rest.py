@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import tenacity
 
-from training.errors import RegistryError
+from training.errors import RegistryDownError, RegistryError
 
 
 class NotFoundError(RegistryError):
@@ -37,7 +37,7 @@ class MlflowRest:
 
     Args:
         tracking_uri: http(s) URL of the server.
-        timeout_s: of each call; an unreachable server is a `RegistryError` after at most this time.
+        timeout_s: of each call; an unreachable server is a `RegistryDownError` after at most this time.
 
     Raises:
         RegistryError: `tracking_uri` is not an http(s) URL.
@@ -75,12 +75,13 @@ class MlflowRest:
             NotFoundError: what it asks for does not exist.
             ConflictError: another writer came first, several times in a row.
             InvalidCallError: MLflow does not take a parameter.
-            RegistryError: MLflow is unreachable, is something else, or refused.
+            RegistryDownError: MLflow is unreachable, or answers that it has failed.
+            RegistryError: it is something else, or refused.
         """
         try:
             answer = self._http.request(method, path, **arguments)
         except httpx.HTTPError as error:
-            raise RegistryError(
+            raise RegistryDownError(
                 f"MLflow at {self.tracking_uri} cannot be reached ({type(error).__name__}): start it with `shortlist up`, "
                 "or set mlflow.tracking_uri to a running server"
             ) from error
@@ -90,7 +91,7 @@ class MlflowRest:
         try:
             code, message = answer.json()["error_code"], answer.json()["message"]
         except (ValueError, KeyError, TypeError):
-            raise RegistryError(
+            raise (RegistryDownError if answer.is_server_error else RegistryError)(
                 f"{self.tracking_uri} answered {answer.status_code} to {path}: is it an MLflow server, and are its credentials "
                 "in MLFLOW_TRACKING_TOKEN or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD?"
             ) from None
@@ -99,4 +100,6 @@ class MlflowRest:
         refused = f"MLflow at {self.tracking_uri} refused {path}: {message}"
         if any(words in message for words in _CONFLICTS):
             raise ConflictError(refused)
-        raise InvalidCallError(refused) if code == "INVALID_PARAMETER_VALUE" else RegistryError(refused)
+        if code == "INVALID_PARAMETER_VALUE":
+            raise InvalidCallError(refused)
+        raise RegistryDownError(refused) if answer.is_server_error else RegistryError(refused)

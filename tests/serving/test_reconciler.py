@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 
 from experiments.spec import parse_spec
@@ -24,6 +25,7 @@ from serving.shadow_role import shadow_key
 from serving.version_lists import encode_answer
 from shortlist.stack.mlflow_server import start_mlflow
 from shortlist.stack.ports import free_port, wait_until
+from training.errors import RegistryDownError
 from training.model_version import GATE_OVERRIDE_TAG, GATE_TAG, SERVING_TAG
 from training.pipeline import Pipeline
 from training.registry import Registry
@@ -292,6 +294,27 @@ def test_without_mlflow_what_runs_stays_and_a_restart_brings_it_back(planted: Wo
     assert reconciler.step().champion == "1"
     assert restarted.running() == {"1"}
     assert planted.control.state().champion == "1"
+
+
+def test_mlflow_that_goes_away_during_a_load_is_no_reason_to_refuse_the_version(
+    planted: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted.step(champion="1")
+    planted.registry.set_alias("champion", "2")
+    http = planted.registry._rest._http
+    request = http.request
+
+    def away(method: str, path: str, **arguments: object) -> httpx.Response:
+        if path == "model-versions/get":
+            raise httpx.ConnectError("gone")
+        return request(method, path, **arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(http, "request", away)
+        with pytest.raises(RegistryDownError):
+            planted.step()
+    assert planted.control.state().champion == "1"
+    assert planted.step() == ("2", {"2"})
 
 
 def test_a_deleted_champion_alias_leaves_the_champion(planted: World) -> None:
