@@ -1,13 +1,15 @@
 """Event intake: validate, put on the bus, and only then say so; then move the freshness marks of the users concerned.
 
 The bus is what makes an event accepted. The mark comes after it and may fail: then a cached list stays until it expires or the
-online features catch up, and nothing is lost.
+online features catch up, and nothing is lost. An event that the bus has already is one that was sent again, maybe because nobody
+could say whether it had arrived: where the user's last events lack it, it moves the mark too.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +22,7 @@ from serving.cache import ListCache, session_unit, user_unit
 from serving.config import ServingConfig
 from serving.errors import RequestError
 from serving.metrics import GatewayMetrics
-from serving.recent_activity import RecentEvent, changes_answers
+from serving.recent_activity import RecentEvent, changes_answers, decode_activity
 
 MAX_BATCH = 1000
 RETRY_AFTER_S = 1
@@ -92,7 +94,7 @@ class EventIntake:
         duplicate_ids = [event.event_id for event, is_new in zip(events, new, strict=True) if not is_new]
         for (action, is_new), number in Counter((event.action, one) for event, one in zip(events, new, strict=True)).items():
             self._metrics.events("accepted" if is_new else "duplicate", number, action)
-        await self._move_marks([event for event, is_new in zip(events, new, strict=True) if is_new], now)
+        await self._move_marks(events, new, now)
         return Receipt(len(events), duplicate_ids, rejected, event_ids)
 
     async def _publish(self, events: list[Event], now: datetime) -> list[bool]:
@@ -111,15 +113,22 @@ class EventIntake:
             ) from None
         return [one is not None for one in ids]
 
-    async def _move_marks(self, events: list[Event], now: datetime) -> None:
+    async def _move_marks(self, events: Sequence[Event], new: Sequence[bool], now: datetime) -> None:
         fresh: dict[str, list[RecentEvent]] = {}
-        for event in events:
+        repeated: dict[str, list[RecentEvent]] = {}
+        for event, is_new in zip(events, new, strict=True):
             if changes_answers(event.action):
+                # An event has a user or a session.
+                unit = user_unit(event.user_id) if event.user_id is not None else session_unit(str(event.session_id))
                 recent = RecentEvent.of(event.item_id, to_microseconds(event.timestamp), event.action)
-                if event.user_id is not None:
-                    fresh.setdefault(user_unit(event.user_id), []).append(recent)
-                elif event.session_id is not None:
-                    fresh.setdefault(session_unit(event.session_id), []).append(recent)
+                (fresh if is_new else repeated).setdefault(unit, []).append(recent)
+        reads = await asyncio.gather(*(self._cache.read(None, unit) for unit in repeated))
+        for (unit, again), read in zip(repeated.items(), reads, strict=True):
+            # Without a timestamp of its own, an event has another time each time it is sent.
+            known = {(one.item_id, one.action) for one in decode_activity(read.activity).events}
+            lacking = [one for one in again if (one.item_id, one.action) not in known]
+            if lacking and read.reachable:
+                fresh[unit] = lacking + fresh.get(unit, [])
         if fresh and not await self._cache.append_activity(fresh, to_microseconds(now)):
             self._metrics.fallback("mark")
 

@@ -13,13 +13,14 @@ from features.errors import BusFullError, BusUnavailableError
 from features.event_codec import decode_event
 from features.events import ACTION_CODES
 from serving.answers import Answer
+from serving.cache import CacheRead
 from serving.config import ServingConfig, hash_token
 from serving.errors import RequestError
 from serving.exposure_log import ExposureLog
 from serving.http import authorize
 from serving.intake import EventIntake
 from serving.metrics import GatewayMetrics
-from serving.recent_activity import RecentEvent
+from serving.recent_activity import RecentEvent, encode_events
 from serving.schemas import RecommendationRequest
 
 GOOD = {"user_id": "u", "item_id": "i", "action": "click", "event_id": "e1"}
@@ -51,6 +52,10 @@ class StubMarks:
     async def append_activity(self, events: dict[str, list[RecentEvent]], now_us: int) -> bool:
         self.appended.append(events)
         return self.up
+
+    async def read(self, version: str | None, unit: str) -> CacheRead:
+        events = [event for appended in self.appended for event in appended.get(unit, [])]
+        return CacheRead(None, b"%016d" % len(self.appended) + encode_events(events), self.up)
 
 
 def take(intake: EventIntake, body: object):
@@ -91,6 +96,23 @@ def test_a_repeated_event_is_a_duplicate_and_moves_no_mark(intake: EventIntake, 
     again = {"accepted": 1, "duplicates": 1, "rejected": [], "event_ids": ["e1"], "duplicate_ids": ["e1"]}
     assert take(intake, GOOD).to_json() == again
     assert len(marks.appended) == 1
+
+
+def test_an_event_that_was_on_the_bus_though_nobody_could_say_so_moves_the_mark_when_it_is_sent_again(
+    intake: EventIntake, bus: StubBus, marks: StubMarks
+) -> None:
+    take(intake, GOOD | {"event_id": "e0", "item_id": "h"})
+    bus.failure = BusUnavailableError("it does not answer in time")
+    with pytest.raises(RequestError):
+        take(intake, GOOD)
+    bus.failure = None
+    bus.keys.add("e1")  # it went on, and has taken it
+    for _ in range(2):
+        assert take(intake, {"events": [GOOD, GOOD | {"event_id": "e0", "item_id": "h"}]}).duplicate_ids == ["e1", "e0"]
+    assert [[event.item_id for event in moved["u:u"]] for moved in marks.appended] == [["h"], ["i"]]
+    marks.up, marks.appended = False, []
+    take(intake, GOOD)
+    assert not marks.appended  # what the user has done last cannot be read
 
 
 @pytest.mark.parametrize(
