@@ -26,7 +26,10 @@ from training.interactions import IntArray
 
 @dataclass(slots=True)
 class Rung:
-    """How far down the ladder an answer had to go, and what is shown. `ended`: it is known that nothing follows."""
+    """How far down the ladder an answer had to go, and what is shown.
+
+    `ended`: it is known that nothing follows. `filled`: the list ran short, and new items follow.
+    """
 
     served_from: ServedFrom
     slate: Slate
@@ -36,12 +39,13 @@ class Rung:
     degraded: bool = False
     explained: ExplainedList | None = None
     ended: bool = False
+    filled: bool = False
 
 
 def of_list(
     live: LiveVersion, cached: CachedList, asked: Asked, served_from: ServedFrom, activity: bytes, exclude: IntArray | None = None
 ) -> Rung:
-    """What a version's list shows. Where it runs short although it holds all that the version knows, new items follow.
+    """What a version's list shows. Where it runs short, new items follow.
 
     Args:
         live: whose list it is.
@@ -58,7 +62,8 @@ def of_list(
     explain = asked.request.explain
     slate = arranged(ranked, live.items, wish, explain=explain)
     new_follow = len(live.items) > live.items.num_trained
-    if new_follow and len(slate) < asked.top_k:
+    filled = new_follow and len(slate) < asked.top_k
+    if filled:
         ranked = with_new_items(ranked, live.items, wish, left_out(live.items, asked, activity), len(live.sources))
         slate = arranged(ranked, live.items, wish, explain=explain)
         new_follow = False
@@ -72,6 +77,7 @@ def of_list(
         version=live.version,
         degraded=served_from == "stale",
         ended=ended,
+        filled=filled,
     )
 
 
@@ -87,7 +93,7 @@ def is_enough(found: Rung, live: LiveVersion, asked: Asked, cached: CachedList, 
         lag_s: how much later than the gateway a replica may know of availability.
     """
     holds_all = cached.complete and cached.computed_at_us > live.items.relisted_us + lag_s * 1e6
-    return holds_all or min(len(found.slate), found.slate.preferred) >= asked.top_k
+    return holds_all or (not found.filled and min(len(found.slate), found.slate.preferred) >= asked.top_k)
 
 
 def of_popular_items(

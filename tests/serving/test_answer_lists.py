@@ -189,6 +189,20 @@ def test_items_that_came_after_the_training_fill_a_list_that_runs_short(ladder: 
     assert [(item["item_id"], item["source"]) for item in answer.items] == [("i000", "knn"), ("i002", "knn"), ("new1", "new")]
 
 
+def test_new_items_take_no_place_that_the_version_can_fill(ladder: Ladder) -> None:
+    with_items(ladder, {f"new{n}": {"categories": ["Comedy"]} for n in range(9)})
+    comedy = Selection(category=("Comedy",))
+    ladder.cache.held = CacheRead(ranked(0, 1, 2, 3), b"", True)
+    answer = ladder.ask(selection=comedy)
+    assert answer.served_from == "online"
+    assert rows(ladder, answer) == [30, 32, 34, 36, 38]
+    assert ladder.asked[-1][1].selection == comedy
+    ladder.cache.held = CacheRead(ranked(0, 1, 2, 3, mark=-1), b"", True)
+    with_rules(ladder, {"kind": "include", "items": '"Comedy" in categories'})
+    ladder.reply = lambda: ranked(*(range(4) if not ladder.asked[-1][1].selection else range(10, 30))).encode()
+    assert rows(ladder, ladder.ask()) == [10, 12, 14, 16, 18]  # the second hop asks for what the rule lets through
+
+
 def test_candidates_that_came_after_the_training_follow_those_that_the_version_ranks(ladder: Ladder) -> None:
     with_items(ladder, {"new1": {}, "new2": {}, "new3": {}})
     ladder.reply = lambda: ranked(2, 1, complete=True).encode()
