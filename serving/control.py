@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -129,14 +129,7 @@ class ServingControl:
         """All experiments that this release can read, by name; one that it cannot costs the others nothing."""
         query = select(EXPERIMENTS).where(EXPERIMENTS.c.dataset == self.dataset).order_by(EXPERIMENTS.c.name)
         with self.store.begin() as connection:
-            rows = connection.execute(query).mappings().all()
-        found = []
-        for row in rows:
-            try:
-                found.append(_experiment(row))
-            except (SpecError, ValueError) as error:
-                _log.error("experiment %s is left out, it cannot be read: %s", row["name"], error)
-        return found
+            return _readable(connection.execute(query).mappings().all())
 
     def experiment(self, name: str) -> ExperimentRecord | None:
         """One experiment."""
@@ -224,7 +217,7 @@ class ServingControl:
     def _started(self, connection: Connection) -> list[ExperimentSpec]:
         started = EXPERIMENTS.c.status.in_(("starting", "running"))
         query = select(EXPERIMENTS).where(EXPERIMENTS.c.dataset == self.dataset, started).order_by(EXPERIMENTS.c.name)
-        return [_experiment(row).spec for row in connection.execute(query).mappings()]
+        return [record.spec for record in _readable(connection.execute(query).mappings().all())]
 
     def _existing(self, connection: Connection, name: str) -> ExperimentRecord:
         found = self._experiment(connection, name)
@@ -263,6 +256,16 @@ def experiment_json(record: ExperimentRecord) -> dict[str, Any]:
         "stopped_at": record.stopped_at.isoformat() if record.stopped_at else None,
         "spec": record.spec.model_dump(mode="json"),
     }
+
+
+def _readable(rows: Sequence[Mapping[Any, Any]]) -> list[ExperimentRecord]:
+    found = []
+    for row in rows:
+        try:
+            found.append(_experiment(row))
+        except (SpecError, ValueError) as error:
+            _log.error("experiment %s is left out, it cannot be read: %s", row["name"], error)
+    return found
 
 
 def _experiment(row: Mapping[Any, Any]) -> ExperimentRecord:

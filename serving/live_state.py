@@ -7,7 +7,7 @@ it again. Loading runs in a thread; the event loop sees one immutable `Snapshot`
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,7 +131,7 @@ class SnapshotLoader:
             tables.append(self._catalogue_items() if known is None else known.items)
             items_at = items_at if known is None else known.items_at
         # Read before changes of items are taken: they are given once, and would be lost with a snapshot that fails after them.
-        (plan, pins), book = self._experiments(), self._rules.book()
+        (plan, pins), book = self._experiments(versions.keys()), self._rules.book()
         tables = self._changes.apply(tables)
         versions = {
             version: replace(live, items=items)
@@ -163,8 +163,13 @@ class SnapshotLoader:
         events = ActivityStore.of(self._config.paths).read(columns=["item_id"])
         return as_of_now(ItemTable.from_activity(catalogue.items(), events), self._store, self._config.dataset, None)
 
-    def _experiments(self) -> tuple[AssignmentPlan, Mapping[str, Mapping[str, str]]]:
-        running = [record for record in self._control.experiments() if record.status == "running"]
+    def _experiments(self, versions: Set[str]) -> tuple[AssignmentPlan, Mapping[str, Mapping[str, str]]]:
+        """Those that run and whose versions are all here: who gets the champion for want of his variant's version is not exposed."""
+        running = [
+            record
+            for record in self._control.experiments()
+            if record.status == "running" and set(record.pins.values()) <= versions
+        ]
         try:
             return _plan(running), _pins(running)
         except ExperimentError:

@@ -105,6 +105,23 @@ def test_an_experiment_that_cannot_be_read_or_applied_is_left_out(config: Servin
     assert set(snapshot.pins) == {"good"}
     assigned = {one.experiment for n in range(200) for one in snapshot.plan.assign(f"u{n}", None, {})}
     assert assigned == {"good"}
+    control.end_experiment("also-first", "stopped", actor="t")
+    start(control, experiment("next", layer_range=[0.9, 1.0]))  # what nobody can read bars nothing
+
+
+def test_nobody_takes_part_in_an_experiment_one_of_whose_versions_is_not_here(
+    config: ServingConfig, control: ServingControl, bundle: Path
+) -> None:
+    control.put_experiment(parse_spec(experiment("try")), actor="t")
+    control.start_experiment("try", {"a": "1", "b": "2"}, actor="t")
+    control.run_experiment("try", actor="t")
+    loader = SnapshotLoader(config)
+    before = loader.load()
+    assert not before.pins
+    assert not any(before.plan.assign(f"u{n}") for n in range(20))
+    control.set_state(ServingState("1", {"1": str(bundle), "2": str(bundle)}), actor="test", action="test")
+    after = loader.load(before)
+    assert all(after.plan.assign(f"u{n}") for n in range(20))
 
 
 def test_a_control_store_that_is_gone_takes_no_version_away(
