@@ -164,7 +164,7 @@ class SnapshotLoader:
         return as_of_now(ItemTable.from_activity(catalogue.items(), events), self._store, self._config.dataset, None)
 
     def _experiments(self, versions: Set[str]) -> tuple[AssignmentPlan, Mapping[str, Mapping[str, str]]]:
-        """Those that run and whose versions are all here: who gets the champion for want of his variant's version is not exposed."""
+        """Those that run and whose versions are all here: who gets the champion for want of a variant's version is not exposed."""
         running = [
             record
             for record in self._control.experiments()
