@@ -12,7 +12,9 @@ import logging
 import os
 import socket
 import time
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from features.errors import FeaturesError
 from features.redis_bus import RedisStreamBus
@@ -52,6 +54,8 @@ from serving.trend_lists import TrendLists
 from serving.version_handles import VersionHandles
 
 _log = logging.getLogger("shortlist.serving")
+A = TypeVar("A")
+R = TypeVar("R")
 
 _RECOMMENDATIONS = "/v1/recommendations"
 _PER_USER = _RECOMMENDATIONS + "/"
@@ -82,6 +86,8 @@ class GatewayApp:
         self._intake = EventIntake(config, self._bus, self.cache, self.metrics)
         self._sessions = SessionMerger(config, self._bus, self.cache, self.metrics)
         self._exposures = ExposureLog(config, self._bus, self.metrics)
+        # Of its own: asyncio's default threads are few, and whatever holds them up must not hold up a delisting.
+        self._followers = ThreadPoolExecutor(2, thread_name_prefix="follow")
         self._changed, self._item_changed = asyncio.Event(), asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._api = build_api(ApiContext(config, self._refresh, self.answerer))
@@ -253,6 +259,10 @@ class GatewayApp:
         await self._shadow.stop()
         await self._bus.aclose()
         await self.cache.stop()
+        self._followers.shutdown(wait=False)
+
+    async def _in_thread(self, work: Callable[[A], R], given: A) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._followers, work, given)
 
     async def _due(self, changed: asyncio.Event) -> None:
         """Until something has changed, or the next regular look."""
@@ -268,7 +278,7 @@ class GatewayApp:
             await self._due(self._changed)
             try:
                 await self.cache.new_items.refresh()
-                self._snapshot = await asyncio.to_thread(self._loader.load, self._snapshot)
+                self._snapshot = await self._in_thread(self._loader.load, self._snapshot)
                 champion = self._snapshot.champion
                 self.metrics.model_trained_at.set(champion.trained_at.timestamp() if champion is not None else 0)
             except FeaturesError as error:
@@ -281,7 +291,7 @@ class GatewayApp:
         while True:
             await self._due(self._item_changed)
             try:
-                await asyncio.to_thread(self._loader.availability.apply, self._snapshot.tables())
+                await self._in_thread(self._loader.availability.apply, self._snapshot.tables())
             except FeaturesError as error:
                 _log.error("availability not refreshed, the last one stays: %s", error)
             except Exception:

@@ -6,7 +6,9 @@ import asyncio
 import json
 import logging
 import shutil
+import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -221,6 +223,27 @@ def test_no_trouble_ends_what_a_gateway_follows(
     told = [record.getMessage() for record in caplog.records if record.exc_info is not None]
     for what in ("routing state", "availability", "trending items"):
         assert sum(line.startswith(f"{what} not refreshed") for line in told) == 2
+
+
+def test_a_delisting_waits_for_no_thread_that_others_hold(config: ServingConfig, control: ServingControl) -> None:
+    app, held = GatewayApp(config), threading.Event()
+    items = app.snapshot().items
+
+    async def follow() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            asyncio.get_running_loop().set_default_executor(pool)
+            holding = asyncio.create_task(asyncio.to_thread(held.wait, 60))
+            try:
+                item = {"item_id": "i001", "available": True}
+                after = {**item, "available": False}
+                control.audit.record(actor="t", action="item", subject="item:i001", before=item, after=after)
+                await until(lambda: not items.available[1], app._follow_availability())
+                assert not holding.done()
+            finally:
+                held.set()
+                await holding
+
+    asyncio.run(follow())
 
 
 def test_no_trouble_ends_what_a_replica_follows() -> None:
