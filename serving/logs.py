@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import time
 import traceback
 from datetime import UTC, datetime
@@ -46,6 +47,17 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+class LastingFile(RotatingFileHandler):
+    """A file that is made again where another process has removed it, as one that nobody had written to for long."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        if self.stream is not None and not os.path.exists(self.baseFilename):
+            self.stream.close()
+            self.stream = None  # opened again with the next line, as after a rollover
+        super().emit(record)
+
+
 class WithRequestId(logging.Filter):
     """Puts the id of the request at hand on records that have none; made for handlers, in the thread that logs."""
 
@@ -67,9 +79,7 @@ def log_to_file(config: ServingConfig, process: str) -> None:
         with contextlib.suppress(OSError):  # another process may be at it, too
             if old.stat().st_mtime < time.time() - KEPT_DAYS * 86_400:
                 old.unlink()
-    handler = RotatingFileHandler(
-        folder / f"{process}.jsonl", maxBytes=MAX_BYTES, backupCount=KEPT_FILES, encoding="utf-8", delay=True
-    )
+    handler = LastingFile(folder / f"{process}.jsonl", maxBytes=MAX_BYTES, backupCount=KEPT_FILES, encoding="utf-8", delay=True)
     handler.setFormatter(JsonLines(process))
     handler.addFilter(WithRequestId())
     logger = logging.getLogger(LOGGER)

@@ -67,3 +67,21 @@ def test_files_that_nobody_writes_to_any_more_are_removed(make_config) -> None:
     log_to_file(config, "retriever-3")
     logging.getLogger(LOGGER).handlers.pop()
     assert sorted(file.name for file in folder.iterdir()) == ["retriever-2.jsonl", "supervisor.log"]
+
+
+def test_what_a_quiet_process_says_after_its_file_was_removed_is_kept(make_config) -> None:
+    config, logger = make_config(), logging.getLogger(LOGGER)
+    log_to_file(config, "gateway-1")
+    mine = logger.handlers[-1]
+    try:
+        logger.info("started")
+        file = config.home / "logs" / "gateway-1.jsonl"
+        os.utime(file, (0, time.time() - (KEPT_DAYS + 1) * 86_400))
+        log_to_file(config, "retriever-2")
+        logger.handlers.pop()
+        assert not file.exists()
+        logger.info("in trouble")
+        assert [json.loads(line)["message"] for line in file.read_text().splitlines()] == ["in trouble"]
+    finally:
+        logger.removeHandler(mine)
+        mine.close()
