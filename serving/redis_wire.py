@@ -87,8 +87,10 @@ class RedisWire:
     def _write(self, done: Done, command: tuple[str | bytes | int, ...]) -> None:
         loop = asyncio.get_running_loop()
         assert self._transport is not None
+        packed = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub says one argument
+        # Not before: one that cannot be packed would wait for a reply that is another's, and all after it for the next one's.
         self._waiting.append((loop.time() + self._timeout_s, done))
-        self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says one argument
+        self._transport.write(packed)
         if self._watch is None:
             self._watch = loop.call_later(self._timeout_s, self._check)
 

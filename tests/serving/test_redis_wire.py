@@ -48,6 +48,9 @@ def test_replies_come_in_order_and_errors_are_errors(server) -> None:
         assert answers[-1] == b"\x00\xff"
         with pytest.raises(CacheDownError):
             await wire.call("LPUSH", "k", "1")
+        with pytest.raises(UnicodeEncodeError):
+            await wire.call("GET", "half \ud800")
+        assert await wire.call("ECHO", "mine") == b"mine"
         assert wire.up
         await wire.stop()
         with pytest.raises(CacheDownError):
