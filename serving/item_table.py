@@ -288,10 +288,10 @@ class ItemTable:
         return keep
 
     def _express(self, expression: str) -> BoolArray:
-        # What is not available is left out beside each expression. In it the absent column reads true, so that no mask depends on
-        # what changes in place.
-        columns = {name: column for name, column in self.columns.items() if name != "available"}
-        return compile_filter(expression).mask(columns, len(self))
+        # What is not available is left out beside each expression: in it availability reads true, so that no mask depends on what
+        # changes in place.
+        there = BoolColumn(np.broadcast_to(True, len(self)), np.broadcast_to(False, len(self)))
+        return compile_filter(expression).mask({**self.columns, "available": there}, len(self))
 
     def _any_word(self, name: str, words: Sequence[str]) -> BoolArray:
         column = self.columns.get(name)

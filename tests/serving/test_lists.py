@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from features.events import ACTIONS, NEGATIVE_ACTIONS
 from serving.cached_list import CachedList, decode_list
 from serving.columns import Column
+from serving.errors import FilterError
 from serving.filters import Filter, compile_filter
 from serving.item_table import ItemTable
 from serving.recent_activity import (
@@ -302,6 +303,9 @@ def test_masks_of_selections_outlive_changes_of_availability_also_where_they_nam
     assert table.passing(named, rows).tolist() == [False, True]
     assert not table.mask(Selection(filter="!available")).any()
     assert table.fields(1, ["available"]) == {"available": True}
+    for wrong in ('available == "yes"', '"yes" in available', "size(available) > 0"):
+        with pytest.raises(FilterError):
+            table.matching(wrong)
 
 
 def test_an_item_that_comes_back_while_a_mask_is_made_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
