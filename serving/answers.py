@@ -74,7 +74,6 @@ class Answerer:
         self._snapshot = snapshot
         self._metrics = metrics
         self._new_items = cache.new_items
-        self._lag_s = 2 * config.reread_s
         self._random = random.Random()  # seeded by the system; ids must be unique, not secret
 
     def tables(self) -> list[ItemTable]:
@@ -153,7 +152,7 @@ class Answerer:
             if read.cached.anonymous:
                 return of_popular_items(live.items, live.version, asked, live.trained_at, activity=read.activity)
             hit = of_list(live, read.cached, asked, "cache", read.activity)
-            if is_enough(hit, live, asked, read.cached, self._lag_s):
+            if is_enough(hit, live, asked, read.cached, self._config.replica_lag_s):
                 self._metrics.cache_read("hit")
                 return hit
         by = time.perf_counter() + self._config.deadline_ms / 1000
@@ -170,7 +169,7 @@ class Answerer:
         if explained.ranked.anonymous:
             return of_popular_items(live.items, live.version, asked, live.trained_at, activity=read.activity)
         found = of_list(live, explained.ranked, asked, "online", read.activity)
-        if plain and asked.selection and not is_enough(found, live, asked, explained.ranked, self._lag_s):
+        if plain and asked.selection and not is_enough(found, live, asked, explained.ranked, self._config.replica_lag_s):
             # The list that is kept for the user holds too little of what placement and rules let through here.
             try:
                 explained, _ = await self._computed(live, asked, read, by, narrow=True)

@@ -153,7 +153,7 @@ class Browser:
         read = await self._cache.read(live.version, unit)
         kept = read.cached if read.cached is not None and live.holds(read.cached) else None
         k = max(self._config.precompute_k, 2 * _depth(asked))
-        if kept is not None and (kept.complete or (not asked.selection and len(kept) >= k)):
+        if kept is not None and (live.is_whole(kept, self._config.replica_lag_s) or (not asked.selection and len(kept) >= k)):
             return kept
         wanted = ComputeRequest(user_id=None, k=k, similar_to=item_id, selection=asked.selection)
         try:

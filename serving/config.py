@@ -90,6 +90,11 @@ class ServingConfig(BaseModel):
         return DatasetPaths(self.home, self.dataset, self.store_url)
 
     @property
+    def replica_lag_s(self) -> float:
+        """How much later than a gateway a version's replica may know of availability: it looks every `reread_s`."""
+        return 2 * self.reread_s
+
+    @property
     def key_prefix(self) -> str:
         """First part of every key in the cache Redis."""
         return f"sl:{self.site}:{self.dataset}"

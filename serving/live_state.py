@@ -61,6 +61,15 @@ class LiveVersion:
         """Whether a list names only items and sources that the version has; another is as good as unreadable."""
         return answer.fits(self.items.num_trained, len(self.sources))
 
+    def is_whole(self, answer: CachedList, lag_s: float) -> bool:
+        """Whether a list holds all that there is: it did when it was computed, and no item has become available again since.
+
+        Args:
+            answer: the list.
+            lag_s: how much later than the gateway a replica may know of availability.
+        """
+        return answer.complete and answer.computed_at_us > self.items.relisted_us + lag_s * 1e6
+
 
 @dataclass(frozen=True)
 class Snapshot:

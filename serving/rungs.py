@@ -83,17 +83,17 @@ def of_list(
 
 def is_enough(found: Rung, live: LiveVersion, asked: Asked, cached: CachedList, lag_s: float) -> bool:
     """Whether nothing more is to be had from the version: the answer is full, of the most wanted region and language, or the list
-    holds all that there is, and no item has become available again since.
+    holds all that there is.
 
     Args:
         found: what the list shows.
         live: whose list it is.
         asked: the request.
         cached: the list.
-        lag_s: how much later than the gateway a replica may know of availability.
+        lag_s: as `LiveVersion.is_whole` has it.
     """
-    holds_all = cached.complete and cached.computed_at_us > live.items.relisted_us + lag_s * 1e6
-    return holds_all or (not found.filled and min(len(found.slate), found.slate.preferred) >= asked.top_k)
+    is_full = not found.filled and min(len(found.slate), found.slate.preferred) >= asked.top_k
+    return is_full or live.is_whole(cached, lag_s)
 
 
 def of_popular_items(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -39,10 +40,11 @@ class Shop:
         self.trends = TrendLists(config)
         self.reply: CachedList | None = None
         self.written: list[str] = []
+        self.held: CachedList | None = None
         self.browser = Browser(config, self, self.compute, lambda: self.snapshot, self.trends, GatewayMetrics())  # type: ignore[arg-type]
 
     async def read(self, version: str, unit: str) -> CacheRead:
-        return CacheRead(None, b"", True)
+        return CacheRead(self.held, b"", True)
 
     def write(self, version: str, unit: str, blob: bytes) -> None:
         self.written.append(unit)
@@ -124,6 +126,18 @@ def test_a_list_with_items_that_the_version_lacks_is_not_shown(shop: Shop) -> No
     shop.reply = CachedList(np.array([8, 60], np.int32), np.array([2, 1], np.float32), np.zeros(2, np.uint8), 1, 0, complete=True)
     assert {source for _, source in shop.similar("i004")} == {"content"}
     assert shop.written == []
+
+
+def test_a_kept_list_of_similar_items_lacks_none_that_has_come_back_since(shop: Shop) -> None:
+    items, now_us = shop.snapshot.items, time.time_ns() // 1000
+    whole = CachedList(np.array([8], np.int32), np.ones(1, np.float32), np.zeros(1, np.uint8), now_us, 0, complete=True)
+    shop.held = whole
+    shop.reply = replace(whole, item_idx=np.array([9], np.int32))
+    assert shop.similar("i020")[0] == ("i008", "knn")
+    items.set_available("i009", False)
+    items.set_available("i009", True)
+    assert shop.similar("i020")[0] == ("i009", "knn")
+    assert shop.written == ["i:i020"]
 
 
 def test_an_item_that_was_deleted_has_no_similar_ones_and_one_that_is_sold_out_has(
