@@ -46,21 +46,32 @@ def announce(config: ServingConfig, topic: str = CONTROL) -> bool:
 
 
 async def listen(config: ServingConfig, changed: Callable[[], None], topic: str = CONTROL) -> None:
-    """Call `changed` at every announcement and at every reconnection (one may have been missed), until cancelled."""
+    """Call `changed` at every announcement and at every reconnection (one may have been missed), until cancelled.
+
+    No trouble ends it.
+    """
     while True:
-        client = redis.asyncio.Redis.from_url(
-            config.bus_url, socket_connect_timeout=1.0, retry=AsyncRetry(NoBackoff(), 0), health_check_interval=15
-        )
         try:
-            async with client.pubsub() as subscription:
-                await subscription.subscribe(channel(config, topic))
-                changed()
-                while True:
-                    message = await subscription.get_message(ignore_subscribe_messages=True, timeout=30.0)
-                    if message is not None:
-                        changed()
+            await _hear(config, changed, topic)
         except (RedisError, OSError, TimeoutError) as error:
             _log.debug("no announcements: %s", error)
-            await asyncio.sleep(RECONNECT_S)
-        finally:
-            await client.aclose()
+        except Exception:
+            _log.exception("announcements are not heard, tried again")
+        await asyncio.sleep(RECONNECT_S)
+
+
+async def _hear(config: ServingConfig, changed: Callable[[], None], topic: str) -> None:
+    """Listen on one connection until it is lost."""
+    client = redis.asyncio.Redis.from_url(
+        config.bus_url, socket_connect_timeout=1.0, retry=AsyncRetry(NoBackoff(), 0), health_check_interval=15
+    )
+    try:
+        async with client.pubsub() as subscription:
+            await subscription.subscribe(channel(config, topic))
+            changed()
+            while True:
+                message = await subscription.get_message(ignore_subscribe_messages=True, timeout=30.0)
+                if message is not None:
+                    changed()
+    finally:
+        await client.aclose()

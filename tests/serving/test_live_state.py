@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import redis.asyncio
 from sqlalchemy import insert, select, update
 
 from experiments.spec import parse_spec
@@ -23,7 +24,7 @@ from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from features.errors import StoreError
 from features.events import EVENT_SCHEMA, Event
-from serving import trend_lists
+from serving import announce, trend_lists
 from serving.config import ServingConfig
 from serving.control import EXPERIMENTS, ServingControl, ServingState
 from serving.gateway import GatewayApp
@@ -177,11 +178,11 @@ class Failing:
     def __init__(self, works: Callable[..., Any]) -> None:
         self.works, self.calls = works, 0
 
-    def __call__(self, *given: Any) -> Any:
+    def __call__(self, *given: Any, **named: Any) -> Any:
         self.calls += 1
         if self.calls < 3:
             raise KeyError("unforeseen")
-        return self.works(*given)
+        return self.works(*given, **named)
 
 
 async def until(condition: Callable[[], bool], loop: Awaitable[None]) -> None:
@@ -213,7 +214,12 @@ def test_no_trouble_ends_what_a_gateway_follows(
     trends, refresh = TrendLists(config), Failing(lambda: None)
     monkeypatch.setattr(trends, "refresh", refresh)
 
+    heard, connect = list[None](), Failing(redis.asyncio.Redis.from_url)
+    monkeypatch.setattr(redis.asyncio.Redis, "from_url", connect)
+    monkeypatch.setattr(announce, "RECONNECT_S", 0.01)
+
     async def follow() -> None:
+        await until(lambda: connect.calls > 3, announce.listen(config, lambda: heard.append(None)))
         await until(lambda: list(app.snapshot().versions) == ["1", "2"], app._follow())
         await until(lambda: applied.calls > 3, app._follow_availability())
         await until(lambda: refresh.calls > 3, trends.follow())
@@ -221,8 +227,8 @@ def test_no_trouble_ends_what_a_gateway_follows(
     with caplog.at_level(logging.ERROR, "shortlist.serving"):
         asyncio.run(follow())
     told = [record.getMessage() for record in caplog.records if record.exc_info is not None]
-    for what in ("routing state", "availability", "trending items"):
-        assert sum(line.startswith(f"{what} not refreshed") for line in told) == 2
+    for what in ("routing state not", "availability not", "trending items not", "announcements are not heard"):
+        assert sum(line.startswith(what) for line in told) == 2
 
 
 def test_a_delisting_waits_for_no_thread_that_others_hold(config: ServingConfig, control: ServingControl) -> None:
