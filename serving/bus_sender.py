@@ -63,12 +63,12 @@ class BusSender:
     def put(self, row: Row) -> None:
         """Note a row."""
         if len(self._waiting) >= MAX_WAITING:
-            self._waiting.popleft()
-            self._count("dropped", 1)
+            self._drop(1)
         self._waiting.append(row)
         self._some.set()
 
     async def _run(self) -> None:
+        """Send what comes until cancelled. No trouble ends it."""
         while True:
             await self._some.wait()
             self._some.clear()
@@ -81,6 +81,15 @@ class BusSender:
                 _log.warning("%s wait (%d): %s", self._stream, len(self._waiting), error)
                 self._some.set()
                 await asyncio.sleep(RETRY_S)
+            except Exception:
+                _log.exception("%s: some cannot be sent and are dropped", self._stream)
+                self._drop(min(BATCH, len(self._waiting)))
+                self._some.set()
+
+    def _drop(self, number: int) -> None:
+        for _ in range(number):
+            self._waiting.popleft()
+        self._count("dropped", number)
 
     async def _send(self) -> None:
         batch = [self._waiting[position] for position in range(min(BATCH, len(self._waiting)))]

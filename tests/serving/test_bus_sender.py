@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,13 @@ class _Row:
 
 class _Told:
     def __init__(self) -> None:
-        self.published = 0
+        self.published = self.dropped = 0
 
     def __call__(self, outcome: str, count: int) -> None:
-        self.published += count if outcome == "published" else 0
+        if outcome == "published":
+            self.published += count
+        else:
+            self.dropped += count
 
     async def reaches(self, count: int) -> None:
         async with asyncio.timeout(20):
@@ -52,6 +56,26 @@ def test_rows_are_sent_whenever_they_come(redis_server: str) -> None:
 
     asyncio.run(run())
     assert told.published == 4
+    bus.close()
+
+
+def test_a_row_that_cannot_be_sent_ends_nothing(redis_server: str, caplog: pytest.LogCaptureFixture) -> None:
+    bus, told = RedisStreamBus(redis_server, "sender-wrong"), _Told()
+
+    async def run() -> None:
+        sender = BusSender(EXPOSURES, bus, told)
+        sender.start()
+        sender.put(_Row("half \ud800"))
+        async with asyncio.timeout(20):
+            while not caplog.records:
+                await asyncio.sleep(0.01)
+        sender.put(_Row("well"))
+        await told.reaches(1)
+        await sender.stop()
+
+    with caplog.at_level(logging.ERROR, "shortlist.serving"):
+        asyncio.run(run())
+    assert told.dropped == 1
     bus.close()
 
 
