@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
 
 from training.histories import USERS_FILE, Histories
 
+_log = logging.getLogger("shortlist.serving")
 LOOK_EVERY_S = 1.0
 
 
@@ -29,9 +31,12 @@ class KnownHistories:
         now = time.monotonic()
         if self._file is not None and now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
-            changed_ns = self._last_change()
-            if changed_ns != self._changed_ns:
-                self._histories, self._changed_ns = Histories.load(self._file.parent), changed_ns
+            try:
+                changed_ns = self._last_change()
+                if changed_ns != self._changed_ns:
+                    self._histories, self._changed_ns = Histories.load(self._file.parent), changed_ns
+            except OSError as error:
+                _log.warning("the users of bundle %s cannot be read again, those known stay: %s", self._file.parent.name, error)
         return self._histories
 
     def _last_change(self) -> int:

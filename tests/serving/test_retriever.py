@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from serving.request_parsing import parse_body
 from serving.retriever import RetrieverStage
 from serving.schemas import ALL_SEEN, Seen, Selection
 from serving.version_lists import encode_answer
+from training.histories import USERS_FILE
 
 DAY_US = 86_400_000_000
 NOW_US = 1_800_000_000_000_000
@@ -40,6 +43,15 @@ def seen(stage: RetrieverStage, user: str) -> list[int]:
     histories = stage.pipeline.histories
     row = histories.users.rows([user])[0]
     return histories.item_idx[histories.indptr[row] : histories.indptr[row + 1]].tolist()
+
+
+def test_users_are_known_though_the_bundle_cannot_be_read_again(pipeline, bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    stage = RetrieverStage(pipeline, ItemTable.from_bundle(folder), folder)
+    (folder / USERS_FILE).unlink()
+    expected = compute(RetrieverStage(pipeline, ItemTable.from_bundle(bundle)), ComputeRequest("u0", 20))
+    assert compute(stage, ComputeRequest("u0", 20)).item_idx.tolist() == expected.item_idx.tolist()
 
 
 def test_a_list_equals_the_pipelines_own(stage) -> None:
