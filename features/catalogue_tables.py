@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,9 +13,18 @@ import pyarrow.compute as pc
 from features.attributes import ARROW_TYPES, CANONICAL_ITEM_TYPES, attribute_type, safe_names
 from features.importers.columns import ITEM_ALIASES, USER_ALIASES, choose_columns
 from features.importers.source import RawTable
-from features.importers.values import flat, to_ids, to_lists, to_numbers, to_times, to_truth
+from features.importers.values import NO_ID, flat, holds_value, to_ids, to_lists, to_numbers, to_times, to_truth
 from features.rejects import Rejects
 from features.schema import Attribute, AttributeType
+
+_WORDS: dict[AttributeType, str] = {
+    "string": "text",
+    "string_list": "lists",
+    "int": "whole numbers of 64 bits",
+    "float": "numbers",
+    "bool": "truth values",
+    "timestamp": "times within 1900 to 2200",
+}
 
 
 @dataclass(frozen=True)
@@ -25,10 +34,12 @@ class CatalogueRows:
     Args:
         table: the id column and one typed column an attribute, under safe names; one row an id, the file's last.
         attributes: what the columns are.
+        notes: what of the file is not in the rows, one sentence each.
     """
 
     table: pa.Table
     attributes: tuple[Attribute, ...]
+    notes: tuple[str, ...] = ()
 
 
 def catalogue_rows(
@@ -39,7 +50,7 @@ def catalogue_rows(
     known: Sequence[Attribute],
     rejects: Rejects,
 ) -> CatalogueRows:
-    """Type a raw catalogue table; rows without an id go to the rejects, unreadable attribute values become null.
+    """Type a raw catalogue table; rows without an id go to the rejects, unreadable attribute values become null and are told.
 
     Args:
         source: columns under the file's own names.
@@ -57,12 +68,16 @@ def catalogue_rows(
     aliases = ITEM_ALIASES if side == "item" else USER_ALIASES
     here = {name: column for name, column in mapping.items() if name in aliases and column in raw.column_names}
     chosen = choose_columns(raw.column_names, aliases, required=[(key,)], mapping=here, what=file)
-    ids, too_long = to_ids(raw[chosen[key]])
+    ids, wrong = to_ids(raw[chosen[key]])
     missing = pc.is_null(ids).to_numpy(zero_copy_only=False)
-    for row in np.flatnonzero(missing):
-        reason = f"{key} is longer than allowed" if too_long[row] else f"{key} is missing"
-        rejects.add(file, int(row) + 1, reason, {name: str(raw[name][int(row)]) for name in raw.column_names})
+    for row in np.flatnonzero(missing).tolist():
+        number = row + 1 if source.row_numbers is None else int(source.row_numbers[row])
+        reason = f"{key} is {NO_ID}" if wrong[row] else f"{key} is missing"
+        rejects.add(file, number, reason, {name: raw[name][row].as_py() for name in raw.column_names})
     keep = _last_of_each(ids, ~missing)
+    notes: list[str] = []
+    if repeated := int(np.sum(~missing)) - len(keep):
+        notes.append(f"{file}: {repeated:,} rows repeat the {key} of another; the last one counts")
     raw, ids = raw.take(pa.array(keep)), ids.take(pa.array(keep))
     meaning = {column: canonical for canonical, column in chosen.items() if canonical != key}
     others = [column for column in raw.column_names if column != chosen[key]]
@@ -77,7 +92,15 @@ def catalogue_rows(
         wanted = wanted or _widened(known_types.get(name), attribute_type(raw[column].type))
         columns[name] = _typed(raw[column], wanted)
         attributes.append(Attribute(name, canonical, wanted))
-    return CatalogueRows(pa.table(columns), tuple(attributes))
+        notes.extend(_left_empty(raw[column], columns[name], f"{file}: {{}} values of {column!r} are no {_WORDS[wanted]}"))
+    return CatalogueRows(pa.table(columns), tuple(attributes), tuple(notes))
+
+
+def _left_empty(given: pa.ChunkedArray, typed: pa.Array, what: str) -> Iterator[str]:
+    """A sentence on the values that were given and could not be typed, if there are any; `what` takes their number."""
+    lost = np.flatnonzero(holds_value(given) & pc.is_null(typed).to_numpy(zero_copy_only=False))
+    if len(lost):
+        yield f"{what.format(f'{len(lost):,}')} and were left empty (one is {given[int(lost[0])].as_py()!r})"
 
 
 def _last_of_each(ids: pa.Array, usable: np.ndarray) -> np.ndarray:

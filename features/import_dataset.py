@@ -133,7 +133,8 @@ def import_raw(
     listed = set() if sides["item"] is None else set(sides["item"].table["item_id"].to_pylist())
     with transaction() as connection:
         catalogue.inside(connection).add_missing_items(sorted(counts.items - listed))
-    notes = (*raw.notes, *import_notes(counts, listed, rejects, has_times=has_times))
+    told = (note for rows in sides.values() if rows is not None for note in rows.notes)
+    notes = (*raw.notes, *told, *import_notes(counts, listed, rejects, has_times=has_times))
     return ImportReport(
         dataset=paths.dataset,
         users=counts.users,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.activity_store import ActivityStore
@@ -19,7 +21,10 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass
 class EventCounts:
-    """Of the valid distinct interactions of a file; repeats within it, rows stored before, rows of erased people beside them."""
+    """Of the valid distinct interactions of a file; repeats within it, rows stored before, rows of erased people beside them.
+
+    `unknown_actions` counts the interactions of each action that is not known.
+    """
 
     users: int
     items: set[str]
@@ -28,6 +33,7 @@ class EventCounts:
     stored_before: int
     erased: int
     single_event_users: int
+    unknown_actions: Counter[str]
 
 
 def write_events(
@@ -52,7 +58,7 @@ def write_events(
         StoreError: the store refuses.
     """
     store = ActivityStore.of(paths)
-    counts = EventCounts(0, set(), 0, 0, 0, 0, 0)
+    counts = EventCounts(0, set(), 0, 0, 0, 0, 0, Counter())
     done = 0
     progress("writing", 0, buffer.rows)
     for group in buffer.groups():
@@ -62,6 +68,7 @@ def write_events(
         counts.single_event_users += int(pc.sum(pc.equal(lengths, 1)).as_py() or 0)
         counts.items.update(pc.unique(events["item_id"]).to_pylist())
         counts.interactions += events.num_rows
+        counts.unknown_actions.update(_unknown(events["action"], known_actions))
         counts.repeated += repeated
         stored = store.append(events)
         counts.stored_before += stored.duplicates
@@ -69,3 +76,10 @@ def write_events(
         done += group.num_rows
         progress("writing", done, buffer.rows)
     return counts
+
+
+def _unknown(actions: pa.ChunkedArray, known: frozenset[str]) -> dict[str, int]:
+    """Rows of each action that is not known."""
+    counts = pc.value_counts(actions.combine_chunks())
+    numbers = zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
+    return {action: number for action, number in numbers if action not in known}

@@ -61,6 +61,12 @@ def import_notes(counts: EventCounts, listed: Collection[str], rejects: Rejects,
             f"{counts.single_event_users:,} of {counts.users:,} users have one interaction: kept for training, "
             "too short to be held out for testing"
         )
+    if counts.unknown_actions:
+        named = ", ".join(f"{action!r}: {count:,}" for action, count in counts.unknown_actions.most_common(3))
+        yield (
+            f"{counts.unknown_actions.total():,} interactions have an action that is not known ({named}): they are stored and not "
+            "trained on; name such actions in events.extra_actions before the import"
+        )
     if counts.erased:
         yield (
             f"{counts.erased:,} interactions were left out: their users were erased after they happened; what those do since then "

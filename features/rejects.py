@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
@@ -13,6 +14,9 @@ from typing import Any, TextIO
 
 MAX_CONTENT = 2000
 """Characters of a row that are shown."""
+
+# What a reason says of one row alone: reasons are counted without it.
+_VALUE = re.compile(r"^(timestamp|value|position|slate_position) .*(?= is not )", re.DOTALL)
 
 
 class Rejects:
@@ -57,4 +61,4 @@ class Rejects:
         text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
         self._writer.writerow([file, row, reason, text[:MAX_CONTENT]])
         self.count += 1
-        self.reasons[reason.split(" is ")[0]] += 1
+        self.reasons[_VALUE.sub(r"\1", reason)] += 1

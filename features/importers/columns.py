@@ -134,6 +134,9 @@ ITEM_ALIASES: dict[str, Sequence[str]] = {
     "created_at": ["createdat"],
     "year": ["year", "releaseyear"],
 }
+ID_NAMES = frozenset(plain for name in ("user_id", "item_id") for plain in INTERACTION_ALIASES[name])
+"""Plain names that mean a user or an item, as a header has one of them."""
+
 USER_ALIASES: dict[str, Sequence[str]] = {"user_id": INTERACTION_ALIASES["user_id"]}
 
 # RecBole's atomic files say the type after the name: `user_id:token`.
@@ -144,6 +147,16 @@ _PUNCTUATION = re.compile(r"[^a-z0-9]")
 def plain_name(column: str) -> str:
     """A column's name for comparison: without case, punctuation and RecBole's type suffix."""
     return _PUNCTUATION.sub("", _TYPE_SUFFIX.sub("", column).lower())
+
+
+def twice(names: Iterable[str]) -> str | None:
+    """The first name that has occurred before; None where none has."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def choose_columns(
@@ -166,9 +179,12 @@ def choose_columns(
         what: how to call the file in an error.
 
     Raises:
-        ImportFormatError: a mapped column or canonical name does not exist, or a required column cannot be found.
+        ImportFormatError: two columns have the same name, a mapped column or canonical name does not exist, or a required column
+            cannot be found.
     """
     present = list(columns)
+    if (repeated := twice(present)) is not None:
+        raise ImportFormatError(f"{what} has two columns {repeated!r}: rename one")
     chosen: dict[str, str] = {}
     for canonical, column in mapping.items():
         if column not in present:

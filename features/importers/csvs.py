@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -80,22 +82,31 @@ def _stem_and_suffix(path: Path) -> tuple[str, str]:
     return inner.stem, inner.suffix
 
 
-def _beside(path: Path, interactions: Path, side: str) -> RawTable | None:
+def _beside(path: Path, interactions: Path, side: Literal["item", "user"]) -> RawTable | None:
     """The items or users file of a folder (`items.csv`, `movies.csv`, `name.item`); a single file has none."""
     if interactions.suffix == ".inter":
         file = interactions.with_suffix(f".{side}")
-    elif path.is_dir():
-        names = ("items", "movies", "products") if side == "item" else ("users", "customers")
-        file = next((entry for entry in _files(path) if _stem_and_suffix(entry)[0] in names), path / f"{side}s.csv")
-    else:
-        return None
-    if not file.is_file():
-        return None
+        return _catalogue(file, side) if file.is_file() else None
+    return catalogue_text(path, side) if path.is_dir() else None
+
+
+def catalogue_text(folder: Path, side: Literal["item", "user"]) -> RawTable | None:
+    """The items or users file of a folder, `items.csv` or `movies.csv` and the like; None where there is none.
+
+    Raises:
+        ImportFormatError: it cannot be read.
+    """
+    names = ("items", "movies", "products") if side == "item" else ("users", "customers")
+    file = next((entry for entry in _files(folder) if _stem_and_suffix(entry)[0] in names), None)
+    return None if file is None else _catalogue(file, side)
+
+
+def _catalogue(file: Path, side: Literal["item", "user"]) -> RawTable:
     opener = open_path(file)
     form = sniff(opener, file.name)
     ids = (ITEM_ALIASES if side == "item" else INTERACTION_ALIASES)[f"{side}_id"]
     raw = read_table(opener, file.name, form, as_text=[column for column in form.columns if plain_name(column) in ids])
-    return RawTable(_atomic(raw.table), raw.file, raw.bad_rows)
+    return replace(raw, table=_atomic(raw.table))
 
 
 def _atomic(table: pa.Table) -> pa.Table:

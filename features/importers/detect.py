@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from features.errors import DatasetNotFoundError, ImportFormatError
-from features.importers.csvs import interactions_file, read_csv
-from features.importers.folder import is_dataset_folder, read_folder
+from features.importers.csvs import catalogue_text, interactions_file, read_csv
+from features.importers.folder import catalogue_parquet, is_dataset_folder, read_folder
 from features.importers.movielens import is_movielens, read_movielens
 from features.importers.named import known_names, read_named
 from features.importers.sequences import read_sequences
@@ -46,7 +47,14 @@ def open_source(source: str, fmt: str, *, cache: Path, mapping: Mapping[str, str
         return read_movielens(path)
     if found == "sequences":
         return read_sequences(path)
-    return read_csv(path, mapping) if found == "csv" else read_folder(path)
+    raw = read_csv(path, mapping) if found == "csv" else read_folder(path)
+    return _completed(raw, path) if path.is_dir() else raw
+
+
+def _completed(raw: RawDataset, folder: Path) -> RawDataset:
+    """With the items and users that stand beside the interactions in the other of the two forms, text or Parquet."""
+    beside = catalogue_parquet if raw.format == "csv" else catalogue_text
+    return replace(raw, items=raw.items or beside(folder, "item"), users=raw.users or beside(folder, "user"))
 
 
 def detect(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -42,8 +43,8 @@ def read_folder(path: Path) -> RawDataset:
         format="parquet",
         interactions=batches,
         columns=tuple(opened[0].schema_arrow.names),
-        items=_table(path / "items.parquet"),
-        users=_table(path / "users.parquet"),
+        items=catalogue_parquet(path, "item"),
+        users=catalogue_parquet(path, "user"),
         expected_rows=sum(file.metadata.num_rows for file in opened),
     )
 
@@ -51,6 +52,21 @@ def read_folder(path: Path) -> RawDataset:
 def is_dataset_folder(path: Path) -> bool:
     """Whether a path is a dataset folder or Parquet."""
     return (path / "interactions.parquet").exists() or bool(_parts(path))
+
+
+def catalogue_parquet(folder: Path, side: Literal["item", "user"]) -> RawTable | None:
+    """The `items.parquet` or `users.parquet` of a folder; None where there is none.
+
+    Raises:
+        ImportFormatError: it is no readable Parquet.
+    """
+    path = folder / f"{side}s.parquet"
+    if not path.is_file():
+        return None
+    try:
+        return RawTable(_open(path).read(), path.name)
+    except (pa.ArrowException, OSError) as error:
+        raise ImportFormatError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 def _parts(path: Path) -> list[Path]:
@@ -65,14 +81,5 @@ def _parts(path: Path) -> list[Path]:
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ImportFormatError(f"{path} cannot be read as Parquet: {error}") from error
-
-
-def _table(path: Path) -> RawTable | None:
-    if not path.is_file():
-        return None
-    try:
-        return RawTable(_open(path).read(), path.name)
     except (pa.ArrowException, OSError) as error:
         raise ImportFormatError(f"{path} cannot be read as Parquet: {error}") from error

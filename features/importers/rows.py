@@ -13,9 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.events import MAX_ID_LENGTH
 from features.histories import MAX_POSITION, ROW_SCHEMA
-from features.importers.values import flat, to_ids, to_numbers, to_times, to_truth, to_whole_numbers
+from features.importers.values import NO_ID, flat, to_ids, to_numbers, to_times, to_truth, to_whole_numbers
 
 ACTION_ALIASES: dict[str, str] = {
     "addtocart": "add_to_cart",
@@ -74,8 +73,8 @@ def judge(table: pa.Table, chosen: Mapping[str, str], default_action: str) -> Ju
 
     for name in ("user_id", "session_id", "item_id", "event_id", "recommendation_id", "split"):
         if name in chosen:
-            columns[name], too_long = to_ids(table[chosen[name]])
-            mark(too_long, f"{name} is longer than {MAX_ID_LENGTH} characters")
+            columns[name], wrong = to_ids(table[chosen[name]])
+            mark(wrong, f"{name} is {NO_ID}")
     nobody = pc.is_null(columns["user_id"]) if "user_id" in columns else pa.array(np.ones(count, dtype=bool))
     if "session_id" in columns:
         nobody = pc.and_(nobody, pc.is_null(columns["session_id"]))

@@ -50,11 +50,13 @@ class RawTable:
         table: columns under the file's own names.
         file: the file's name, for the rejects file.
         bad_rows: rows that could not be taken apart.
+        row_numbers: (n,) 1-based numbers of the rows in the file, a header counts as a row; None where they are 1 to n.
     """
 
     table: pa.Table
     file: str
     bad_rows: tuple[BadRow, ...] = ()
+    row_numbers: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

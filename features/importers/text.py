@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from features.errors import ImportFormatError
+from features.importers.columns import ID_NAMES, plain_name, twice
 from features.importers.source import BadRow, RawBatch, RawTable
 from features.importers.values import to_times
 
@@ -66,10 +67,11 @@ def open_path(path: Any) -> Opener:
 def sniff(opener: Opener, name: str) -> TextForm:
     """Find delimiter and header of a text file from its beginning.
 
-    A first row in which any value is a number, or which repeats a value, is data: the columns are then called `column1`, ...
+    A first row in which any value is a number, or which repeats a value and has no word for users or items, is data: the columns
+    are then called `column1`, ...
 
     Raises:
-        ImportFormatError: the file is empty, not UTF-8 text, or has a single column.
+        ImportFormatError: the file is empty, not UTF-8 text, has a single column, or a header that names a column twice.
     """
     lines = first_lines(opener, name)
     if not lines:
@@ -78,10 +80,14 @@ def sniff(opener: Opener, name: str) -> TextForm:
     if delimiter is None:
         raise ImportFormatError(f"{name} has no columns: no comma, semicolon, tab, bar or '::' separates values in its first line")
     first = split_line(lines[0], delimiter)
-    numeric = any(_is_number(value) for value in first)
-    if numeric or len({value.strip() for value in first}) < len(first):
+    values = [value.strip() for value in first]
+    numeric = any(_is_number(value) for value in values)
+    named = not numeric and any(plain_name(value) in ID_NAMES for value in values)
+    if named and (repeated := twice(value for value in values if value)) is not None:
+        raise ImportFormatError(f"{name} has two columns {repeated!r}: rename one")
+    if numeric or (not named and twice(values) is not None):
         return TextForm(delimiter, tuple(f"column{n}" for n in range(1, len(first) + 1)), has_header=False)
-    return TextForm(delimiter, tuple(value.strip() or f"column{n}" for n, value in enumerate(first, 1)))
+    return TextForm(delimiter, tuple(value or f"column{n}" for n, value in enumerate(values, 1)))
 
 
 def split_line(line: str, delimiter: str) -> list[str]:
@@ -152,7 +158,8 @@ def read_table(opener: Opener, name: str, form: TextForm, *, as_text: Sequence[s
     batches = list(stream(opener, name, form))
     empty = pa.table({column: pa.array([], pa.string()) for column in form.columns})
     table = pa.concat_tables([batch.table for batch in batches]) if batches else empty
-    return RawTable(typed_columns(table, as_text), name, tuple(row for batch in batches for row in batch.bad_rows))
+    numbers = np.concatenate([batch.row_numbers for batch in batches]) if batches else np.empty(0, dtype=np.int64)
+    return RawTable(typed_columns(table, as_text), name, tuple(row for batch in batches for row in batch.bad_rows), numbers)
 
 
 def typed_columns(table: pa.Table, as_text: Sequence[str] = ()) -> pa.Table:

@@ -21,6 +21,9 @@ _LATEST_US = int(pd.Timestamp("2201-01-01", tz="UTC").value // 1000)
 # Epoch numbers below these are seconds, milliseconds, microseconds; the rest are nanoseconds. 1e11 s is the year 5138, 1e11 ms
 # is 1973: real activity falls clearly on one side.
 _SECONDS_BELOW, _MILLISECONDS_BELOW, _MICROSECONDS_BELOW = 1e11, 1e14, 1e17
+NO_ID = f"longer than {MAX_ID_LENGTH} characters, with a NUL character, or a list"
+"""What no id may be: the API could not name it."""
+
 _NULL_TEXTS = pa.array(["", "NA", "N/A", "nan", "NaN", "null", "NULL", "None", "\\N"])
 _COMPACT_DAYS = (19_000_101, 21_991_232)
 # Text times beside ISO 8601 that can be read one way only.
@@ -46,23 +49,33 @@ def to_ids(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, BoolArray]:
     """Ids of any type as text: surrounding blanks go, whole floats lose their `.0`, an empty text is null.
 
     Returns:
-        (n,) str, null where there is none; and (n,) bool, True where an id is longer than allowed (and made null).
+        (n,) str, null where there is none; and (n,) bool, True where a value is `NO_ID` (and made null).
     """
     ids = flat(column)
+    if pa.types.is_nested(ids.type):
+        return pa.nulls(len(ids), pa.string()), _mask(pc.is_valid(ids))
     if pa.types.is_floating(ids.type):
         whole = pc.and_(pc.equal(ids, pc.floor(ids)), pc.less(pc.abs(ids), 2.0**53))
         as_int = pc.cast(pc.cast(pc.if_else(whole, ids, 0.0), pa.int64()), pa.string())
         ids = pc.if_else(whole, as_int, pc.cast(pc.if_else(pc.is_nan(ids), None, ids), pa.string()))
     elif not pa.types.is_string(ids.type):
-        ids = pa.array([None if v is None else str(v) for v in ids.to_pylist()]) if pa.types.is_nested(ids.type) else ids
         ids = pc.cast(ids, pa.string())
     else:
         ids = pc.utf8_trim_whitespace(ids)
     ids = pc.if_else(pc.equal(ids, ""), pa.scalar(None, pa.string()), ids)
-    too_long = _mask(pc.greater(pc.utf8_length(ids), MAX_ID_LENGTH))
-    if too_long.any():
-        ids = pc.if_else(pa.array(too_long), pa.scalar(None, pa.string()), ids)
-    return ids, too_long
+    wrong = _mask(pc.or_(pc.greater(pc.utf8_length(ids), MAX_ID_LENGTH), pc.match_substring(ids, "\0")))
+    if wrong.any():
+        ids = pc.if_else(pa.array(wrong), pa.scalar(None, pa.string()), ids)
+    return ids, wrong
+
+
+def holds_value(column: pa.ChunkedArray | pa.Array) -> BoolArray:
+    """(n,) bool: rows with anything but null, NaN, blanks or a word for nothing (`NA`, `null`, ...)."""
+    values = flat(column)
+    if pa.types.is_string(values.type):
+        values = _without_nulls(values)
+    held = _mask(pc.is_valid(values))
+    return held & ~_mask(pc.is_nan(values)) if pa.types.is_floating(values.type) else held
 
 
 def to_numbers(column: pa.ChunkedArray | pa.Array) -> tuple[pa.Array, BoolArray]:

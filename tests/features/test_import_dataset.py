@@ -129,12 +129,20 @@ def test_bad_rows_are_kept_with_reasons_and_stop_nothing(home: Any, written: Wri
         "2019-12-31T22:00:00.000001",
     ]
     assert list(stored.timestamp_imputed) == [False, True]
-    assert any("rows were rejected" in note for note in report.notes)
+    told = next(note for note in report.notes if "rows were rejected" in note)
+    assert "value is not a finite number: 2" in told
+
+
+def test_actions_that_are_not_known_are_told(home: Any, written: Written) -> None:
+    report = home.import_(written("a.csv", "user_id,item_id,action\nu,a,view\nu,b,hover\nv,b,Hover\n"))
+    assert any("2 interactions have an action that is not known ('hover': 2)" in note for note in report.notes)
 
 
 def test_a_file_of_bad_rows_alone_is_one_error_and_writes_nothing_but_the_rejects(home: Any, written: Written) -> None:
     path = written("a.csv", "user_id,item_id\n,a\n,b\n")
-    with pytest.raises(ImportFormatError, match=r"no valid interaction: all 2 rows were rejected \(user_id: 2\).*rejects-"):
+    with pytest.raises(
+        ImportFormatError, match=r"no valid interaction: all 2 rows were rejected \(user_id is missing: 2\).*rejects-"
+    ):
         home.import_(path)
     assert not home.catalogue().exists()
     assert home.store().count() == 0

@@ -202,6 +202,8 @@ def test_row_numbers_hold_over_blocks_and_broken_rows(written: Written, monkeypa
         ("a.csv", "user_id,item_id\n", "has no interactions: there is nothing to import"),
         ("a.csv", b"\x00\x01\x02\x03", "not a text file"),
         ("a.csv", "only\none\n", "has no columns"),
+        ("a.csv", "user_id,user_id,item_id\na,b,c\n", "a.csv has two columns 'user_id': rename one"),
+        ("a.csv", "customer,sku,note,note\na,b,c,d\n", "a.csv has two columns 'note'"),
         ("a.parquet", "PAR1 but not really", "cannot be read as Parquet"),
         ("a.zip", b"PK\x03\x04rest", "zip that holds no MovieLens release"),
         ("a.csv.gz", b"\x1f\x8bbroken", "cannot be read"),
@@ -212,6 +214,65 @@ def test_files_that_cannot_be_read_are_one_clear_error(
 ) -> None:
     with pytest.raises(ImportFormatError, match=message):
         home.import_(written(name, content))
+
+
+def test_parquet_that_names_a_column_twice_is_one_clear_error(home: Any, tmp_path: Path) -> None:
+    values = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    pq.write_table(pa.Table.from_arrays(values, names=["user_id", "user_id", "item_id"]), tmp_path / "twice.parquet")
+    with pytest.raises(ImportFormatError, match=r"twice.parquet \(parquet\) has two columns 'user_id': rename one"):
+        home.import_(tmp_path / "twice.parquet")
+    (tmp_path / "shop").mkdir()
+    pq.write_table(pa.table({"user_id": ["u"], "item_id": ["a"]}), tmp_path / "shop/interactions.parquet")
+    pq.write_table(pa.Table.from_arrays(values, names=["item_id", "title", "title"]), tmp_path / "shop/items.parquet")
+    with pytest.raises(ImportFormatError, match=r"items.parquet has two columns 'title'"):
+        home.import_(tmp_path / "shop")
+
+
+def test_columns_without_a_name_are_no_repeated_name(home: Any, written: Written) -> None:
+    report = home.import_(written("a.csv", "user_id,item_id,,\n1,2,,\n3,4,,\n"))
+    assert (report.users, report.notes[0][:5]) == (2, "2 of ")
+
+
+def test_ids_that_the_api_could_not_name_are_rejected(home: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"user_id": ["a\0b", "u"], "item_id": ["1", "2"]}), path)
+    report = home.import_(path)
+    assert (report.interactions, report.rejected) == (1, 1)
+    pq.write_table(pa.table({"user_id": [["a"], ["b"]], "item_id": ["1", "2"]}), path)
+    with pytest.raises(ImportFormatError, match=r"all 2 rows were rejected \(user_id is longer than 256 characters.* or a list: 2"):
+        home.import_(path)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_items_and_users_may_stand_beside_in_the_other_form(home: Any, tmp_path: Path, form: str) -> None:
+    interactions, items = pd.DataFrame({"user_id": ["u"], "item_id": ["a"]}), pd.DataFrame({"item_id": ["a"], "title": ["A"]})
+    users = pd.DataFrame({"user_id": ["u"], "level": [3]})
+    if form == "csv":
+        interactions.to_csv(tmp_path / "interactions.csv", index=False)
+        items.to_parquet(tmp_path / "items.parquet")
+        users.to_parquet(tmp_path / "users.parquet")
+    else:
+        interactions.to_parquet(tmp_path / "interactions.parquet")
+        items.to_csv(tmp_path / "items.csv", index=False)
+        users.to_csv(tmp_path / "users.csv", index=False)
+    home.import_(tmp_path)
+    assert home.catalogue().items()["title"].to_pylist() == ["A"]
+    assert home.catalogue().user("u") == {"user_id": "u", "level": 3}
+
+
+def test_what_of_the_catalogue_is_left_out_is_told(home: Any, written: Written, tmp_path: Path) -> None:
+    written("shop/interactions.csv", "user_id,item_id\nu,a\nu,b\n")
+    written(
+        "shop/items.csv",
+        'item_id,price,available\na,cheap,true\na,,perhaps\nb,NA,yes\n,4,no\n"c",dear,no\nd,2,\n',
+    )
+    report = home.import_(tmp_path / "shop")
+    assert report.notes[:3] == (
+        "items.csv: 1 rows repeat the item_id of another; the last one counts",
+        "items.csv: 1 values of 'price' are no numbers and were left empty (one is 'dear')",
+        "items.csv: 1 values of 'available' are no truth values and were left empty (one is 'perhaps')",
+    )
+    assert home.rejects().loc[0, ["file", "row"]].tolist() == ["items.csv", 5]
 
 
 def test_an_empty_dataset_folder_is_named(home: Any, tmp_path: Path) -> None:
