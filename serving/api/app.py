@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -52,7 +53,18 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part not in {"body", "path", "query"}]
     field = ".".join(where) or None
-    return _answer(422, "invalid", f"{field or 'the body'}: {first['msg']}", field)
+    if first["type"] == "extra_forbidden":
+        allowed = _allowed(request, first["loc"])
+        return _answer(422, "invalid", f"unknown field {where[-1]!r}; allowed: {', '.join(allowed)}", field)
+    return _answer(422, "invalid", f"{field or 'the body'}: {first['msg'].removeprefix('Value error, ')}", field)
+
+
+def _allowed(request: Request, loc: Sequence[int | str]) -> list[str]:
+    """Names of the fields that the body's model has at the place of an unknown one."""
+    kind: Any = request.scope["route"].body_field.field_info.annotation
+    for part in loc[1:-1]:  # loc: "body", the names and indices down to the place, the unknown name
+        kind = get_args(kind)[0] if isinstance(part, int) else kind.model_fields[part].annotation
+    return sorted(kind.model_fields)
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:

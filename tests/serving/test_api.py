@@ -237,6 +237,20 @@ def test_rules_that_could_not_be_applied_are_refused_and_change_nothing(api: Tes
     assert len(api.get("/v1/rules", headers=ADMIN).json()["rules"]) == 1
 
 
+def test_an_unknown_field_of_a_body_is_named_with_those_that_are_known(api: TestClient) -> None:
+    rules = {"rules": [BURY, {"name": "x", "kind": "bury", "filter": "year > 1"}]}
+    error = api.put("/v1/rules", json=rules, headers=ADMIN).json()["error"]
+    assert error["field"] == "rules.1.filter"
+    assert error["message"].startswith(
+        "unknown field 'filter'; allowed: attribute, enabled, ends_at, item_ids, items, kind, limit,"
+    )
+    error = api.put("/v1/models/shortlist-shop", json={"version": "1", "share": 1}, headers=ADMIN).json()["error"]
+    assert (error["field"], error["message"]) == ("share", "unknown field 'share'; allowed: alias, mode, traffic, version")
+    late = {**BURY, "starts_at": "2026-01-02T00:00:00Z", "ends_at": "2026-01-01T00:00:00Z"}
+    error = api.put("/v1/rules", json={"rules": [late]}, headers=ADMIN).json()["error"]
+    assert error["message"] == "rules.0: ends_at must be later than starts_at"
+
+
 def test_a_rule_of_an_earlier_release_that_is_refused_now_is_left_out_and_the_others_hold(
     config: ServingConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
