@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
+from rich.markup import escape
 
 from shortlist.commands import console
 from shortlist.commands.console import CommandError
@@ -47,8 +49,8 @@ class Runner:
         Raises:
             CommandError: the command failed; its own line says why.
         """
-        shown = "shortlist " + " ".join(words)
-        console.log.print(f"[bold cyan]$ {shown}[/]", highlight=False, soft_wrap=True)
+        shown = shlex.join(("shortlist", *words))
+        console.log.print(f"[bold cyan]$ {escape(shown)}[/]", highlight=False, soft_wrap=True)
         flags = [flag for override in self.overrides for flag in ("--set", override)]
         began = time.monotonic()
         with MemoryPeak(self.stack_pid) as memory:

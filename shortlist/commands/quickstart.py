@@ -14,6 +14,7 @@ from rich.table import Table
 from features.importers.guess import guess_columns
 from shortlist.commands import console
 from shortlist.commands.console import CommandError
+from shortlist.commands.stack import admin_token_file
 from shortlist.demo.flow import study
 from shortlist.runner import Runner
 from shortlist.stack.state import running_stack
@@ -64,6 +65,7 @@ def quickstart(
     shown.add_row("try", f"curl '{state.base_url}/v1/recommendations/USER?top_k=10'")
     shown.add_row("API docs", f"{state.base_url}/docs")
     shown.add_row("MLflow", state.mlflow_uri)
+    shown.add_row("admin token", admin_token_file() or "SHORTLIST_TOKEN__ADMIN of the environment")
     shown.add_row("stop", "shortlist down")
     console.finish(result, shown)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from shortlist.commands import console
 from shortlist.stack.control import choose_dataset, start_stack, stop_stack
 from shortlist.stack.doctor import examine
-from shortlist.stack.secrets import kept_secret
+from shortlist.stack.secrets import secret_file
 from shortlist.stack.state import StackState, load_state
 
 
@@ -82,17 +82,14 @@ def describe(state: StackState) -> dict[str, object]:
         "metrics": {"gateway": f"{state.base_url}/metrics", "worker": state.worker_metrics_url},
         "processes": process_rows(state),
         "logs": state.log_dir,
+        "admin_token_file": admin_token_file(),
     }
 
 
-def admin_token(settings_home_token: str | None = None) -> str:
-    """The admin token: from the environment, else the one generated for this home."""
-    if settings_home_token:
-        return settings_home_token
+def admin_token_file() -> str | None:
+    """The file that keeps this home's admin token; None where the environment gives the token."""
     settings = console.settings()
-    if settings.token.admin is not None:
-        return settings.token.admin.get_secret_value()
-    return kept_secret(settings.home.absolute(), "admin-token")
+    return None if settings.token.admin else str(secret_file(settings.home.absolute(), "admin-token"))
 
 
 def process_rows(state: StackState) -> list[dict[str, object]]:
@@ -147,7 +144,8 @@ def _ray_role(title: str) -> tuple[str, str]:
 def _table(state: StackState) -> Table:
     table = Table(
         title=f"{state.dataset}: {state.phase}   API {state.base_url}   MLflow {state.mlflow_uri}   graph {state.graph}",
-        caption=f"metrics {state.base_url}/metrics and {state.worker_metrics_url}",
+        caption=f"metrics {state.base_url}/metrics and {state.worker_metrics_url}\n"
+        f"admin token: {admin_token_file() or 'SHORTLIST_TOKEN__ADMIN of the environment'}",
     )
     for column in ("pid", "process", "MB", "why"):
         table.add_column(column)

@@ -68,7 +68,7 @@ def tune(
             on_progress=on_progress,
             notify=notify,
         )
-    console.finish(outcome.to_json(), outcome_table(outcome))
+    console.finish(outcome.to_json(), outcome_table(outcome, dataset))
 
 
 def train(
@@ -88,7 +88,7 @@ def train(
     chosen = load_study(config)
     with mlflow_for_call(settings) as uri, console.log.status("starting") as spinner:
         outcome = train_study(chosen, place_of(dataset, uri), notify=spinner.update)
-    console.finish(outcome.to_json(), outcome_table(outcome))
+    console.finish(outcome.to_json(), outcome_table(outcome, dataset))
 
 
 def evaluate(
@@ -150,7 +150,7 @@ def place_of(dataset: str, tracking_uri: str) -> Place:
     return Place(paths, settings.control_url, tracking_uri)
 
 
-def outcome_table(outcome: Outcome) -> Table:
+def outcome_table(outcome: Outcome, dataset: str) -> Table:
     """A study's outcome for people."""
     metrics, intervals = outcome.evaluation.metrics, outcome.evaluation.ci95
     table = Table(title=f"version {outcome.model_version}, study {outcome.study}", show_header=False)
@@ -164,7 +164,7 @@ def outcome_table(outcome: Outcome) -> Table:
     table.add_row("trials", str(outcome.trials))
     table.add_row("gate", f"{outcome.gate.verdict}: {escape(outcome.gate.reason)}")
     table.add_row("MLflow run", outcome.run_id)
-    table.add_row("give it traffic", f"shortlist models promote {outcome.model_version} --alias champion")
+    table.add_row("give it traffic", f"shortlist models promote {outcome.model_version} --alias champion --dataset {dataset}")
     return table
 
 

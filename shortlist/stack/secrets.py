@@ -7,9 +7,14 @@ import secrets
 from pathlib import Path
 
 
+def secret_file(home: Path, name: str) -> Path:
+    """Where a home keeps the secret of that name."""
+    return home / "run" / f"{name}.secret"
+
+
 def kept_secret(home: Path, name: str) -> str:
     """The secret of that name, generated at first use."""
-    path = home / "run" / f"{name}.secret"
+    path = secret_file(home, name)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

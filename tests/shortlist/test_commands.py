@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from rich.console import Console
 
+import shortlist.commands.stack as stack_commands
 from shortlist.commands.app import run
 from shortlist.commands.connection import chosen_dataset
 from shortlist.commands.console import CommandError, finish, options
+from shortlist.commands.tune import outcome_table
+from shortlist.runner import Runner
+from shortlist.stack.doctor import Finding
+from shortlist.stack.secrets import kept_secret
 from shortlist.stack.state import StackState
 
 
@@ -56,6 +64,53 @@ def test_json_is_the_last_line_of_stdout(capsys):
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert found["ok"] is True
     assert {"python", "redis-server", "memory", "disk"} <= {finding["check"] for finding in found["findings"]}
+
+
+def test_a_failure_is_json_too_and_replaces_no_result(capsys, monkeypatch):
+    assert run(["status", "--json"]) == 1
+    said = capsys.readouterr()
+    assert "shortlist up" in json.loads(said.out)["error"]
+    assert said.err.startswith("error: ")
+    monkeypatch.setattr(
+        stack_commands, "examine", lambda settings: [Finding("disk", "problem", "none left", "free some"), Finding("x", "ok", "")]
+    )
+    assert run(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["findings"][0]["check"] == "disk"
+
+
+def test_a_stack_names_the_file_of_its_admin_token_and_not_the_token(tmp_path, monkeypatch, capsys):
+    token = kept_secret(tmp_path / "home", "admin-token")
+    StackState("ready", "books", os.getpid(), psutil.Process().create_time()).save(tmp_path / "home")
+    assert run(["status", "--json"]) == 0
+    shown = capsys.readouterr().out
+    assert Path(json.loads(shown)["admin_token_file"]).read_text() == token
+    assert token not in shown
+    monkeypatch.setenv("SHORTLIST_TOKEN__ADMIN", "of-the-environment")
+    assert run(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["admin_token_file"] is None
+
+
+def test_a_version_is_promoted_in_the_dataset_that_it_was_trained_on(capsys):
+    evaluation = SimpleNamespace(metrics={}, ci95={})
+    outcome = SimpleNamespace(
+        model_version="3",
+        study="s",
+        evaluation=evaluation,
+        against={},
+        shipped="blend",
+        trials=0,
+        run_id="r",
+        gate=SimpleNamespace(verdict="first", reason="no champion"),
+    )
+    Console(width=200).print(outcome_table(outcome, "books"))
+    assert "shortlist models promote 3 --alias champion --dataset books" in capsys.readouterr().out
+
+
+def test_a_command_that_is_run_is_shown_as_it_is_typed(tmp_path, capsys):
+    runner = Runner(())
+    with pytest.raises(CommandError):
+        runner.run("data", "import", str(tmp_path / "my [file].csv"), "--dataset", "d")
+    assert f"$ shortlist data import '{tmp_path}/my [file].csv' --dataset d" in capsys.readouterr().err
 
 
 def test_rows_of_a_table_stay_on_their_lines_in_a_pipe(capsys, monkeypatch):
