@@ -175,9 +175,7 @@ class SnapshotLoader:
     def _experiments(self, versions: Set[str]) -> tuple[AssignmentPlan, Mapping[str, Mapping[str, str]]]:
         """Those that run and whose versions are all here: who gets the champion for want of a variant's version is not exposed."""
         running = [
-            record
-            for record in self._control.experiments()
-            if record.status == "running" and set(record.pins.values()) <= versions
+            record for record in self._control.experiments() if record.status == "running" and set(record.pins.values()) <= versions
         ]
         try:
             return _plan(running), _pins(running)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -60,11 +61,21 @@ def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed(request: Request, loc: Sequence[int | str]) -> list[str]:
-    """Names of the fields that the body's model has at the place of an unknown one."""
-    kind: Any = request.scope["route"].body_field.field_info.annotation
+    """Names of the fields that the body's model has at the place of an unknown one: all of them, where several models may stand."""
+    kinds = [request.scope["route"].body_field.field_info.annotation]
     for part in loc[1:-1]:  # loc: "body", the names and indices down to the place, the unknown name
-        kind = get_args(kind)[0] if isinstance(part, int) else kind.model_fields[part].annotation
-    return sorted(kind.model_fields)
+        inside = [model.model_fields[part].annotation for model in _models(kinds) if part in model.model_fields]
+        kinds = inside or kinds  # an index, or the tag of one of several models, is no field
+    return sorted({field.alias or name for model in _models(kinds) for name, field in model.model_fields.items()})
+
+
+def _models(kinds: Iterable[Any]) -> Iterator[type[BaseModel]]:
+    """The models in annotations, lists and alternatives of them taken apart."""
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield kind
+        else:
+            yield from _models(get_args(kind))
 
 
 def _http_error(request: Request, error: Exception) -> JSONResponse:
