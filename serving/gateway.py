@@ -149,7 +149,7 @@ class GatewayApp:
                 session_id = checked_id(path[len(_SESSIONS) : -len(_MERGE)], "session_id")
                 merged = await self._sessions.merge(session_id, await read_json(scope, receive))
                 await send_json(send, 200, merged, request_id=request_id.header)
-            elif path in _BROWSED or (path.startswith(_ITEMS) and path.endswith(_SIMILAR)):
+            elif path in _BROWSED or _asks_for_similar(path):
                 route = path[4:] if path in _BROWSED else "similar"
                 _only(scope, "GET")
                 authorize(self.config, scope, "read")
@@ -296,6 +296,11 @@ class GatewayApp:
                 _log.error("availability not refreshed, the last one stays: %s", error)
             except Exception:
                 _log.exception("availability not refreshed, the last one stays")
+
+
+def _asks_for_similar(path: str) -> bool:
+    # An item may be called `similar`: the two parts must not share a slash.
+    return path.startswith(_ITEMS) and path.endswith(_SIMILAR) and len(path) >= len(_ITEMS) + len(_SIMILAR)
 
 
 def _only(scope: AsgiScope, *methods: str) -> None:

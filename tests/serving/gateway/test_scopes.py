@@ -137,3 +137,14 @@ def test_a_method_that_a_path_has_not_is_refused_with_those_that_it_has(gateway:
             assert (refused.status_code, refused.headers["Allow"]) == (405, allowed), path
 
     asked(gateway, ask)
+
+
+def test_an_item_may_be_called_similar(gateway: GatewayApp) -> None:
+    async def ask(client: httpx.AsyncClient) -> None:
+        client.headers["Authorization"] = "Bearer admin"
+        for item_id in ("similar", "merge"):
+            assert (await client.put(f"/v1/items/{item_id}", json={})).status_code == 200
+            assert (await client.get(f"/v1/items/{item_id}")).json()["item_id"] == item_id
+        assert (await client.get("/v1/items//similar")).json()["error"]["field"] == "item_id"
+
+    asked(gateway, ask)
