@@ -24,7 +24,8 @@ from serving.config import ServingConfig
 _log = logging.getLogger("shortlist.serving")
 
 EVERY_S = 3.0
-SEASON_EVERY_S = 12 * 3600.0
+SEASON_EVERY_S, SEASON_AGAIN_S = 12 * 3600.0, 60.0
+"""Between two counts of the season, and after one that has failed."""
 SEASON = "season"
 WINDOWS = (*WINDOWS_S, SEASON)
 """Values of the parameter `window`."""
@@ -66,10 +67,11 @@ class TrendLists:
             FeaturesError: Redis or the activity store cannot be read.
         """
         if time.monotonic() >= self._season_due:
-            self._season_due = time.monotonic() + SEASON_EVERY_S
+            self._season_due = time.monotonic() + SEASON_AGAIN_S
             now = datetime.now(UTC)
             self.season = seasonal_items(ActivityStore.of(self._config.paths).read(columns=list(COLUMNS)), now)
             self.season_at = now
+            self._season_due = time.monotonic() + SEASON_EVERY_S
         self.board = TrendingBoard.decode(self._board_reader.get(TRENDING)) or self.board
 
     def top(self, window: str, **segment: Any) -> Scored:

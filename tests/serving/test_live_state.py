@@ -231,6 +231,24 @@ def test_no_trouble_ends_what_a_gateway_follows(
         assert sum(line.startswith(what) for line in told) == 2
 
 
+def test_a_season_that_could_not_be_counted_is_counted_again_soon(config: ServingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    trends, read = TrendLists(config), Failing(lambda columns: EVENT_SCHEMA.empty_table().select(columns))
+    monkeypatch.setattr(ActivityStore, "read", lambda self, columns: read(columns))
+    monkeypatch.setattr(trends._board_reader, "get", lambda name: None)
+    now = [1000.0]
+    monkeypatch.setattr(trend_lists.time, "monotonic", lambda: now[0])
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            trends.refresh()
+        trends.refresh()  # the board does not wait for it
+        now[0] += trend_lists.SEASON_AGAIN_S
+    trends.refresh()
+    assert trends.season_at is not None
+    now[0] += trend_lists.SEASON_AGAIN_S
+    trends.refresh()
+    assert read.calls == 3
+
+
 def test_a_delisting_waits_for_no_thread_that_others_hold(config: ServingConfig, control: ServingControl) -> None:
     app, held = GatewayApp(config), threading.Event()
     items = app.snapshot().items
