@@ -8,17 +8,18 @@ says since when: followers read from the catalogue what has changed since.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from features.catalogue import ITEMS, Catalogue
 from features.control_store import ControlStore
-from serving.audit import AuditEntry, AuditLog, now_us
+from serving.audit import AuditEntry, AuditLog
 from serving.item_table import ItemTable
 from serving.process import give_back_memory
 from serving.recorded_import import IMPORT_SUBJECT
@@ -157,9 +158,11 @@ def as_of_now(items: ItemTable, store: ControlStore, dataset: str, since: dateti
         for rows in connection.execution_options(yield_per=ROWS_AT_ONCE).execute(query).partitions():
             there = True
             available[items.rows(row[0] for row in rows if row[1] is not False)] = True
+        latest = connection.execute(select(func.max(ITEMS.c.updated_at_us)).where(here, ITEMS.c.available.is_not(False))).scalar()
     if there:
         items.set_all_available(available)
-    items.relisted_us = now_us()  # what became available again before this is not known
+    # An item that came back has changed then; what else has changed since does no harm.
+    items.relisted_us = -math.inf if latest is None else latest
     return items
 
 

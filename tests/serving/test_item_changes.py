@@ -162,3 +162,18 @@ def test_an_integer_that_some_item_lacks_is_shown_as_one(store) -> None:
     table = as_of_now(ItemTable.from_arrow(kept, np.arange(3, dtype=np.int32)), store, "planted", trained_at)
     shown = [table.fields(table.row(item_id), ["year"])["year"] for item_id in ("i000", "i001", "i002")]
     assert repr(shown) == "[1980, None, 2001]"
+
+
+def test_a_table_knows_from_when_on_no_item_has_come_back(store, bundle) -> None:
+    catalogue = Catalogue(store, "planted")
+    filled_us = round(datetime.now(UTC).timestamp() * 1e6)
+    catalogue.patch_item("i001", {"available": False})
+    opened = as_of_now(ItemTable.from_bundle(bundle), store, "planted", None)
+    assert opened.relisted_us <= filled_us
+    catalogue.patch_item("i001", {"available": True})
+    again = as_of_now(ItemTable.from_bundle(bundle), store, "planted", None)
+    assert again.relisted_us > filled_us
+    opened.set_available("i001", True)
+    assert opened.relisted_us >= again.relisted_us
+    assert opened.with_items({"new": {}}).relisted_us == opened.relisted_us
+    assert as_of_now(ItemTable.from_bundle(bundle), store, "other", None).relisted_us < 0
