@@ -92,7 +92,12 @@ def update_model(model_id: str, model_data: Mapping[str, Any]) -> Call[Json]:
     Args:
         model_id: the registered model, `shortlist-<dataset>`.
         model_data: `version` or `alias`, `mode` (promote, canary, shadow, rollback), `traffic` of a canary or shadow.
+
+    Raises:
+        TypeError: `model_data` is no mapping.
     """
+    if not isinstance(model_data, Mapping):
+        raise TypeError(f'model_data must be a mapping such as {{"version": "2", "mode": "promote"}}, got {model_data!r}')
     return Call("PUT", f"/v1/models/{part(model_id, 'model_id')}", as_is, body=dict(model_data))
 
 

@@ -44,6 +44,8 @@ class _Connection:
     def __init__(self, base_url: str, token: str | None, timeout: float, attempts: int) -> None:
         if attempts < 1:
             raise ValueError(f"attempts must be at least 1, got {attempts}")
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"base_url must start with http:// or https://, got {base_url!r}")
         self.base_url = base_url.rstrip("/")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http_options: dict[str, Any] = {"base_url": self.base_url, "headers": headers, "timeout": timeout}

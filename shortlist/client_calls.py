@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from numbers import Integral
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
@@ -234,8 +235,25 @@ def _query(arguments: Mapping[str, Any], but: str = "") -> Json:
 
 
 def event_body(event: Mapping[str, Any]) -> Json:
-    """The event as it goes over the wire; it always has an id, so that sending it again stores nothing twice."""
+    """The event as it goes over the wire; it always has an id, so that sending it again stores nothing twice.
+
+    Raises:
+        TypeError: the timestamp is of another type than `When`.
+        ValueError: the timestamp is no finite number.
+    """
     sent = {"event_id": uuid.uuid4().hex, **given(event)}
-    if isinstance(sent.get("timestamp"), datetime):
-        sent["timestamp"] = sent["timestamp"].isoformat()
+    if "timestamp" in sent:
+        sent["timestamp"] = _wire_time(sent["timestamp"])
     return sent
+
+
+def _wire_time(when: object) -> str | float:
+    if isinstance(when, datetime):
+        return when.isoformat()
+    if isinstance(when, str):
+        return when
+    if isinstance(when, bool) or not isinstance(when, Real):
+        raise TypeError(f"timestamp must be a datetime, ISO 8601 text or epoch seconds, got {when!r}")
+    if not isfinite(when):
+        raise ValueError(f"timestamp must be finite, got {when!r}")
+    return int(when) if isinstance(when, Integral) else float(when)

@@ -22,8 +22,8 @@ from training.errors import TrainingError
 
 EPILOG = (
     'Every command also takes --json (one JSON object as the last line of stdout, {"error": ...} where it fails; logs on stderr) '
-    "and --set section.key=value (repeatable; overrides shortlist.toml and SHORTLIST_* variables). SHORTLIST_DEBUG=1 shows "
-    "tracebacks."
+    "and --set section.key=value (repeatable; overrides shortlist.toml and SHORTLIST_* variables). "
+    "SHORTLIST_DEBUG=1 shows tracebacks."
 )
 
 GROUPS: tuple[str, ...] = ("data", "features", "models", "experiment", "events", "pipeline", "bench")

@@ -18,8 +18,19 @@ if TYPE_CHECKING:
 DatasetOption = Annotated[
     str | None, typer.Option("--dataset", "-d", help="Dataset; the one that is served, or the only one, when left out.")
 ]
+
+
+def _http_url(url: str | None) -> str | None:
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise typer.BadParameter(f"{url!r} must start with http:// or https://")
+    return url
+
+
 UrlOption = Annotated[
-    str | None, typer.Option("--url", help="Address of the server; the running stack of this home when left out.", metavar="URL")
+    str | None,
+    typer.Option(
+        "--url", help="Address of the server; the running stack of this home when left out.", metavar="URL", callback=_http_url
+    ),
 ]
 
 

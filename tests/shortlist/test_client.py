@@ -131,6 +131,27 @@ def test_ids_are_text_or_whole_numbers_and_arrive_as_they_are(
     assert len(server.asked) == asked
 
 
+def test_what_cannot_be_sent_is_named(server: Server, call: Caller) -> None:
+    for wrong in (datetime(2026, 11, 23, tzinfo=UTC).date(), True, b"now"):
+        with pytest.raises(TypeError, match="timestamp must be a datetime, ISO 8601 text or epoch seconds, got"):
+            call("log_user_activity", "42", "i1", "click", wrong)
+    with pytest.raises(ValueError, match="timestamp must be finite, got nan"):
+        call("log_events", [{"user_id": "42", "item_id": "i1", "action": "click", "timestamp": float("nan")}])
+    with pytest.raises(TypeError, match="model_data must be a mapping such as"):
+        call("update_model", "shortlist-shop", "2")
+    assert not server.asked
+    server.answers = [(202, {"event_ids": ["e"]}, {})]
+    for given in (np.float64(1.5), np.int64(3), 1764500000):
+        call("log_user_activity", "42", "i1", "click", given)
+    assert [asked["body"]["timestamp"] for asked in server.asked] == [1.5, 3, 1764500000]
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_an_address_without_its_scheme_is_refused_at_once(kind: type) -> None:
+    with pytest.raises(ValueError, match="base_url must start with http:// or https://"):
+        kind("127.0.0.1:8000")
+
+
 def test_the_full_answer_comes_with_what_was_asked_and_nothing_else(server: Server, call: Caller) -> None:
     server.answers = [(200, ENVELOPE, {})]
     assert call("recommend", "42", top_k=3, filter="year > 1990", exclude_seen=False) == ENVELOPE

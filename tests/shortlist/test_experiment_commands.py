@@ -101,3 +101,8 @@ def test_mistakes_are_one_line(home: Path, capsys: pytest.CaptureFixture[str], a
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
+
+
+def test_an_address_without_its_scheme_is_wrong_usage(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["experiment", "status", "--url", "127.0.0.1:8000"]) == 2
+    assert "must start with http://" in capsys.readouterr().err
