@@ -21,9 +21,8 @@ from shortlist.stack.errors import StackError
 from training.errors import TrainingError
 
 EPILOG = (
-    'Every command also takes --json (one JSON object as the last line of stdout, {"error": ...} where it fails; logs on stderr) '
-    "and --set section.key=value (repeatable; overrides shortlist.toml and SHORTLIST_* variables). "
-    "SHORTLIST_DEBUG=1 shows tracebacks."
+    "Every command also takes --json (one JSON object as the last line of stdout, logs on stderr) and --set section.key=value "
+    "(repeatable; overrides shortlist.toml and SHORTLIST_* variables). SHORTLIST_DEBUG=1 shows tracebacks."
 )
 
 GROUPS: tuple[str, ...] = ("data", "features", "models", "experiment", "events", "pipeline", "bench")
@@ -98,8 +97,6 @@ def _fail(message: str) -> int:
     if os.environ.get("SHORTLIST_DEBUG") == "1":
         console.log.print_exception()
     sys.stderr.write(f"error: {message}\n")
-    if console.options.json_output and not console.options.finished:  # a result that is printed stays the last line
-        console.finish({"error": message})
     return 1
 
 
@@ -122,6 +119,5 @@ def _take_shared_options(argv: list[str]) -> list[str]:
         else:
             rest.append(word)
     console.options.json_output = json_output
-    console.options.finished = False
     console.options.overrides = tuple(overrides)
     return rest

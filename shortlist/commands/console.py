@@ -32,8 +32,6 @@ class CallOptions:
 
     json_output: bool = False
     overrides: tuple[str, ...] = ()
-    finished: bool = False
-    """Whether the call's result has been printed."""
 
 
 options = CallOptions()
@@ -46,7 +44,6 @@ def settings() -> Settings:
 
 def finish(result: dict[str, Any], shown: RenderableType | None = None) -> None:
     """End a command: print `result` as one JSON line with `--json`, else show `shown` (or the result's fields)."""
-    options.finished = True
     if options.json_output:
         sys.stdout.write(json.dumps(result, default=_plain) + "\n")
         sys.stdout.flush()

@@ -11,13 +11,11 @@ import psutil
 import pytest
 from rich.console import Console
 
-import shortlist.commands.stack as stack_commands
 from shortlist.commands.app import run
 from shortlist.commands.connection import chosen_dataset
 from shortlist.commands.console import CommandError, finish, options
 from shortlist.commands.tune import outcome_table
 from shortlist.runner import Runner
-from shortlist.stack.doctor import Finding
 from shortlist.stack.secrets import kept_secret
 from shortlist.stack.state import StackState
 
@@ -64,18 +62,6 @@ def test_json_is_the_last_line_of_stdout(capsys):
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert found["ok"] is True
     assert {"python", "redis-server", "memory", "disk"} <= {finding["check"] for finding in found["findings"]}
-
-
-def test_a_failure_is_json_too_and_replaces_no_result(capsys, monkeypatch):
-    assert run(["status", "--json"]) == 1
-    said = capsys.readouterr()
-    assert "shortlist up" in json.loads(said.out)["error"]
-    assert said.err.startswith("error: ")
-    monkeypatch.setattr(
-        stack_commands, "examine", lambda settings: [Finding("disk", "problem", "none left", "free some"), Finding("x", "ok", "")]
-    )
-    assert run(["doctor", "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["findings"][0]["check"] == "disk"
 
 
 def test_a_stack_names_the_file_of_its_admin_token_and_not_the_token(tmp_path, monkeypatch, capsys):
