@@ -29,6 +29,9 @@ from shortlist.commands import console
 from shortlist.commands.connection import UrlOption, traffic_token
 from shortlist.stack.state import running_stack
 
+SHORT_ID = 8
+"""Characters up to which an id is likely to stand for something else too."""
+
 app = typer.Typer(help="Import, simulate, describe and export datasets.", no_args_is_help=True)
 
 DatasetOption = Annotated[
@@ -167,7 +170,10 @@ def describe_(
 def scan_user_(
     user_id: Annotated[str, typer.Argument(metavar="USER", help="The id to look for.")],
 ) -> None:
-    """Show where a user's id stands in this home and its Redis, in any dataset; after an erasure nowhere."""
+    """Show where a user's id stands in this home and its Redis, in any dataset; after an erasure nowhere.
+
+    The id is looked for as a word: a short one, such as 42, is found where it is an item's id or a number too.
+    """
     from redis.exceptions import RedisError
 
     from shortlist.scan_user import scan_user
@@ -185,6 +191,11 @@ def scan_user_(
         found = scan_user(user_id, settings, urls)
     except RedisError as error:
         raise console.CommandError(f"a Redis cannot be looked into: {error}; start the stack, then scan again") from None
+    if found and len(user_id) <= SHORT_ID:
+        console.log.print(
+            f"note: {user_id!r} is short, so what is found may be an item's id or a number and say nothing of the user",
+            highlight=False,
+        )
     table = Table("kind", "place", "matches")
     for one in found:
         table.add_row(one.kind, one.place, f"{one.matches:,}")

@@ -71,6 +71,16 @@ def test_an_import_is_in_the_audit_log_if_it_changes_items(cli: Any, csv: Path) 
     assert [entry.after["items"] for entry in log.entries()] == [1, 1, 2]
 
 
+def test_a_short_id_is_found_as_something_else_too_and_the_scan_says_so(cli: Any, csv: Path) -> None:
+    assert cli("data", "import", str(csv), "--dataset", "shop")[0] == 0
+    code, result, err = cli("data", "scan-user", "b")
+    assert code == 0
+    assert result["found"]
+    assert "'b' is short, so what is found may be an item's id or a number" in " ".join(err.split())
+    _, result, err = cli("data", "scan-user", "nobody-who-is-here")
+    assert (result["found"], "is short" in err) == ([], False)
+
+
 def test_describe_and_export(cli: Any, csv: Path, tmp_path: Path) -> None:
     cli("data", "import", str(csv), "--dataset", "shop")
     code, result, _ = cli("data", "describe", "--dataset", "shop", "--plot", "plots/x.png")
