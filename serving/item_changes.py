@@ -42,6 +42,11 @@ class ItemChanges:
         self._audit = audit
         self._seen = audit.last_change()
 
+    @property
+    def seen(self) -> int:
+        """Number of the last entry of the log that has been taken."""
+        return self._seen
+
     def apply(self, tables: Sequence[ItemTable]) -> list[ItemTable]:
         """Bring tables up to date; each is returned as it is or as the one that takes its place.
 
@@ -98,7 +103,8 @@ class AvailabilityFollower:
     def __init__(self, audit: AuditLog) -> None:
         self._changes = ItemChanges(audit)
         self._store, self._dataset = audit.store, audit.dataset
-        self._latest: dict[str, bool] = {}
+        self._latest: dict[str, tuple[bool, float]] = {}
+        """Availability by item, and the number of the entry that says so."""
 
     def apply(self, tables: Sequence[ItemTable]) -> None:
         """Bring tables up to date, in place.
@@ -108,26 +114,27 @@ class AvailabilityFollower:
         """
         with self._changes.new_entries() as (entries, imported_us):
             for entry in entries:
-                self._set(tables, entry.subject.removeprefix(ITEM_SUBJECT), _is_available(entry))
+                self._set(tables, entry.subject.removeprefix(ITEM_SUBJECT), _is_available(entry), entry.id)
             if imported_us is not None:
                 self._set_imported(tables, imported_us)
 
-    def again(self, tables: Sequence[ItemTable]) -> None:
-        """The same for tables on which somebody else's older reading was applied since."""
-        for item_id, available in list(self._latest.items()):
-            for table in tables:
-                table.set_available(item_id, available)
+    def again(self, tables: Sequence[ItemTable], after: int) -> None:
+        """What is newer than the entry `after`, for tables that somebody else has brought up to that one meanwhile."""
+        for item_id, (available, number) in list(self._latest.items()):
+            if number > after:
+                for table in tables:
+                    table.set_available(item_id, available)
 
     def _set_imported(self, tables: Sequence[ItemTable], since_us: int) -> None:
         here = (ITEMS.c.dataset == self._dataset) & (ITEMS.c.updated_at_us >= since_us)
         with self._store.begin() as connection:
             query = select(ITEMS.c.item_id, ITEMS.c.available).where(here)
             for item_id, available in connection.execution_options(yield_per=ROWS_AT_ONCE).execute(query):
-                self._set(tables, item_id, available is not False)
+                self._set(tables, item_id, available is not False, math.inf)
 
-    def _set(self, tables: Sequence[ItemTable], item_id: str, available: bool) -> None:
+    def _set(self, tables: Sequence[ItemTable], item_id: str, available: bool, number: float) -> None:
         self._latest.pop(item_id, None)
-        self._latest[item_id] = available
+        self._latest[item_id] = (available, number)
         for table in tables:
             table.set_available(item_id, available)
         if len(self._latest) > REMEMBERED:

@@ -149,7 +149,7 @@ class SnapshotLoader:
         champion = versions[champion_version] if champion_version is not None else None
         items, items_at = (champion.items, champion.trained_at) if champion is not None else (tables[-1], items_at)
         rules = book.fitting(tables)
-        self.availability.again(tables)
+        self.availability.again(tables, self._changes.seen)
         return Snapshot(champion, versions, plan, pins, items, items_at, rules, state.shadow)
 
     def _open(self, version: str, folder: Path) -> LiveVersion | None:

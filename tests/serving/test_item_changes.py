@@ -111,9 +111,10 @@ def test_an_import_reaches_tables_that_are_open(store, bundle) -> None:
     assert not table.available[3]
     import_items(store, item_id=["i002", "i003", "new"], year=[2, 3, 4], available=[False, True, True])
     (grown,) = changes.apply([table])
-    follower.again([grown])
+    follower.again([grown], changes.seen)
+    assert grown.available[3]  # what the follower knows is older
     follower.apply([table, grown])
-    follower.again([grown])
+    follower.again([grown], changes.seen)
     assert [grown.fields(row, ["year"])["year"] for row in (1, 2, 3, grown.row("new"))] == [1981, 2, 3, 4]
     assert grown.available[[1, 2, 3, grown.row("new")]].tolist() == [True, False, True, True]
     assert table.available[[1, 2, 3]].tolist() == [True, False, True]
@@ -177,3 +178,20 @@ def test_a_table_knows_from_when_on_no_item_has_come_back(store, bundle) -> None
     assert opened.relisted_us >= again.relisted_us
     assert opened.with_items({"new": {}}).relisted_us == opened.relisted_us
     assert as_of_now(ItemTable.from_bundle(bundle), store, "other", None).relisted_us < 0
+
+
+def test_what_one_follower_has_taken_late_undoes_nothing_of_the_others(store, bundle) -> None:
+    audit = AuditLog(store, "planted")
+    table, changes, follower = ItemTable.from_bundle(bundle), ItemChanges(audit), AvailabilityFollower(audit)
+    gone = {**item("i001"), "available": False}
+    record_all(audit, {"item:i001": (gone, item("i001"))})
+    follower.apply([table])
+    record_all(audit, {"item:i001": (item("i001"), gone)})
+    (current,) = changes.apply([table])
+    follower.again([current], changes.seen)
+    assert not current.available[1]  # delisted after what the follower knows
+    seen = changes.seen
+    record_all(audit, {"item:i002": (item("i002"), None)})
+    follower.apply([])
+    follower.again([current], seen)
+    assert not current.available[2]  # delisted after what the table knows
