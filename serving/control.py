@@ -131,6 +131,15 @@ class ServingControl:
         with self.store.begin() as connection:
             return _readable(connection.execute(query).mappings().all())
 
+    def pinned_versions(self) -> set[str]:
+        """Versions that experiments which are not over assign."""
+        return {
+            version
+            for one in self.experiments()
+            if one.status in {"starting", "running", "paused"}
+            for version in one.pins.values()
+        }
+
     def experiment(self, name: str) -> ExperimentRecord | None:
         """One experiment."""
         with self.store.begin() as connection:

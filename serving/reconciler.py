@@ -118,7 +118,7 @@ class Reconciler:
         if aliases is None:
             self._redeploy(before)
             return before
-        pinned = self._pinned()
+        pinned = self._control.pinned_versions()
         shown = {version for alias, version in aliases.items() if alias != SHADOW}
         wanted = sorted({*shown, *pinned}, key=lambda version: (version != aliases.get(CHAMPION), int(version)))
         folders = dict(before.versions)
@@ -196,10 +196,6 @@ class Reconciler:
             return None
         self._registry_down = False
         return aliases
-
-    def _pinned(self) -> set[str]:
-        records = self._control.experiments()
-        return {version for one in records if one.status in {"starting", "running", "paused"} for version in one.pins.values()}
 
     def _start_experiments(self, state: ServingState) -> None:
         """Experiments whose versions are all routed to begin to assign."""

@@ -8,7 +8,7 @@ alias's history `training.alias_history`'s.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -226,8 +226,8 @@ class Registry:
             raise RegistryError(f"version {found.version} of {self.model} is {', '.join(found.aliases)}: move the alias first")
         self._rest.call("DELETE", "model-versions/delete", json={"name": self.model, "version": found.version})
 
-    def prune(self, keep: int) -> list[str]:
-        """Delete all versions but the newest `keep`, the aliased ones and those that a rollback of an alias would take.
+    def prune(self, keep: int, in_use: Collection[str] = ()) -> list[str]:
+        """Delete all versions but the newest `keep`, the aliased ones, those that a rollback of an alias would take, and `in_use`.
 
         Returns:
             The versions deleted.
@@ -236,7 +236,7 @@ class Registry:
         if model is None:
             return []
         kept = {v.version for v in self.versions()[:keep]} | set(_aliases(model).values())
-        kept |= {previous for alias in _aliases(model) if (previous := self.previous(alias)) is not None}
+        kept |= set(in_use) | {previous for alias in _aliases(model) if (previous := self.previous(alias)) is not None}
         gone = [v.version for v in self.versions() if v.version not in kept]
         for number in gone:
             self._rest.call("DELETE", "model-versions/delete", json={"name": self.model, "version": number})

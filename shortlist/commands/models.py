@@ -152,13 +152,20 @@ def gate(version: VersionArgument, dataset: DatasetOption = None) -> None:
 
 @app.command()
 def prune(
-    keep: Annotated[int, typer.Option(min=1, help="Versions to keep besides aliased ones and those a rollback would take.")] = 10,
+    keep: Annotated[int, typer.Option(min=1, help="Versions to keep besides those in use.")] = 10,
     dataset: DatasetOption = None,
 ) -> None:
-    """Delete old versions from the registry. What an alias points at, or a rollback would take, is kept."""
+    """Delete old versions from the registry.
+
+    What an alias points at, a rollback would take or an experiment that is not over assigns, is kept.
+    """
+    from features.control_store import ControlStore
+    from serving.control import ServingControl
+
     with _opened(dataset) as place:
         registry = place.registry()
-        gone = registry.prune(keep)
+        pinned = ServingControl(ControlStore(place.control_url).create(), place.dataset).pinned_versions()
+        gone = registry.prune(keep, in_use=pinned)
         left = [v.version for v in registry.versions()]
     console.finish({"model": registry.model, "deleted": gone, "kept": left}, f"deleted {len(gone)}, kept {len(left)}")
 

@@ -14,6 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.spec import parse_spec
+from features.control_store import ControlStore
+from serving.control import ServingControl
 from shortlist.commands.app import run
 from training.registry import Registry
 
@@ -232,16 +235,27 @@ def test_promotion_obeys_the_gate_and_rollback_undoes_it(
     assert command("models", "show", "champion")[1]["history"]["champion"][-1]["kind"] == "rollback"
 
 
-def test_pruning_keeps_what_is_aliased(workplace: Workplace, command: Callable[..., tuple[int, dict[str, Any], str]]) -> None:
-    for _ in range(2):
+def test_pruning_keeps_what_is_aliased_or_assigned_by_an_experiment(
+    workplace: Workplace, command: Callable[..., tuple[int, dict[str, Any], str]]
+) -> None:
+    for _ in range(3):
         assert command("train", str(workplace.folder / "baseline.toml"))[0] == 0
     before = [v.version for v in workplace.registry.versions()]
     champion = workplace.registry.aliases()["champion"]
+    pinned = next(version for version in before[1:] if version != champion)
+    control = ServingControl(ControlStore(f"sqlite:///{workplace.home / 'control.db'}").create(), "walks")
+    variants = [{"name": "a", "model": champion, "weight": 1}, {"name": "b", "model": pinned, "weight": 1}]
+    control.put_experiment(
+        parse_spec({"name": "pins", "salt": "pins", "variants": variants, "metrics": {"primary": "ctr"}}), actor="test"
+    )
+    control.start_experiment("pins", {"a": champion, "b": pinned}, actor="test")
     _, pruned, _ = command("models", "prune", "--keep", "1")
     assert pruned["kept"][0] == before[0]
-    assert champion in pruned["kept"]
+    assert {champion, pinned} <= set(pruned["kept"])
     assert set(pruned["kept"]) | set(pruned["deleted"]) == set(before)
     assert pruned["deleted"]
+    control.end_experiment("pins", "stopped", actor="test")
+    assert pinned in command("models", "prune", "--keep", "1")[1]["deleted"]
 
 
 @pytest.mark.parametrize(
