@@ -215,10 +215,11 @@ class ExperimentReport(BaseModel):
 
 
 class RulesStored(BaseModel):
-    """All rules, and how many have changed, come or gone."""
+    """All rules, how many have changed, come or gone, and what of them may not be meant."""
 
     rules: list[Rule]
     changed: int
+    warnings: list[str]
 
 
 class PreviewedList(BaseModel):
@@ -239,11 +240,12 @@ class MovedItem(BaseModel):
 
 
 class RulesPreviewed(BaseModel):
-    """One request's list under the present rules and under the given ones."""
+    """One request's list under the present rules and under the given ones, and what of these may not be meant."""
 
     before: PreviewedList
     after: PreviewedList
     moved: list[MovedItem]
+    warnings: list[str]
 
 
 class AuditEntryShown(BaseModel):

@@ -12,10 +12,14 @@ from serving.api.answer_schemas import RulesPreviewed, RulesStored, errors
 from serving.api.context import Admin, ApiContext, Context
 from serving.api.route import Route
 from serving.errors import FilterError, RequestError
+from serving.filters import compile_filter
 from serving.request_parsing import parse_body
 from serving.rules import MAX_RULES, Rule, RuleBook
 
 router = APIRouter(prefix="/v1/rules", tags=["rules"], route_class=Route)
+_ALWAYS = ("item_id", "available", "regions", "languages")
+"""What is read of every item: an absent one has its own meaning."""
+
 _EXAMPLES: list[JsonValue] = [
     {
         "name": "spring",
@@ -58,17 +62,17 @@ def get_rules(context: Context, actor: Admin) -> RuleSet:
 @router.put("", response_model=RulesStored, responses=errors(422))
 def put_rules(body: Annotated[RuleSet, Body()], context: Context, actor: Admin) -> dict[str, Any]:
     """Replace all rules. They hold in every answer, cached ones included, within seconds; the audit log keeps what was before."""
-    _check(context, body.rules)
+    warnings = _check(context, body.rules)
     changed = context.rules.replace(body.rules, actor=actor)
     if changed:
         context.changed()
-    return {"rules": [rule.model_dump(mode="json") for rule in body.rules], "changed": changed}
+    return {"rules": [rule.model_dump(mode="json") for rule in body.rules], "changed": changed, "warnings": warnings}
 
 
 @router.post("/preview", response_model=RulesPreviewed, responses=errors(404, 422))
 async def preview_rules(body: Annotated[RulePreview, Body()], context: Context, actor: Admin) -> dict[str, Any]:
     """A dry run: one request's list under the present rules and under the given ones, and which items move. Nothing is changed."""
-    _check(context, body.rules)
+    warnings = _check(context, body.rules)
     request = parse_body(body.request)
     before = await context.answerer.recommend(request, dry_run=True)
     after = await context.answerer.recommend(request, RuleBook(body.rules), dry_run=True)
@@ -78,11 +82,14 @@ async def preview_rules(body: Annotated[RulePreview, Body()], context: Context, 
         for item_id in dict.fromkeys([*places[0], *places[1]])
         if places[0].get(item_id) != places[1].get(item_id)
     ]
-    return {"before": _shown(before), "after": _shown(after), "moved": moved}
+    return {"before": _shown(before), "after": _shown(after), "moved": moved, "warnings": warnings}
 
 
-def _check(context: ApiContext, rules: list[Rule]) -> None:
+def _check(context: ApiContext, rules: list[Rule]) -> list[str]:
     """Refuse what could not be applied.
+
+    Returns:
+        A sentence on each attribute that a rule reads and the dataset has not: it may come with an import, or be a slip of the pen.
 
     Raises:
         RequestError: a name is given twice, a placement does not exist, or an expression does not fit the items.
@@ -103,6 +110,18 @@ def _check(context: ApiContext, rules: list[Rule]) -> None:
                     table.matching(rule.items)
         except FilterError as error:
             raise RequestError(f"rule {rule.name!r}: {error}", code="invalid_filter", field="rules") from None
+    there = {*_ALWAYS, *(attribute.name for attribute in context.catalogue.schema().item_attributes)}
+    return [
+        f"rule {rule.name!r} reads {name!r}, an attribute that the dataset has not; there are: {', '.join(sorted(there))}"
+        for rule in rules
+        for name in sorted(_read(rule) - there)
+    ]
+
+
+def _read(rule: Rule) -> set[str]:
+    """Attributes of items that a rule reads."""
+    read = set(compile_filter(rule.items).names) if rule.items is not None else set()
+    return read | {rule.attribute} if rule.attribute is not None else read
 
 
 def _shown(answer: Answer) -> dict[str, Any]:

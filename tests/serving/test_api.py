@@ -251,6 +251,19 @@ def test_an_unknown_field_of_a_body_is_named_with_those_that_are_known(api: Test
     assert error["message"] == "rules.0: ends_at must be later than starts_at"
 
 
+def test_a_rule_that_reads_what_no_item_has_is_taken_with_a_warning(api: TestClient) -> None:
+    slip = {"name": "slip", "kind": "exclude", "items": "adlt || year > 1"}
+    cap = {"name": "cap", "kind": "cap", "attribute": "brnad", "limit": 1}
+    for answer in (
+        api.put("/v1/rules", json={"rules": [BURY, slip, cap]}, headers=ADMIN),
+        api.post("/v1/rules/preview", json={"rules": [BURY, slip, cap], "request": {}}, headers=ADMIN),
+    ):
+        warnings = answer.json()["warnings"]
+        assert [warning.split(",")[0] for warning in warnings] == ["rule 'slip' reads 'adlt'", "rule 'cap' reads 'brnad'"]
+    known = {"name": "known", "kind": "exclude", "items": 'year > 1 && !available && item_id == "a" && "us" in regions'}
+    assert api.put("/v1/rules", json={"rules": [known]}, headers=ADMIN).json()["warnings"] == []
+
+
 def test_a_rule_of_an_earlier_release_that_is_refused_now_is_left_out_and_the_others_hold(
     config: ServingConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
