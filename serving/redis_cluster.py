@@ -105,7 +105,7 @@ class ClusterWire:
             try:
                 if url not in self._nodes:
                     await wire.start()
-                await self._take(await wire.call("CLUSTER", "SLOTS"))
+                await self._take(await wire.call("CLUSTER", "SLOTS"), asked=str(urlsplit(url).hostname))
                 return
             except CacheDownError as error:
                 _log.warning("the map of the cache cluster cannot be read: %s", error)
@@ -114,11 +114,13 @@ class ClusterWire:
                     await wire.stop()
         self._moved.set()
 
-    async def _take(self, ranges: list[Any]) -> None:
+    async def _take(self, ranges: list[Any], asked: str) -> None:
+        """Keep the map that the node at the host `asked` gave."""
         owner: list[RedisWire | None] = [None] * SLOTS
         there = set()
         for first, last, (host, port, *_), *_ in ranges:
-            url = _node_url(self._url, f"{host.decode()}:{port}")
+            # A cluster may name no hosts (`cluster-preferred-endpoint-type unknown-endpoint`): then that of the node asked holds.
+            url = _node_url(self._url, f"{host.decode() if host else asked}:{port}")
             there.add(url)
             if url not in self._nodes:
                 self._nodes[url] = RedisWire(url, self._timeout_s)

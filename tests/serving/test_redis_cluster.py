@@ -107,7 +107,11 @@ def test_slots_are_redis_own(cluster: Cluster) -> None:
             assert slot_of(key) == node.execute_command("CLUSTER", "KEYSLOT", key)
 
 
-def test_reads_writes_and_marks(cluster: Cluster, make_config: Callable[..., ServingConfig]) -> None:
+@pytest.mark.parametrize("named_by", ["ip", "unknown-endpoint"])
+def test_reads_writes_and_marks(named_by: str, cluster: Cluster, make_config: Callable[..., ServingConfig]) -> None:
+    for port in cluster.ports:
+        with redis.Redis(port=port) as node:  # without hosts in its map, that of the node asked holds
+            node.config_set("cluster-preferred-endpoint-type", named_by)
     config = make_config(cache_url=cluster.url, cache_timeout_ms=5_000)
 
     async def run() -> None:
