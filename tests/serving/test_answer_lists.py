@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from features.control_store import ControlStore
 from serving.api.context import ApiContext
 from serving.api.rules import RulePreview, preview_rules
 from serving.asked import resolved
@@ -238,7 +239,9 @@ def test_chance_shows_nothing_that_the_user_rejected_or_met_or_that_the_request_
 
 def test_in_a_preview_of_rules_chance_moves_nothing_and_no_new_item_counts_as_shown(ladder: Ladder, make_config) -> None:
     with_items(ladder, {f"new{n}": {} for n in range(5)})
-    context, body = ApiContext(make_config(), lambda: None, ladder.answerer), RulePreview(rules=[], request={"placement": "chance"})
+    config = make_config()
+    ControlStore(config.control_url).create().close()
+    context, body = ApiContext(config, lambda: None, ladder.answerer), RulePreview(rules=[], request={"placement": "chance"})
     for _ in range(10):
         shown = asyncio.run(preview_rules(body, context, "t"))
         assert shown["before"]["recommended_items"]
