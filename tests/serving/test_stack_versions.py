@@ -63,6 +63,9 @@ def test_a_ranker_that_hangs_costs_the_deadline_and_another_goes_on(stack, ranke
 
 def test_a_switch_under_load_fails_no_request(stack, bundle: Path, popular_bundle: Path) -> None:
     stop, statuses, versions = threading.Event(), [], []
+    # The test before may have served another version, and gateways follow a moment later.
+    stack.serve("1", v1=str(bundle), v2=str(popular_bundle))
+    wait_until(lambda: stack.http.get("/v1/recommendations/u1").json()["model_version"] == "1", seconds=120, what="version 1")
 
     def ask() -> None:
         with httpx.Client(base_url=str(stack.http.base_url), timeout=30) as client:
