@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
@@ -72,7 +73,7 @@ def put_rules(body: Annotated[RuleSet, Body()], context: Context, actor: Admin) 
 @router.post("/preview", response_model=RulesPreviewed, responses=errors(404, 422))
 async def preview_rules(body: Annotated[RulePreview, Body()], context: Context, actor: Admin) -> dict[str, Any]:
     """A dry run: one request's list under the present rules and under the given ones, and which items move. Nothing is changed."""
-    warnings = _check(context, body.rules)
+    warnings = await asyncio.to_thread(_check, context, body.rules)  # it reads the control store
     request = parse_body(body.request)
     before = await context.answerer.recommend(request, dry_run=True)
     after = await context.answerer.recommend(request, RuleBook(body.rules), dry_run=True)
