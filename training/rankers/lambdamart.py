@@ -1,6 +1,7 @@
 """LambdaMART by LightGBM: gradient-boosted trees on the blend's residual, saved as LightGBM text.
 
-The standardised blend, times `base_weight`, is the initial score that boosting starts from, and also a feature.
+The standardised blend, times `base_weight`, is the initial score that boosting starts from, and also a feature. A few thousand rows
+are scored from that text (`tree_scorer.py`): LightGBM itself is imported where it trains, explains, or scores more than those.
 
 Source: Burges 2010, "From RankNet to LambdaRank to LambdaMART". Legend: `B` queries, `K` candidates, `F` features.
 """
@@ -8,6 +9,7 @@ Source: Burges 2010, "From RankNet to LambdaRank to LambdaMART". Legend: `B` que
 from __future__ import annotations
 
 import importlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,13 +20,15 @@ from training.errors import BundleError
 from training.interactions import BoolArray, FloatArray, LongArray
 from training.native import preload_openmp
 from training.rankers.base import Ranker, RankerSettings, RankingBatch, ReportRound, draw_candidates, hold_out
+from training.rankers.tree_scorer import MAX_LEAVES, TreeScorer
+from training.rankers.tree_text import read_trees
 
 MODEL_FILE = "lambdamart.txt"
-LEAVES, THRESHOLDS = "leaf_value=", "threshold="
-"""Lines of LightGBM's text that hold weights."""
 REPORT_EVERY = 10
 PARALLEL_ROWS = 200_000
 """Below, a second thread costs more than it gives, far more where the cores are shared; above, all that OpenMP may use."""
+FEW_ROWS = 20_000
+"""So many are scored in this thread, by bits; LightGBM takes more with all threads that OpenMP may use."""
 CROSS_VALIDATION_FOLDS = 4
 """Into which whole groups are dealt out to count trees; each costs about what the final fit does."""
 
@@ -66,7 +70,10 @@ class LambdaMart(Ranker):
     kind: ClassVar[str] = "lambdamart"
     Config: ClassVar[type[RankerSettings]] = LambdaMartConfig
     config: LambdaMartConfig
-    booster: Any
+    text: str
+    """The trees, as LightGBM writes them."""
+    names: tuple[str, ...]
+    """Features that they were trained on."""
 
     def fit(
         self,
@@ -94,10 +101,25 @@ class LambdaMart(Ranker):
                 callbacks.append(_progress(on_round))
         params = self._parameters(len(train.label), seed)
         booster = lgb.train(params, train, num_boost_round=rounds or config.max_trees, valid_sets=valid_sets, callbacks=callbacks)
-        self.rounds = booster.best_iteration if valid_sets else booster.num_trees()
+        rounds = booster.best_iteration if valid_sets else booster.num_trees()
         # Through text and back: what is kept is what will be loaded, cut at the best number of trees.
-        self.booster = lgb.Booster(model_str=booster.model_to_string(num_iteration=self.rounds))
+        return self._read(booster.model_to_string(num_iteration=rounds))
+
+    def _read(self, text: str) -> Self:
+        """Take the trees of `text`.
+
+        Raises:
+            ValueError: it is damaged, or not of plain numerical trees.
+        """
+        self.names, trees = read_trees(text)
+        self.text, self.rounds = text, len(trees)
+        self._scorer = TreeScorer(trees) if max(len(tree.leaf_value) for tree in trees) <= MAX_LEAVES else None
         return self
+
+    @cached_property
+    def booster(self) -> Any:
+        """The trees as LightGBM has them, read at first use."""
+        return load_lightgbm().Booster(model_str=self.text)
 
     def best_rounds(self, batch: RankingBatch, labels: BoolArray, *, seed: int, groups: LongArray) -> int:
         """See `Ranker.best_rounds`: where the mean over cross-validation's folds is best, for one fold's curve stops by chance."""
@@ -156,7 +178,10 @@ class LambdaMart(Ranker):
         learned = np.zeros(batch.valid.shape, dtype=np.float32)
         if batch.valid.any():
             rows = batch.features[batch.valid]
-            learned[batch.valid] = self.booster.predict(rows, num_threads=1 if len(rows) < PARALLEL_ROWS // 10 else 0)
+            if self._scorer is not None and len(rows) <= FEW_ROWS:
+                learned[batch.valid] = self._scorer.score(rows)
+            else:
+                learned[batch.valid] = self.booster.predict(rows, num_threads=1 if len(rows) <= FEW_ROWS else 0)
         return learned + np.float32(self.config.base_weight) * batch.base
 
     @property
@@ -180,36 +205,18 @@ class LambdaMart(Ranker):
 
     def save(self, folder: Path) -> None:
         """See `Ranker.save`: LightGBM's text format."""
-        (folder / MODEL_FILE).write_text(self.booster.model_to_string())
+        (folder / MODEL_FILE).write_text(self.text)
 
     @classmethod
     def load(cls, folder: Path, config: RankerSettings, names: tuple[str, ...]) -> Self:
         """See `Ranker.load`."""
-        lgb = load_lightgbm()
         try:
-            text = (folder / MODEL_FILE).read_text()
-            # Checked before LightGBM sees it: its parser ends the process on a number that it cannot read.
-            weights = [_numbers(line) for line in text.splitlines() if line.startswith(LEAVES)]
-            thresholds = [_numbers(line) for line in text.splitlines() if line.startswith(THRESHOLDS)]
-            # An infinite threshold is no damage: LightGBM writes it for a split between missing values and all others.
-            broken = any(np.isnan(values).any() for values in thresholds) or any(
-                not np.isfinite(values).all() for values in weights
-            )
-            if not weights or broken:
-                raise BundleError(f"{MODEL_FILE} holds no trees, or NaN or infinite weights; train it again")
-            ranker = cls(config)
-            ranker.booster = lgb.Booster(model_str=text)
-        except (OSError, ValueError, lgb.basic.LightGBMError) as error:
-            reason = str(error).splitlines()[0]
-            raise BundleError(f"{MODEL_FILE} cannot be read ({reason}); fetch or build the bundle again") from error
-        if tuple(ranker.booster.feature_name()) != names:
+            ranker = cls(config)._read((folder / MODEL_FILE).read_text())
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{MODEL_FILE} cannot be read ({error}); fetch or build the bundle again") from error
+        if ranker.names != names:
             raise BundleError(f"{MODEL_FILE} was trained on other features than the bundle lists; build it again")
-        ranker.rounds = ranker.booster.num_trees()
         return ranker
-
-
-def _numbers(line: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.array(line.split("=", 1)[1].split(), dtype=np.float64)
 
 
 def _progress(on_round: ReportRound) -> Any:
