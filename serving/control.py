@@ -204,11 +204,11 @@ class ServingControl:
         """Pause or stop an experiment; its units go back to the champion.
 
         Raises:
-            ControlStateError: no such experiment, or it is not running (one that is starting or paused can be stopped).
+            ControlStateError: no such experiment, or it is not running (one that is a draft, starting or paused can be stopped).
         """
         with self.audit.begin() as connection:
             present = self._existing(connection, name)
-            if present.status != "running" and not (status == "stopped" and present.status in {"starting", "paused"}):
+            if present.status != "running" and not (status == "stopped" and present.status in {"draft", "starting", "paused"}):
                 raise ControlStateError(f"experiment {name!r} is {present.status} and cannot be {status}")
             stopped_at = datetime.now(UTC) if status == "stopped" else None
             ended = ExperimentRecord(present.spec, status, present.pins, present.started_at, stopped_at)

@@ -13,6 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from features.errors import BusFullError, BusUnavailableError
+
+RETRY_AFTER_S = 1
+"""After which a client may send again what the bus did not take."""
+
 
 class ServingError(Exception):
     """Base of all errors raised by `serving`."""
@@ -72,6 +77,18 @@ def blaming(field: str) -> Iterator[None]:
     except FilterError as error:
         error.field = field
         raise
+
+
+def not_taken(error: BusUnavailableError, nothing_done: str) -> RequestError:
+    """What a client is told when the bus took nothing: 429 while its readers are behind, 503 while it is away.
+
+    Args:
+        error: of the bus.
+        nothing_done: what of the request did not happen, and what to do.
+    """
+    full = isinstance(error, BusFullError)
+    code, status = ("bus_full", 429) if full else ("bus_unavailable", 503)
+    return RequestError(f"{nothing_done}: {error}", code=code, status=status, headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 class VersionRefusedError(ServingError):

@@ -15,17 +15,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from features.bus import EVENTS, EventBus
-from features.errors import BusFullError, BusUnavailableError, EventError
+from features.errors import BusUnavailableError, EventError
 from features.event_codec import encode_event, to_microseconds
 from features.events import Event, parse_event
 from serving.cache import ListCache, session_unit, user_unit
 from serving.config import ServingConfig
-from serving.errors import RequestError
+from serving.errors import RequestError, not_taken
 from serving.metrics import GatewayMetrics
 from serving.recent_activity import RecentEvent, changes_answers, decode_activity
 
 MAX_BATCH = 1000
-RETRY_AFTER_S = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +100,9 @@ class EventIntake:
         payloads = [encode_event(event, received_at=now, site=self._config.site) for event in events]
         try:
             ids = await self._bus.publish_async(EVENTS, payloads, [event.event_id for event in events])
-        except BusFullError as error:
-            raise RequestError(str(error), code="bus_full", status=429, headers={"Retry-After": str(RETRY_AFTER_S)}) from None
         except BusUnavailableError as error:
             # A bus that hangs may still append them when it goes on: their ids keep the second sending from being stored again.
-            raise RequestError(
-                f"no event was accepted, send them again with the same event_id: {error}",
-                code="bus_unavailable",
-                status=503,
-                headers={"Retry-After": str(RETRY_AFTER_S)},
-            ) from None
+            raise not_taken(error, "no event was accepted, send them again with the same event_id") from None
         return [one is not None for one in ids]
 
     async def _move_marks(self, events: Sequence[Event], new: Sequence[bool], now: datetime) -> None:

@@ -17,7 +17,7 @@ from features.events import derived_event_id
 from features.session_merges import encode_merge
 from serving.cache import ListCache, session_unit, user_unit
 from serving.config import ServingConfig
-from serving.errors import RequestError
+from serving.errors import RequestError, not_taken
 from serving.metrics import GatewayMetrics
 from serving.recent_activity import decode_activity
 from serving.request_values import checked_id
@@ -40,7 +40,7 @@ class SessionMerger:
         """Join a session to the user that the body names.
 
         Raises:
-            RequestError: the body names no user (422), or the bus is gone (503).
+            RequestError: the body names no user (422), or the bus is full (429) or gone (503).
         """
         user_id = _user_of(body)
         now_us = time.time_ns() // 1000
@@ -49,9 +49,7 @@ class SessionMerger:
         try:
             await self._bus.publish_async(SESSIONS, [payload], [merge_id])
         except BusUnavailableError as error:
-            raise RequestError(
-                f"the session was not merged: {error}", code="bus_unavailable", status=503, headers={"Retry-After": "1"}
-            ) from None
+            raise not_taken(error, "the session was not merged") from None
         return {"session_id": session_id, "user_id": user_id, "recent_events": await self._move_recent(session_id, user_id, now_us)}
 
     async def _move_recent(self, session_id: str, user_id: str, now_us: int) -> int:

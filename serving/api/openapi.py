@@ -266,7 +266,7 @@ HOT_PATHS: Json = {
             "A visitor has logged in: what the session did without a user until now joins the account",
             "events",
             "write",
-            _answers("SessionMerge", *_BODY_ERRORS, 503),
+            _answers("SessionMerge", *_BODY_ERRORS, 429, 503),
             [_in_path("session_id")],
             _json_body({"type": "object", "required": ["user_id"], "properties": {"user_id": _TEXT}}, logged_in={"user_id": "42"}),
         )

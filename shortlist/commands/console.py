@@ -21,6 +21,9 @@ from shortlist.settings import Settings, load_settings
 log = Console(stderr=True)
 """Progress, notes and warnings."""
 
+BRIEF = 40
+"""Characters of a value that a table of changes shows."""
+
 
 class CommandError(Exception):
     """A command cannot go on. The message is one line: why, and what to do."""
@@ -54,6 +57,22 @@ def finish(result: dict[str, Any], shown: RenderableType | None = None) -> None:
     else:
         for key, value in result.items():
             out.print(f"[bold]{key}[/bold]: {value}")
+
+
+def change_text(before: object, after: object) -> str:
+    """What differs, a line for each field: `+` where it is new, `-` where it is gone, else `before -> after`."""
+    if not (isinstance(before, dict) or isinstance(after, dict)):
+        return _step(before, after)
+    old, new = before if isinstance(before, dict) else {}, after if isinstance(after, dict) else {}
+    return "\n".join(
+        f"{name} {_step(old.get(name), new.get(name))}" for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)
+    )
+
+
+def _step(before: object, after: object) -> str:
+    shown = [value if isinstance(value, str) else json.dumps(value) for value in (before, after) if value is not None]
+    brief = [text if len(text) <= BRIEF else text[: BRIEF - 1] + "…" for text in shown]
+    return " -> ".join(brief) if len(brief) == 2 else f"{'-' if after is None else '+'} {''.join(brief)}"
 
 
 def _plain(value: object) -> object:

@@ -63,7 +63,7 @@ def pause(name: NameArgument, url: UrlOption = None) -> None:
 
 @app.command()
 def stop(name: NameArgument, url: UrlOption = None) -> None:
-    """End an experiment for good; its report stays."""
+    """End an experiment for good, or discard a draft; its report stays."""
     with connected(url) as client:
         changed = client.stop_experiment(name)
     console.finish(_described(changed))

@@ -125,10 +125,10 @@ def history(
         while page := client.audit(after=after, limit=1000)["entries"]:
             entries = (entries + [one for one in page if not one["subject"].startswith(("item:", "user:"))])[-limit:]
             after = page[-1]["id"]
-    table = Table("at (UTC)", "who", "what", "subject", "before", "after")
+    table = Table("at (UTC)", "what", "change")
     for one in entries:
-        cells = (one["at"][:19], one["actor"], one["action"], one["subject"], _brief(one["before"]), _brief(one["after"]))
-        table.add_row(*map(escape, cells))
+        what = f"{one['action']}\n{one['subject']}\nby {one['actor']}"
+        table.add_row(one["at"][:19].replace("T", "\n"), escape(what), escape(console.change_text(one["before"], one["after"])))
     console.finish({"entries": entries}, table)
 
 
@@ -178,11 +178,6 @@ def _opened(dataset: str | None) -> Iterator[Place]:
     name = chosen_dataset(dataset)
     with mlflow_for_call(settings) as uri:
         yield place_of(name, uri)
-
-
-def _brief(value: object) -> str:
-    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _described(version: ModelVersion) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from serving.intake import EventIntake
 from serving.metrics import GatewayMetrics
 from serving.recent_activity import RecentEvent, encode_events
 from serving.schemas import RecommendationRequest
+from serving.sessions import SessionMerger
 
 GOOD = {"user_id": "u", "item_id": "i", "action": "click", "event_id": "e1"}
 
@@ -128,6 +129,17 @@ def test_what_the_bus_does_not_take_is_not_accepted(
     assert (caught.value.status, caught.value.code) == (status, code)
     assert caught.value.headers["Retry-After"] == "1"
     assert not marks.appended
+
+
+@pytest.mark.parametrize(("failure", "status"), [(BusFullError("full"), 429), (BusUnavailableError("gone"), 503)])
+def test_a_session_that_the_bus_does_not_take_is_refused_as_events_are(
+    make_config, bus: StubBus, marks: StubMarks, failure: Exception, status: int
+) -> None:
+    bus.failure = failure
+    sessions = SessionMerger(make_config(), bus, marks, GatewayMetrics())  # type: ignore[arg-type]
+    with pytest.raises(RequestError) as caught:
+        asyncio.run(sessions.merge("s", {"user_id": "u"}))
+    assert (caught.value.status, caught.value.headers["Retry-After"]) == (status, "1")
 
 
 def test_a_cache_that_is_gone_costs_no_event(intake: EventIntake, marks: StubMarks) -> None:

@@ -16,6 +16,7 @@ from features.control_store import ControlStore
 from serving.cached_list import decode_list
 from serving.config import ServingConfig
 from serving.control import ServingControl
+from serving.errors import ControlStateError
 from serving.item_table import ItemTable
 from serving.messages import ComputeRequest
 from serving.recent_activity import RecentActivity
@@ -284,6 +285,18 @@ def test_pinned_versions_are_loaded_and_then_the_experiment_runs(planted: World)
     assert planted.step() == ("1", {"1", "2"})
     planted.control.end_experiment("pins", "stopped", actor="test")
     assert planted.step() == ("1", {"1"})
+
+
+def test_a_draft_can_be_discarded(planted: World) -> None:
+    variants = [{"name": "a", "model": "1", "weight": 1}, {"name": "b", "model": "2", "weight": 1}]
+    spec = parse_spec({"name": "draft", "salt": "draft", "variants": variants, "metrics": {"primary": "ctr"}})
+    planted.control.put_experiment(spec, actor="test")
+    assert planted.control.end_experiment("draft", "stopped", actor="test").status == "stopped"
+    with pytest.raises(ControlStateError, match="is stopped"):
+        planted.control.start_experiment("draft", {"a": "1", "b": "2"}, actor="test")
+    planted.control.put_experiment(spec.model_copy(update={"name": "other", "salt": "other"}), actor="test")
+    with pytest.raises(ControlStateError, match="is draft and cannot be paused"):
+        planted.control.end_experiment("other", "paused", actor="test")
 
 
 def test_without_mlflow_what_runs_stays_and_a_restart_brings_it_back(planted: World, make_config) -> None:
