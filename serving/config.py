@@ -46,6 +46,8 @@ class ServingConfig(BaseModel):
     """Retriever and ranker in one replica, as two deployments, or fused while the cluster has one node."""
     gateway_replicas: int = Field(default=1, ge=1, le=64)
     version_replicas: int = Field(default=1, ge=1, le=64)
+    standby: bool = True
+    """Keep processes ready for the next version."""
     deadline_ms: int = Field(default=500, ge=10, le=10_000)
     """Time a computed answer may take before the next rung of the fallback ladder answers."""
     cache_timeout_ms: int = Field(default=200, ge=1, le=5_000)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from serving.ingress import CALLBACK
 
+STANDBY_IMPORTS = "serving.standby_imports"
+
 MAX_SOCKET_PATH_BYTES = 107
 """Limit of Linux for the path of a Unix socket."""
 
@@ -49,6 +51,7 @@ def serve_env(
         "RAY_enable_metrics_collection": "0",
         # Workers at Ray's default niceness of 15 starve beside any other load.
         "RAY_worker_niceness": "0",
+        "RAY_preload_python_modules": STANDBY_IMPORTS,
         # The default of 30 s would floor every shutdown at 35 s.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         # A dead HAProxy fails its check at once and is replaced after three (a constant): an outage of 3 s instead of 26 s even at

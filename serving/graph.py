@@ -30,9 +30,10 @@ from serving.ranker import Ranker
 from serving.retriever_replica import Retriever
 from serving.shadow_replica import ShadowReplica
 from serving.shadow_role import is_shadow
+from serving.standby import replica_environment
 
 GATEWAY_APP = "gateway"
-_NO_CPU = {"num_cpus": 0}
+_NO_CPU: dict[str, Any] = {"num_cpus": 0}
 """Ray counts CPUs: replicas that asked for one would keep trials waiting on a small machine. Ray gives them OMP_NUM_THREADS=1."""
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
 
@@ -84,7 +85,7 @@ def deploy_version(config: ServingConfig, version: str, bundle_folder: Path) -> 
     options: dict[str, Any] = {
         "num_replicas": config.version_replicas,
         "max_ongoing_requests": 64,
-        "ray_actor_options": _NO_CPU,
+        "ray_actor_options": _NO_CPU | {"runtime_env": replica_environment(config)},
         "graceful_shutdown_timeout_s": 5,
     }
     retriever = serve.deployment(Retriever).options(name="Retriever", **options)
@@ -169,6 +170,11 @@ def is_fused(config: ServingConfig) -> bool:
     if config.fuse == "auto":
         return sum(bool(node["Alive"]) for node in ray.nodes()) <= 1
     return config.fuse == "fused"
+
+
+def version_processes(config: ServingConfig) -> int:
+    """Processes that a version takes under this configuration and cluster."""
+    return config.version_replicas * (1 if is_fused(config) else 2)
 
 
 def stop_serve() -> None:

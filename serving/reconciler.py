@@ -28,6 +28,7 @@ from serving.control import ServingControl, ServingState, ShadowTarget
 from serving.load_queue import LoadQueue
 from serving.messages import ComputeRequest
 from serving.shadow_role import SHADOW, shadow_key, shadow_sample, version_of
+from serving.standby import Standby
 from serving.version_loader import Graph, VersionLoader
 from training.errors import RegistryError
 from training.model_version import CHAMPION
@@ -142,6 +143,8 @@ class Reconciler:
         self._drop(state)
         if self._canaries.look():
             announce(self._config)
+        if not self._loads.keys and not self._unwanted_since:
+            self._graph.rest()
         return state
 
     def _running(
@@ -247,6 +250,7 @@ class ServeGraph:
 
     def __init__(self, config: ServingConfig) -> None:
         self._config = config
+        self._standby: Standby | None = None
 
     def deploy(self, version: str, folder: Path) -> None:
         """See `Graph.deploy`."""
@@ -271,6 +275,14 @@ class ServeGraph:
         from serving.graph import running_versions
 
         return {version for version, status in running_versions(self._config).items() if status in RUNNING}
+
+    def rest(self) -> None:
+        """See `Graph.rest`."""
+        from serving.graph import version_processes
+
+        if self._config.standby:
+            self._standby = self._standby or Standby(self._config, version_processes(self._config))
+            self._standby.keep()
 
 
 def _listen(config: ServingConfig, look: threading.Event) -> None:

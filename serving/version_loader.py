@@ -46,6 +46,9 @@ class Graph(Protocol):
     def running(self) -> set[str]:
         """Keys whose application runs."""
 
+    def rest(self) -> None:
+        """Called again and again while nothing is loaded or about to be removed: the time to get ready for the next version."""
+
 
 @dataclass(frozen=True)
 class Refusal:

@@ -42,6 +42,7 @@ def serving_config(settings: Settings, state: StackState, port: int) -> ServingC
         host=settings.serve.host,
         port=port,
         fuse=settings.serve.fuse,
+        standby=settings.serve.standby,
         gateway_replicas=settings.serve.gateway_replicas,
         version_replicas=settings.serve.version_replicas,
         deadline_ms=settings.serve.deadline_ms,

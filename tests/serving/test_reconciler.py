@@ -43,6 +43,7 @@ class LocalGraph:
         self.failures: dict[str, int] = {}
         self.spoil: Callable[[bytes], bytes] | None = None
         self.held_back: dict[str, threading.Event] = {}
+        self.rests = 0
 
     def deploy(self, version: str, folder: Path) -> None:
         self.deployments.append(version)
@@ -67,6 +68,9 @@ class LocalGraph:
 
     def running(self) -> set[str]:
         return set(self.stages)
+
+    def rest(self) -> None:
+        self.rests += 1
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +127,11 @@ def test_aliases_are_loaded_switched_and_dropped_after_everybody_noticed(planted
     planted.now += 3
     planted.step()
     assert planted.graph.running() == {"1", "2"}
+    rests = planted.graph.rests
     planted.now += 10
     planted.step()
     assert planted.graph.running() == {"2"}
+    assert planted.graph.rests == rests + 1  # not before the old version is gone: two and the next one's process need memory
     assert planted.tag("1") == "unloaded"
     assert planted.graph.deployments == ["1", "2"]
     history = [entry.after["champion"] for entry in planted.control.audit.entries() if entry.subject == "routing"]

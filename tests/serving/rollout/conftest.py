@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pyarrow as pa
 import pytest
 
 from features.control_store import ControlStore
 from features.paths import DatasetPaths
 from serving.control import ServingControl
+from shortlist.bench.stack import title
 from shortlist.client import Client
 from shortlist.settings import Settings, load_settings
 from shortlist.stack.control import start_stack, stop_stack
@@ -91,6 +93,11 @@ class Rollout:
 
     def tag(self, version: str) -> str | None:
         return self.registry.version(version).tags.get(SERVING_TAG)
+
+    def replicas(self, version: str) -> list[psutil.Process]:
+        """Processes of a version."""
+        family = psutil.Process(self.state.supervisor_pid).children(recursive=True)
+        return [one for one in family if title(one).startswith(f"ray::ServeReplica:{MODEL}-v{version}:")]
 
     def wait_for(self, version: str) -> float:
         """Seconds until all users are answered by a version."""

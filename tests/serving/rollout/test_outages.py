@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 import pytest
 
-from shortlist.bench.stack import title
 from shortlist.client import ApiError
 from tests.serving.test_refused_bundles import SPOILT
 from training.model_version import GATE_TAG
@@ -49,13 +48,6 @@ def noted(rollout: Any, message: str) -> int:
     return (rollout.settings.home / "logs" / "supervisor.log").read_text().count(message)
 
 
-def replicas(rollout: Any, version: str) -> list[psutil.Process]:
-    """Replicas of a version."""
-    family = psutil.Process(rollout.state.supervisor_pid).children(recursive=True)
-    wanted = f"ray::ServeReplica:shortlist-planted-v{version}:"
-    return [process for process in family if title(process).startswith(wanted)]
-
-
 @pytest.mark.parametrize(("spoil", "reason"), SPOILT)
 def test_a_bundle_that_cannot_be_served_is_refused_and_the_old_version_stays(
     rollout, bundle: Path, tmp_path: Path, spoil: Callable[[Path], None], reason: str
@@ -73,11 +65,11 @@ def test_a_bundle_that_cannot_be_served_is_refused_and_the_old_version_stays(
 
 def test_a_version_that_nothing_wants_any_more_leaves_no_process(rollout) -> None:
     rollout.registry.set_alias("challenger", "2")
-    rollout.wait(lambda: bool(replicas(rollout, "2")) and rollout.tag("2") == "live", "the version beside the champion")
+    rollout.wait(lambda: bool(rollout.replicas("2")) and rollout.tag("2") == "live", "the version beside the champion")
     rollout.registry.delete_alias("challenger")
-    rollout.wait(lambda: not replicas(rollout, "2"), "its processes to end")
+    rollout.wait(lambda: not rollout.replicas("2"), "its processes to end")
     rollout.wait(lambda: rollout.tag("2") == "unloaded", "the tag")
-    assert replicas(rollout, "1")
+    assert rollout.replicas("1")
 
 
 def test_with_mlflow_hanging_answers_go_on_and_aliases_are_followed_afterwards(rollout) -> None:
@@ -122,7 +114,7 @@ def test_a_version_that_hangs_costs_the_deadline_and_the_next_rung_answers(rollo
     rollout.wait(lambda: rollout.http.get("/v1/recommendations/u9").json()["served_from"] == "cache", "a cached list")
     before = rollout.http.get("/v1/recommendations/u9?top_k=30").json()["recommended_items"]
     event = {"user_id": "u9", "item_id": before[0]["item_id"], "action": "click"}
-    hanging = replicas(rollout, "1")
+    hanging = rollout.replicas("1")
     with stopped(hanging):
         rollout.wait(lambda: rollout.http.post("/v1/events", json=event).status_code == 202, "the event")
         stale = rollout.http.get("/v1/recommendations/u9?top_k=5").json()

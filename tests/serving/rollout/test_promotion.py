@@ -10,7 +10,9 @@ import pytest
 from sqlalchemy import select
 
 from features.control_store import ControlStore
+from serving.standby import waiting
 from serving.webhooks import DELIVERIES
+from shortlist.bench.stack import title
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -29,6 +31,21 @@ def test_mlflow_itself_delivers_what_has_moved_signed_and_once(rollout) -> None:
     rollout.registry.set_alias("challenger", "2")
     rollout.wait(lambda: deliveries() > before, "a delivery that the gateway accepted")
     store.close()
+
+
+def test_the_next_version_takes_the_process_that_was_kept_ready(rollout) -> None:
+    """Ray's own calls for it are not public: this says when a release of Ray has changed them."""
+    home = rollout.settings.home.absolute()
+
+    def ready() -> set[int]:
+        return {one.pid for one in waiting(home) if title(one).startswith("ray::IDLE")}
+
+    rollout.wait(lambda: len(ready()) == 1, "a process that is kept ready")
+    kept = ready()
+    rollout.registry.set_alias("champion", "2")
+    rollout.wait_for("2")
+    assert {one.pid for one in rollout.replicas("2")} == kept
+    rollout.wait(lambda: len(ready()) == 1 and ready() != kept, "another one")
 
 
 def chromium() -> str:
