@@ -143,7 +143,7 @@ class Reconciler:
         self._drop(state)
         if self._canaries.look():
             announce(self._config)
-        if not self._loads.keys and not self._unwanted_since:
+        if not self._loads.keys:
             self._graph.rest()
         return state
 
@@ -257,6 +257,8 @@ class ServeGraph:
         from serving.graph import deploy_version
 
         deploy_version(self._config, version, folder)
+        if self._standby is not None:
+            self._standby.taken()
 
     def ask(self, version: str, requests: Sequence[ComputeRequest]) -> list[bytes]:
         """See `Graph.ask`."""

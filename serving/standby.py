@@ -22,6 +22,8 @@ _log = logging.getLogger("shortlist.serving")
 
 LOOK_EVERY_S = 15.0
 """Longer than a process needs until its environment shows what it is."""
+SETTLE_S = 5.0
+"""After a version is loaded: gateways open it and users follow, who need the processor more."""
 LONGEST_PAUSE_S = 3600.0
 KEEP_FOR_S = 10 * 365 * 86_400
 """After which Ray may end an idle worker."""
@@ -56,6 +58,10 @@ class Standby:
     ) -> None:
         self._config, self._processes, self._start, self._clock = config, processes, start or start_workers, clock
         self._pause_s, self._next_s = LOOK_EVERY_S, 0.0
+
+    def taken(self) -> None:
+        """A version was loaded: look for what it left once that has settled."""
+        self._pause_s, self._next_s = LOOK_EVERY_S, self._clock() + SETTLE_S
 
     def keep(self) -> None:
         """Start those that are lacking; to be called every few seconds. What does not come up is asked for ever more seldom."""

@@ -47,7 +47,7 @@ class Graph(Protocol):
         """Keys whose application runs."""
 
     def rest(self) -> None:
-        """Called again and again while nothing is loaded or about to be removed: the time to get ready for the next version."""
+        """Called again and again while nothing is being loaded: the time to get ready for the next version."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from serving.config import ServingConfig
-from serving.standby import LONGEST_PAUSE_S, LOOK_EVERY_S, Standby, replica_environment, waiting
+from serving.standby import LONGEST_PAUSE_S, LOOK_EVERY_S, SETTLE_S, Standby, replica_environment, waiting
 from serving.standby_imports import MARK, OF_REPLICAS
 
 MakeConfig = Callable[..., ServingConfig]
@@ -51,6 +51,19 @@ def test_as_many_are_started_as_are_lacking_and_ever_more_seldom_where_they_do_n
         now[0] += LONGEST_PAUSE_S
         standby.keep()
         assert [count for _, count in asked] == [1]
+
+
+def test_what_a_version_has_taken_is_replaced_as_soon_as_that_has_settled(make_config: MakeConfig) -> None:
+    config, now, asked = make_config(), [100.0], list[float]()
+    standby = Standby(config, 1, lambda *_: asked.append(now[0]), clock=lambda: now[0])
+    with process(config):
+        standby.keep()
+    now[0] += 1
+    standby.taken()
+    for _ in range(10):
+        standby.keep()
+        now[0] += 1
+    assert asked == [101.0 + SETTLE_S]
 
 
 def test_what_ray_refuses_costs_nothing_but_the_standby(make_config: MakeConfig) -> None:
