@@ -82,7 +82,7 @@ class BundleManifest(BaseModel):
     sources: dict[str, dict[str, Any]]
     """Source -> model, configuration and quota."""
     ranker: str
-    """`blend`, `lambdamart` or `listwise`: what actually ranks, after the comparison on validation."""
+    """`blend`, or the kind of a ranker: what actually ranks, after the comparison on validation."""
     feature_services: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
     """Columns of the ranker, in order; empty for the blend."""

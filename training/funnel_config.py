@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from training.rankers.registry import RANKER_CLASSES
 
 Normalisation = Literal["minmax", "softmax", "rank"]
 
@@ -61,7 +63,8 @@ class RankerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["blend", "lambdamart", "listwise"] = "blend"
+    kind: str = "blend"
+    """`blend`, or a ranker of `training.rankers.registry`."""
     config: dict[str, Any] = Field(default_factory=dict)
     """The ranker's own configuration (`training.rankers`)."""
     folds: int = Field(default=4, ge=2, le=20)
@@ -70,6 +73,13 @@ class RankerConfig(BaseModel):
     """Validation users with a target among their candidates that the ranker is trained on at most, drawn by the seed."""
     confidence: float = Field(default=0.9, gt=0.0, lt=1.0)
     """The ranker ships when this share of bootstrap resamples of users has it above the blend."""
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        if kind != "blend" and kind not in RANKER_CLASSES:
+            raise ValueError(f"unknown ranker {kind!r}; known: blend, {', '.join(RANKER_CLASSES)}")
+        return kind
 
 
 class FunnelConfig(BaseModel):

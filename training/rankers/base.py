@@ -3,6 +3,9 @@
 Every ranker is residual: its score is the blend's, standardised within the query, plus what it has learned. Untrained it orders as
 the blend does, and missing features pull it back there.
 
+To add a ranker: write `training/rankers/<kind>.py` with a pydantic `Config` and a class deriving from `Ranker`, and add one line to
+`training/rankers/registry.py`. What it has to promise is in `tests/training/funnel/test_rankers.py`; its `SMALL` names it.
+
 Legend: `B` queries, `K` candidates, `F` features.
 """
 

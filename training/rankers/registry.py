@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,24 +11,26 @@ from pydantic import ValidationError
 from training.errors import StudyError
 from training.rankers.base import Ranker, RankerSettings
 
-RANKER_KINDS = ("lambdamart", "listwise")
+RANKER_CLASSES = {
+    "lambdamart": "training.rankers.lambdamart:LambdaMart",
+    "listwise": "training.rankers.listwise:Listwise",
+}
+"""Kind -> module and class. A text, because its library is imported with it: a replica without trees does not load LightGBM."""
+
+RANKER_KINDS = tuple(RANKER_CLASSES)
 
 
 def ranker_class(kind: str) -> type[Ranker]:
-    """The ranker of that name. Its library is imported here: a replica without trees does not load LightGBM for them.
+    """The ranker of that name, imported at this moment.
 
     Raises:
         StudyError: there is none.
     """
-    if kind == "lambdamart":
-        from training.rankers.lambdamart import LambdaMart
-
-        return LambdaMart
-    if kind == "listwise":
-        from training.rankers.listwise import Listwise
-
-        return Listwise
-    raise StudyError(f"unknown ranker {kind!r}; known: blend, {', '.join(RANKER_KINDS)}")
+    if kind not in RANKER_CLASSES:
+        raise StudyError(f"unknown ranker {kind!r}; known: blend, {', '.join(RANKER_CLASSES)}")
+    module, _, name = RANKER_CLASSES[kind].partition(":")
+    found: type[Ranker] = getattr(import_module(module), name)
+    return found
 
 
 def ranker_settings(kind: str, config: Mapping[str, Any]) -> RankerSettings:
