@@ -95,6 +95,8 @@ def plan_power(
             )
         if not 0 < baseline < 1:
             raise CommandError(f"--baseline {baseline} of a proportion must be between 0 and 1")
+        if not 0 <= baseline * (1 + lift) <= 1:
+            raise CommandError(f"--lift {lift} of {baseline:g} makes {baseline * (1 + lift):g}, which no proportion can be")
         std = math.sqrt(baseline * (1 - baseline))
     treatments = [weight for weight in spec.weights[1:] if weight > 0]
     pair = (spec.weights[0], min(treatments))

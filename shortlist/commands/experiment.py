@@ -116,7 +116,10 @@ def power(
     baseline: Annotated[float, typer.Option(help="Mean of the primary metric in the control, such as 0.08 for a CTR of 8 %.")],
     lift: Annotated[float, typer.Option(help="Smallest relative lift worth finding: 0.05 is 5 %.")] = 0.05,
     std: Annotated[
-        float | None, typer.Option(help="Standard deviation of one unit; sqrt(p (1 - p)) for proportions when left out.")
+        float | None,
+        typer.Option(
+            help="Standard deviation of one unit; only for proportions, such as active, may it be left out: sqrt(p (1 - p))."
+        ),
     ] = None,
     probability: Annotated[float, typer.Option("--power", min=0.3, max=0.999, help="Chance of finding that lift.")] = 0.8,
     units_per_day: Annotated[

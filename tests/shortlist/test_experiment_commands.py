@@ -85,6 +85,18 @@ def test_a_plan_says_units_days_and_what_the_horizon_can_show(home: Path, capsys
     assert 0.05 < plan["detectable_lift_at_horizon"] < 0.2
 
 
+@pytest.mark.parametrize(("baseline", "lift"), [("0.9", "0.5"), ("0.5", "-1.5")])
+def test_a_lift_beyond_what_a_proportion_can_be_is_refused(
+    home: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, baseline: str, lift: str
+) -> None:
+    file = tmp_path / "active.toml"
+    file.write_text(
+        Path(DEMO).read_text().replace('primary = "ctr"', 'primary = "active"').replace('["engagement", "active"]', "[]")
+    )
+    assert run(["experiment", "power", str(file), "--baseline", baseline, "--lift", lift]) == 1
+    assert "which no proportion can be" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
