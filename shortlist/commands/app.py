@@ -31,6 +31,9 @@ GROUPS: tuple[str, ...] = ("data", "features", "models", "experiment", "events",
 COMMANDS: tuple[str, ...] = ("demo", "quickstart", "stack", "tune", "precompute")
 """Modules in this folder with a function `register(app)` that adds top-level commands."""
 
+_INTERRUPTED = 130
+"""What Typer makes of `KeyboardInterrupt`."""
+
 _FAILURES: tuple[type[Exception], ...] = (
     FeaturesError,
     TrainingError,
@@ -77,11 +80,12 @@ def run(argv: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
         typer.main.get_command(build())(_take_shared_options(argv), prog_name="shortlist")
-    except SystemExit as stop:  # how Click ends: 0 done, 1 aborted, 2 wrong usage
+    except SystemExit as stop:  # how Typer ends: 0 done, 1 aborted, 2 wrong usage, 130 after Ctrl-C
+        if stop.code == _INTERRUPTED:
+            return _fail("stopped")
         return stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:
-        console.log.print("stopped")
-        return 1
+    except KeyboardInterrupt:  # while the program is loaded
+        return _fail("stopped")
     except _FAILURES as error:
         return _fail(str(error))
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -59,15 +60,19 @@ def tune(
         # Ray reads its token's place when it is imported, so it must be connected before anything imports it.
         from training.tune_study import tune_study
 
-        outcome = tune_study(
-            chosen,
-            place_of(dataset, uri),
-            trials=trials,
-            minutes=minutes,
-            resume=resume,
-            on_progress=on_progress,
-            notify=notify,
-        )
+        try:
+            outcome = tune_study(
+                chosen,
+                place_of(dataset, uri),
+                trials=trials,
+                minutes=minutes,
+                resume=resume,
+                on_progress=on_progress,
+                notify=notify,
+            )
+        except KeyboardInterrupt:
+            goes_on = f"shortlist tune {quote(str(study))} --dataset {dataset} --resume"
+            raise console.CommandError(f"stopped; what was tried is kept: go on with {goes_on}") from None
     console.finish(outcome.to_json(), outcome_table(outcome, dataset))
 
 

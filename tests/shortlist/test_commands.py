@@ -42,6 +42,15 @@ def test_failure_is_1_with_one_line(capsys):
     assert "shortlist up" in lines[0]
 
 
+def test_ctrl_c_is_1_and_says_so(capsys, monkeypatch):
+    def settings():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shortlist.commands.console.settings", settings)
+    assert run(["doctor"]) == 1
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "error: stopped"
+
+
 def test_a_wrong_setting_is_1_and_named(capsys):
     assert run(["doctor", "--set", "serve.prot=1"]) == 1
     assert "unknown setting 'serve.prot'" in capsys.readouterr().err
