@@ -206,15 +206,20 @@ def _outcome_of(study: Study, place: Place) -> Study:
     if not study.searches:
         return study
     folder = place.study_folder(study.name)
-    head = TrialLog(folder).head()
-    if head is None or not (folder / OUTCOME_FILE).exists():
+    head, outcome = TrialLog(folder).head(), folder / OUTCOME_FILE
+    if head is None and outcome.exists():  # `train` keeps no log of trials: whether the file is what it was is not known
+        raise StudyError(
+            f"study {study.name!r} was trained on dataset {place.dataset!r}, not searched: pass what it trained, "
+            f"--study {outcome}, or search with `shortlist tune FILE --dataset {place.dataset}`"
+        )
+    if head is None or not outcome.exists():
         raise StudyError(
             f"study {study.name!r} has no outcome on dataset {place.dataset!r}: run it first with "
             f"`shortlist tune FILE --dataset {place.dataset}`"
         )
     if head["study_sha256"] != study.digest():
         raise StudyError(f"study {study.name!r} has changed since it was run on {place.dataset!r}: run `shortlist tune` again")
-    return load_study(folder / OUTCOME_FILE)
+    return load_study(outcome)
 
 
 def _translated(pipeline: Pipeline, interactions: Interactions, fold: Fold) -> Recommend:
