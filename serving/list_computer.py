@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serving.feature_log import FeatureLog
@@ -16,7 +16,7 @@ from serving.retriever import MAX_HISTORY, LeftOut, RetrieverStage
 from serving.schemas import Selection
 from serving.version_lists import anonymous_answer, encode_answer, joined, one_list
 from training.candidates import RankedLists
-from training.interactions import BoolArray
+from training.interactions import BoolArray, IntArray
 from training.queries import QueryBatch, joined_queries
 
 
@@ -27,6 +27,7 @@ class _Job:
     Args:
         steps: selections that are still to be tried, each wider than the one before.
         lists: found so far.
+        found: each selection that was tried, with what it has added to the lists.
         answer: the list as bytes, or why there is none; None while it is computed.
     """
 
@@ -36,6 +37,7 @@ class _Job:
     left_out: LeftOut
     steps: list[Selection]
     lists: RankedLists | None = None
+    found: list[tuple[Selection, IntArray]] = field(default_factory=list)
     answer: bytes | Exception | None = None
 
     @property
@@ -106,8 +108,9 @@ class ListComputer:
                 await self._advance([job], allowed, now_us)
             return
         for job, lists in zip(group, found, strict=True):
-            job.steps.pop(0)
+            known = 0 if job.lists is None else len(job.lists.item_idx[0])
             job.lists = lists if job.lists is None else joined(job.lists, lists)
+            job.found.append((job.steps.pop(0), job.lists.item_idx[0][known:]))
             if job.has_enough:
                 try:
                     job.answer = self._encoded(job, job.lists, now_us)
@@ -133,4 +136,4 @@ class ListComputer:
 
     def _encoded(self, job: _Job, lists: RankedLists, now_us: int) -> bytes:
         blob = encode_answer(lists, job.activity, now_us, job.request.k)
-        return self._stage.explained(job.request, job.query, job.left_out, lists, blob) if job.request.explain else blob
+        return self._stage.explained(job.request, job.query, job.left_out, job.found, blob) if job.request.explain else blob

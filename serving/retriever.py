@@ -20,7 +20,7 @@ from serving.known_histories import KnownHistories
 from serving.messages import ComputeRequest
 from serving.online_users import OnlineUser
 from serving.recent_activity import RecentActivity, RecentEvent
-from serving.schemas import ALL_SEEN, Seen
+from serving.schemas import ALL_SEEN, Seen, Selection
 from training.candidates import CandidateSet, RankedLists
 from training.explain import explained
 from training.interactions import BoolArray, IntArray, LongArray
@@ -112,21 +112,41 @@ class RetrieverStage:
         allowed = self.items.trained_mask(request.selection)
         return similar_items(self.pipeline, self.items.row(request.similar_to or ""), request.k, allowed)
 
-    def explained(self, request: ComputeRequest, query: QueryBatch, left_out: LeftOut, lists: RankedLists, blob: bytes) -> bytes:
-        """A list with where its scores come from (`serving.explained_list`)."""
-        candidates = self.retrieve(request, query, left_out)
-        keep = np.isin(lists.item_idx[0], candidates.item_idx[0]) & (lists.item_idx[0] >= 0)
-        found = explained(self.pipeline, query.truncated(MAX_HISTORY), candidates, lists.item_idx[0][keep])
-        because = [None if row < 0 else str(self.items.item_ids[row]) for row in found.because.tolist()]
+    def explained(
+        self,
+        request: ComputeRequest,
+        query: QueryBatch,
+        left_out: LeftOut,
+        found: Sequence[tuple[Selection, IntArray]],
+        blob: bytes,
+    ) -> bytes:
+        """A list with where its scores come from (`serving.explained_list`).
+
+        Args:
+            request: whose list it is.
+            query: of the request.
+            left_out: of the request.
+            found: the selections that were tried and the items that each has added. Among the candidates of a wider one, those of
+                a narrower may be missing, and their scores would be others.
+            blob: the list.
+        """
         ranked = decode_list(blob)
         assert ranked is not None
-        kept = replace(
-            ranked,
-            item_idx=lists.item_idx[0][keep],
-            score=found.parts.sum(axis=1),
-            source=lists.source[0][keep].astype(np.uint8),
-        )
-        return ExplainedList(kept, found.names, found.parts, because).encode()
+        short = query.truncated(MAX_HISTORY)
+        told = []
+        for selection, item_idx in found:
+            candidates = self.retrieve(replace(request, selection=selection), query, left_out)
+            there = item_idx[np.isin(item_idx, candidates.item_idx[0]) & (item_idx >= 0)]
+            told.append((there, explained(self.pipeline, short, candidates, there)))
+        kept = np.isin(ranked.item_idx, np.concatenate([there for there, _ in told]))
+        parts = np.concatenate([one.parts for _, one in told])
+        because = np.concatenate([one.because for _, one in told]).tolist()
+        return ExplainedList(
+            replace(ranked, item_idx=ranked.item_idx[kept], score=parts.sum(axis=1), source=ranked.source[kept]),
+            told[0][1].names,
+            parts,
+            [None if row < 0 else str(self.items.item_ids[row]) for row in because],
+        ).encode()
 
     def allowed(self, request: ComputeRequest, left_out: LeftOut) -> BoolArray:
         """The mask of what may be retrieved: the selection's own, the same object for all, unless it has to be changed."""

@@ -72,9 +72,9 @@ def world(item_attributes: pa.Table) -> Interactions:
 
 @pytest.fixture(scope="session")
 def make_bundle(world: Interactions, item_attributes: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Fits the named sources on the world and saves a bundle."""
+    """Fits the named sources on the world and saves a bundle; each gives `quota` candidates at most."""
 
-    def build(*models: str) -> Path:
+    def build(*models: str, quota: int = 60) -> Path:
         columns = {}
         for name in item_attributes.column_names[1:]:
             values = item_attributes[name].to_pylist()
@@ -82,7 +82,7 @@ def make_bundle(world: Interactions, item_attributes: pa.Table, tmp_path_factory
             array[:] = values
             columns[name] = array
         data = TrainingData(world, columns)
-        config = FunnelConfig(sources=tuple(SourceConfig(model=model, quota=60) for model in models))
+        config = FunnelConfig(sources=tuple(SourceConfig(model=model, quota=quota) for model in models))
         pipeline = assemble(config, fit_sources(config.sources, data, seed=0), None, data, world, DATASET)
         folder = tmp_path_factory.mktemp("bundle") / "bundle"
         pipeline.save(folder, seed=0, fingerprint=fingerprint(world, trained_on="all", includes_test_rows=True))

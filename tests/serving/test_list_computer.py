@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,25 @@ def test_a_user_of_whom_nothing_is_known_is_answered_in_the_form_that_was_asked_
     assert found is not None
     assert found.ranked.anonymous
     assert found.ranked.encode() == plain
+
+
+def test_an_explained_list_is_the_list_also_along_a_chain(make_bundle: Callable[..., Path]) -> None:
+    folder = make_bundle("transition_knn", "popularity", quota=5)  # few: candidates of a wider step are not those of a narrower
+    stage = RetrieverStage(Pipeline.load(folder), ItemTable.from_bundle(folder))
+    for chain in (
+        Selection(region=("AT", "DE")),
+        Selection(region=("AT", "DE"), category=("Drama",)),
+        Selection(language=("de", "fr")),
+    ):
+        for user, top_k in (("u3", 4), ("u19", 4), ("u45", 6), ("u45", 12)):
+            asked = ComputeRequest(user, 12, top_k=top_k, selection=chain)
+            plain, explained = computed(stage, [asked, replace(asked, explain=True)])
+            assert isinstance(explained, bytes)
+            found = decode_explained(explained)
+            assert found is not None
+            assert found.ranked.item_idx.tolist() == of(plain).item_idx.tolist()
+            np.testing.assert_allclose(found.ranked.score, of(plain).score, rtol=1e-4, atol=1e-5)
+            assert found.ranked.source.tolist() == of(plain).source.tolist()
 
 
 def test_leaving_out_the_history_equals_a_mask_without_it(stage: RetrieverStage) -> None:
