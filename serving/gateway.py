@@ -149,7 +149,7 @@ class GatewayApp:
                 session_id = checked_id(path[len(_SESSIONS) : -len(_MERGE)], "session_id")
                 merged = await self._sessions.merge(session_id, await read_json(scope, receive))
                 await send_json(send, 200, merged, request_id=request_id.header)
-            elif path in _BROWSED or _asks_for_similar(path):
+            elif path in _BROWSED or _asks_for_similar(scope, path):
                 route = path[4:] if path in _BROWSED else "similar"
                 _only(scope, "GET")
                 authorize(self.config, scope, "read")
@@ -298,9 +298,12 @@ class GatewayApp:
                 _log.exception("availability not refreshed, the last one stays")
 
 
-def _asks_for_similar(path: str) -> bool:
-    # An item may be called `similar`: the two parts must not share a slash.
-    return path.startswith(_ITEMS) and path.endswith(_SIMILAR) and len(path) >= len(_ITEMS) + len(_SIMILAR)
+def _asks_for_similar(scope: AsgiScope, path: str) -> bool:
+    # An item may be called `similar`: the two parts must not share a slash. Or `a/similar`, whose slash comes percent-encoded.
+    if not (path.startswith(_ITEMS) and path.endswith(_SIMILAR) and len(path) >= len(_ITEMS) + len(_SIMILAR)):
+        return False
+    raw: bytes | None = scope.get("raw_path")
+    return raw is None or not raw.lower().endswith(b"%2fsimilar")
 
 
 def _only(scope: AsgiScope, *methods: str) -> None:

@@ -17,7 +17,7 @@ from serving.request_values import checked_id
 router = APIRouter(prefix="/v1", tags=["catalogue"], route_class=Route)
 
 
-@router.delete("/users/{user_id:path}", response_model=Erasure, responses=errors(422, 503))
+@router.delete("/users/{user_id:id}", response_model=Erasure, responses=errors(422, 503))
 def delete_user(user_id: str, context: Context, actor: Admin) -> dict[str, Any]:
     """Erase a person: profile, activity, features, lists, logs, histories in models. Doing it again is harmless."""
     user_id = checked_id(user_id, "user_id")

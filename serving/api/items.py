@@ -29,13 +29,13 @@ Attributes = Annotated[
 ]
 
 
-@router.get("/{item_id:path}", response_model=Item, responses=errors(404))
+@router.get("/{item_id:id}", response_model=Item, responses=errors(404))
 def get_item(item_id: str, context: Context, actor: Reader) -> Entity:
     """One item with its attributes."""
     return _found(context.catalogue.item(item_id), item_id)
 
 
-@router.put("/{item_id:path}", response_model=Item, responses=errors(422))
+@router.put("/{item_id:id}", response_model=Item, responses=errors(422))
 def put_item(item_id: str, item: Attributes, context: Context, actor: Admin) -> Entity:
     """Create an item, or replace all of its attributes."""
     if item.get("item_id", item_id) != item_id:
@@ -68,7 +68,7 @@ def post_items(
     return batch.receipt
 
 
-@router.patch("/{item_id:path}", response_model=Item, responses=errors(404, 422))
+@router.patch("/{item_id:id}", response_model=Item, responses=errors(404, 422))
 def patch_item(
     item_id: str,
     changes: Annotated[Entity, Body(description="Attributes to change; null removes one.", examples=[{"available": False}])],
@@ -81,7 +81,7 @@ def patch_item(
         return _found(catalogue.patch_item(item_id, changes), item_id)
 
 
-@router.delete("/{item_id:path}", status_code=204, responses=errors(404))
+@router.delete("/{item_id:id}", status_code=204, responses=errors(404))
 def delete_item(item_id: str, context: Context, actor: Admin) -> Response:
     """Take an item out of the catalogue and of all answers."""
     with _changing(context, actor, [item_id]) as catalogue:

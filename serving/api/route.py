@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from serving.api.context import Require
 from serving.errors import RequestError
@@ -19,6 +20,16 @@ MAX_INTEGER = 2**63 - 1
 MAX_DIGITS = 20
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 """Where this is found, the body is read a second time: orjson makes large integers floats, and cannot say where they are."""
+
+
+class _AnyId(PathConvertor):
+    """An id in a path, as `{item_id:id}`: slashes and, unlike `path`, line breaks too. Events and batches bring such ids, so they
+    must be read, changed and erased like others."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("id", _AnyId())  # Starlette knows convertors by name alone, and before the first route is made
 
 
 class Route(APIRoute):

@@ -19,13 +19,13 @@ router = APIRouter(prefix="/v1/users", tags=["catalogue"], route_class=Route)
 Entity = dict[str, Any]
 
 
-@router.get("/{user_id:path}", response_model=User, responses=errors(404))
+@router.get("/{user_id:id}", response_model=User, responses=errors(404))
 def get_user(user_id: str, context: Context, actor: Reader) -> Entity:
     """One user's profile."""
     return _found(context.catalogue.user(user_id), user_id)
 
 
-@router.put("/{user_id:path}", response_model=User, responses=errors(422))
+@router.put("/{user_id:id}", response_model=User, responses=errors(422))
 def put_user(
     user_id: str,
     user: Annotated[Entity, Body(description="Attributes of the dataset's schema by name.", examples=[{"age": 33}])],
@@ -61,7 +61,7 @@ def post_users(
     return batch.receipt
 
 
-@router.patch("/{user_id:path}", response_model=User, responses=errors(404, 422))
+@router.patch("/{user_id:id}", response_model=User, responses=errors(404, 422))
 def patch_user(
     user_id: str,
     changes: Annotated[Entity, Body(description="Attributes to change; null removes one.", examples=[{"age": None}])],

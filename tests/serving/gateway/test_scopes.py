@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -135,6 +136,26 @@ def test_a_method_that_a_path_has_not_is_refused_with_those_that_it_has(gateway:
         ):
             refused = await client.request(method, path, headers={"Authorization": "Bearer admin"})
             assert (refused.status_code, refused.headers["Allow"]) == (405, allowed), path
+
+    asked(gateway, ask)
+
+
+def test_ids_of_all_kinds_are_reached_by_path(gateway: GatewayApp) -> None:
+    ids = ["a/b", "a\nb", "a\r\nb\n", "\n", " ", "%2F", "?#&", "a/similar", "similar/similar", "日本"]
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        client.headers["Authorization"] = "Bearer admin"
+        for one in ids:
+            for kind in ("items", "users"):
+                path = f"/v1/{kind}/{quote(one, safe='')}"
+                assert (await client.put(path, json={})).status_code == 200, (kind, one)
+                assert (await client.get(path)).json()[f"{kind[:-1]}_id"] == one
+                assert (await client.patch(path, json={})).status_code == 200, (kind, one)
+            path = f"/v1/items/{quote(one, safe='')}"
+            similar = await client.get(f"{path}/similar")
+            assert similar.status_code == 200 or similar.json()["error"]["field"] == "item_id", one
+            assert (await client.delete(path)).status_code == 204, one
+            assert (await client.get(path)).status_code == 404, one
 
     asked(gateway, ask)
 
