@@ -184,10 +184,10 @@ class ExperimentSpec(_Section):
         return tuple(variant.weight / total for variant in self.variants)
 
     def check_change(self, changed: ExperimentSpec) -> None:
-        """Refuse to replace this started experiment by `changed` unless only `traffic` and `ramp` differ.
+        """Refuse to replace this started experiment by `changed` unless only `traffic`, which must not fall, and `ramp` differ.
 
         Raises:
-            FrozenSpecError: names the first other field that differs.
+            FrozenSpecError: names the first other field that differs, or the traffic that units would lose.
         """
         before, after = self.model_dump(), changed.model_dump()
         for field in before:
@@ -196,6 +196,11 @@ class ExperimentSpec(_Section):
                     f"experiment {self.name!r} has started: {field} cannot change from {before[field]!r} to {after[field]!r}; "
                     "stop it and start another under a new name and salt"
                 )
+        if changed.traffic < self.traffic:
+            raise FrozenSpecError(
+                f"experiment {self.name!r} has started: traffic {changed.traffic:g} is below the present {self.traffic:g}, "
+                "units would leave their variant; pause it instead"
+            )
 
 
 def parse_spec(raw: dict[str, Any], *, source: str = "experiment") -> ExperimentSpec:

@@ -150,7 +150,7 @@ class ServingControl:
 
         Raises:
             ControlStateError: it has been stopped.
-            FrozenSpecError: it has started, and more than `traffic` and `ramp` differ.
+            FrozenSpecError: it has started, and more than `traffic` and `ramp` differ, or `traffic` falls.
         """
         with self.audit.begin() as connection:
             present = self._experiment(connection, spec.name)

@@ -58,12 +58,9 @@ def get_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any]:
 
 @router.put("/{name}", **_ONE, openapi_extra=_SPEC_BODY)
 def put_experiment(name: str, spec: Annotated[dict[str, Any], Body()], context: Context, actor: Admin) -> dict[str, Any]:
-    """Create an experiment, or change it as far as its status allows: all of a draft, `traffic` and `ramp` of a started one."""
-    parsed = _parsed(name, spec)
-    try:
-        record = context.control.put_experiment(parsed, actor=actor)
-    except FrozenSpecError as error:
-        raise RequestError(str(error), code="experiment_started", status=409) from None
+    """Create an experiment, or change it as far as its status allows: all of a draft; the plan to ramp a started one, and its
+    traffic, which does not fall."""
+    record = _put(context, _parsed(name, spec), actor)
     context.changed()
     return _described(context, record)
 
@@ -103,7 +100,7 @@ def ramp_experiment(
             f"traffic {wanted:g} is below the present {record.spec.traffic:g}: units would leave their variant; pause instead",
             field="traffic",
         )
-    changed = context.control.put_experiment(record.spec.model_copy(update={"traffic": wanted}), actor=actor)
+    changed = _put(context, record.spec.model_copy(update={"traffic": wanted}), actor)
     context.changed()
     return _described(context, changed)
 
@@ -153,6 +150,13 @@ def _parsed(name: str, raw: dict[str, Any]) -> ExperimentSpec:
     if spec.name != name:
         raise RequestError(f"the path says {name!r}, the body says {spec.name!r}", field="name")
     return spec
+
+
+def _put(context: ApiContext, spec: ExperimentSpec, actor: str) -> ExperimentRecord:
+    try:
+        return context.control.put_experiment(spec, actor=actor)
+    except FrozenSpecError as error:
+        raise RequestError(str(error), code="experiment_started", status=409) from None
 
 
 def _pins(context: ApiContext, record: ExperimentRecord) -> dict[str, str]:

@@ -85,3 +85,10 @@ def test_only_traffic_and_ramp_may_change_after_the_start() -> None:
     started.check_change(parse_spec(demo(traffic=0.9, ramp={"steps": [0.9, 1.0]})))
     with pytest.raises(FrozenSpecError, match="salt cannot change from 'demo-1' to 'x'"):
         started.check_change(parse_spec(demo(salt="x")))
+
+
+def test_traffic_does_not_fall_after_the_start() -> None:
+    started = parse_spec(demo(traffic=0.5))
+    started.check_change(parse_spec(demo(traffic=0.5)))
+    with pytest.raises(FrozenSpecError, match="units would leave their variant"):
+        started.check_change(parse_spec(demo(traffic=0.4)))

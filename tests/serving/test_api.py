@@ -51,6 +51,9 @@ def test_a_ramp_takes_the_next_step(api: TestClient, config: ServingConfig) -> N
     assert api.post("/v1/experiments/try/ramp", headers=ADMIN).json()["spec"]["traffic"] == 0.5
     assert api.post("/v1/experiments/try/ramp", headers=ADMIN).json()["error"]["field"] == "traffic"
     assert api.post("/v1/experiments/try/ramp", json={"traffic": 1.0}, headers=ADMIN).json()["spec"]["traffic"] == 1.0
+    lowered = api.put("/v1/experiments/try", json={**SPEC, "traffic": 0.5}, headers=ADMIN)
+    assert (lowered.status_code, lowered.json()["error"]["code"]) == (409, "experiment_started")
+    assert api.get("/v1/experiments/try", headers=ADMIN).json()["spec"]["traffic"] == 1.0
     report = api.get("/v1/experiments/try/report", headers=ADMIN)
     assert report.status_code == 200
     assert api.post("/v1/experiments/try/stop", headers=ADMIN).json()["status"] == "stopped"
