@@ -77,8 +77,11 @@ def shown_items(items: ItemTable, slate: Slate, sources: Sequence[str], fields: 
 
 
 def next_cursor(items: ItemTable, request: RecommendationRequest, slate: Slate, top_k: int, *, ended: bool) -> str | None:
-    """The cursor after this page; None where the list has `ended`, or is too long to be continued."""
-    if ended or len(slate) < top_k:
+    """The cursor after this page; None where the list has `ended`, or is too long to be continued.
+
+    Caps hold for a page: one that they have made short goes on with what they kept out of it.
+    """
+    if ended or not len(slate) or (len(slate) < top_k and not len(slate.rest)):
         return None
     hashes = items.hashes(slate.rows)
     return encode_cursor(hashes if not len(request.shown) else np.concatenate([request.shown, hashes]))

@@ -119,8 +119,8 @@ def arranged(ranked: Ranked, items: ItemTable, wish: Wish, *, explain: bool = Fa
         return Slate(rows[:k], scores[:k], sources[:k], rows[k:], min(k, len(rows)), told)
     pins = _pins(items, wish, rows)
     rows, scores, sources, lifted = _with_pins(pins, rows, scores, sources, wish.top_k)
-    keep = _keep_within_caps(rows, lifted, items, wish.rules)
-    dropped = rows[~keep]
+    keep, never = _keep_within_caps(rows, lifted, items, wish.rules)
+    dropped = rows[~(keep | never)]
     rows, scores, sources, lifted = rows[keep], scores[keep], sources[keep], lifted[keep]
     order = _seated(lifted, [position for _, position, _ in pins], wish.top_k)
     shown, after = order[: wish.top_k], order[wish.top_k :]
@@ -223,10 +223,14 @@ def _capped_values(rows: IntArray, items: ItemTable, rules: RulePlan) -> CappedV
     return capped_values(capped, rows)
 
 
-def _keep_within_caps(rows: IntArray, lifted: BoolArray, items: ItemTable, rules: RulePlan) -> BoolArray:
+def _keep_within_caps(rows: IntArray, lifted: BoolArray, items: ItemTable, rules: RulePlan) -> tuple[BoolArray, BoolArray]:
+    """Which rows stay, and which could stay on no page, as one of their values is capped at none."""
+    never = np.zeros(len(rows), dtype=bool)
     if not rules.caps:
-        return np.ones(len(rows), dtype=bool)
-    return within_caps(_capped_values(rows, items, rules), len(rows), lifted)
+        return ~never, never
+    values = _capped_values(rows, items, rules)
+    never[values.owner[values.limit[values.value] <= 0]] = True
+    return within_caps(values, len(rows), lifted), never
 
 
 def _seated(lifted: BoolArray, positions: Sequence[int], top_k: int) -> LongArray:

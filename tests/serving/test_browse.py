@@ -221,3 +221,15 @@ def test_popular_pages_do_not_repeat(shop: Shop) -> None:
     first = shop.browser.popular(parse_browse(b"top_k=30")[0])
     second = shop.browser.popular(parse_browse(b"top_k=30&cursor=" + first["next_cursor"].encode())[0])
     assert len({item["item_id"] for item in (*first["items"], *second["items"])}) == 60
+
+
+def test_a_page_that_caps_have_made_short_is_not_the_last(shop: Shop) -> None:
+    def capped(**cap: Any) -> list[list[str]]:
+        shop.snapshot = replace(shop.snapshot, rules=RuleBook([Rule(name="cap", kind="cap", **cap)]))
+        return pages(lambda query: shop.browser.popular(parse_browse(query)[0]), 10)
+
+    short = capped(attribute="categories", limit=2)
+    assert [len(page) for page in short] == [4] * 15  # two of each kind a page
+    assert len({item for page in short for item in page}) == 60
+    never = capped(attribute="item_id", limit=0, items='"Drama" in categories')
+    assert [len(page) for page in never] == [10] * 3  # what is shown on no page leads to no empty one
