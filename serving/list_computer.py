@@ -108,7 +108,7 @@ class ListComputer:
                 await self._advance([job], allowed, now_us)
             return
         for job, lists in zip(group, found, strict=True):
-            known = 0 if job.lists is None else len(job.lists.item_idx[0])
+            known = 0 if job.lists is None else int((job.lists.item_idx[0] >= 0).sum())  # joining drops what only fills up
             job.lists = lists if job.lists is None else joined(job.lists, lists)
             job.found.append((job.steps.pop(0), job.lists.item_idx[0][known:]))
             if job.has_enough:

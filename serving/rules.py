@@ -7,7 +7,7 @@
 | `boost` | adds `weight` times the list's spread of scores to items for which `items` holds |
 | `bury` | puts items for which `items` holds behind all others |
 | `pin` | puts `item_ids` at `position` and after it, where they are available and pass the request's filter and candidates |
-| `cap` | at most `limit` items of one value of `attribute` in an answer, each page being one; with `items`, of those for which it holds |
+| `cap` | at most `limit` items of one value of `attribute` in an answer (a page); with `items`, of those for which it holds |
 
 A pin is stronger than boost, bury and cap, and weaker than exclude. Applying them is `slate`'s, keeping them `rule_store`'s.
 """
