@@ -118,6 +118,11 @@ class ActivityStore(StoreReader):
         reader = EventIndex(self._index.folder)
         return reader.manifest.next_sequence if reader.load() else 0
 
+    @property
+    def erased_people(self) -> ErasedPeople:
+        """Who was erased, and when."""
+        return self._erased
+
     def erased(self, user_ids: Sequence[str]) -> set[str]:
         """Those of the users who were erased, and may have come back since."""
         return self._erased.among(user_ids)

@@ -71,13 +71,26 @@ class ErasedPeople:
     def without(self, events: pa.Table) -> pa.Table:
         """The events that did not happen before their person was erased."""
         self._load()
+        gone = self.happened_before(events)
+        return events.filter(pa.array(~gone)) if gone.any() else events
+
+    def reread(self) -> bool:
+        """Learn of erasures by other processes; whether there has been any at all."""
+        self._load()
+        return any(self._at_us.values())
+
+    def happened_before(self, events: pa.Table) -> npt.NDArray[np.bool_]:
+        """(n,) bool: whether an event happened before its person was erased, as far as erasures are known; reads no file.
+
+        Args:
+            events: n rows with `user_id`, `session_id` and `timestamp`.
+        """
         if not any(self._at_us.values()) or not events.num_rows:
-            return events
+            return np.zeros(events.num_rows, dtype=np.bool_)
         time_us = pc.cast(events["timestamp"], pa.int64()).to_numpy()
         user_until, session_until = (self._erased_until(events[f"{kind}_id"], self._at_us[kind]) for kind in _KEYS)
         anonymous = events["user_id"].combine_chunks().is_null().to_numpy(zero_copy_only=False)
-        gone = time_us <= np.where(anonymous, session_until, user_until)
-        return events.filter(pa.array(~gone)) if gone.any() else events
+        return np.asarray(time_us <= np.where(anonymous, session_until, user_until))
 
     def _erased_until(self, ids: pa.ChunkedArray, known: dict[tuple[int, int], int]) -> npt.NDArray[np.int64]:
         """(n,) int64: when the person of each row was erased; the least number where never."""

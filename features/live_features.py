@@ -105,9 +105,10 @@ class UserHistories:
         """All positive events of the users of `events` (stored ones and these): `user_id, item_id, timestamp, value, action`.
 
         Args:
-            events: rows of EVENT_SCHEMA that the store has already.
+            events: rows of EVENT_SCHEMA that the store has already; those that it refused, since they happened before their person
+                was erased, count no more than there.
         """
-        events = _counted(events)
+        events = self._store.erased_people.without(_counted(events))
         users = events["user_id"].unique().to_pylist()
         self._load(users)
         self._add(events)

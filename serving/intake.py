@@ -20,6 +20,7 @@ from features.event_codec import encode_event, to_microseconds
 from features.events import Event, parse_event
 from serving.cache import ListCache, session_unit, user_unit
 from serving.config import ServingConfig
+from serving.erased_senders import ErasedSenders
 from serving.errors import RequestError, not_taken
 from serving.metrics import GatewayMetrics
 from serving.recent_activity import RecentEvent, changes_answers, decode_activity
@@ -63,6 +64,7 @@ class EventIntake:
     def __init__(self, config: ServingConfig, bus: EventBus, cache: ListCache, metrics: GatewayMetrics) -> None:
         self._config, self._bus, self._cache, self._metrics = config, bus, cache, metrics
         self._extra_actions = frozenset(config.extra_actions)
+        self._erased = ErasedSenders(config)
 
     async def take(self, body: object) -> Receipt:
         """Accept one event, or a batch `{"events": [...]}`.
@@ -72,18 +74,15 @@ class EventIntake:
         """
         raw = _raw_events(body)
         now = datetime.now(UTC)
-        events: list[Event] = []
-        event_ids: list[str | None] = []
-        rejected: list[dict[str, Any]] = []
-        for index, one in enumerate(raw):
-            try:
-                event = parse_event(one, dataset=self._config.dataset, now=now, extra_actions=self._extra_actions)
-            except EventError as error:
-                rejected.append({"index": index, "error": str(error)} | ({"field": error.field} if error.field else {}))
-                event_ids.append(None)
-            else:
-                events.append(event)
-                event_ids.append(event.event_id)
+        parsed = [self._parsed(one, now) for one in raw]
+        parsed = await self._erased.refused(parsed)
+        events = [one for one in parsed if isinstance(one, Event)]
+        event_ids = [one.event_id if isinstance(one, Event) else None for one in parsed]
+        rejected: list[dict[str, Any]] = [
+            {"index": index, "error": str(one)} | ({"field": one.field} if one.field else {})
+            for index, one in enumerate(parsed)
+            if isinstance(one, EventError)
+        ]
         self._metrics.events("rejected", len(rejected))
         if not events:
             first = rejected[0]
@@ -95,6 +94,12 @@ class EventIntake:
             self._metrics.events("accepted" if is_new else "duplicate", number, action)
         await self._move_marks(events, new, now)
         return Receipt(len(events), duplicate_ids, rejected, event_ids)
+
+    def _parsed(self, raw: Any, now: datetime) -> Event | EventError:
+        try:
+            return parse_event(raw, dataset=self._config.dataset, now=now, extra_actions=self._extra_actions)
+        except EventError as error:
+            return error
 
     async def _publish(self, events: list[Event], now: datetime) -> list[bool]:
         payloads = [encode_event(event, received_at=now, site=self._config.site) for event in events]

@@ -212,6 +212,19 @@ def test_events_wait_for_the_store_and_for_redis(bus: RedisStreamBus, tmp_path: 
     assert bus.dead(EVENTS, 10) == []
 
 
+def test_what_an_erased_person_did_before_makes_no_features(bus: RedisStreamBus, tmp_path: Path) -> None:
+    store, sink = ActivityStore(tmp_path), Pushed()
+    readers = consumers(bus, store, sink)
+    store.erase("gone", at=START)
+    hour = timedelta(hours=1)
+    for user, at, known in (("gone", -hour, set()), ("other", -hour, {"other"}), ("gone", hour, {"gone", "other"})):
+        publish(bus, [Event(f"{user}{at}", "i1", "click", START + at, user)])
+        drain(*readers)
+        assert sink.states.keys() == known
+    assert sink.states == batch_states(store)
+    assert bus.dead(EVENTS, 10) == []
+
+
 def test_events_of_unknown_items_do_not_count(bus: RedisStreamBus, tmp_path: Path) -> None:
     store, sink = ActivityStore(tmp_path), Pushed()
     publish(bus, [Event("a", "i1", "click", START, "u"), Event("b", "nowhere", "click", START + timedelta(hours=1), "u")])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from experiments.assignment import Assignment
+from features.activity_store import ERASED_NOTE, ActivityStore
 from features.bus import EVENTS, EXPOSURES
 from features.errors import BusFullError, BusUnavailableError
 from features.event_codec import decode_event
@@ -145,6 +147,43 @@ def test_a_session_that_the_bus_does_not_take_is_refused_as_events_are(
 def test_a_cache_that_is_gone_costs_no_event(intake: EventIntake, marks: StubMarks) -> None:
     marks.up = False
     assert take(intake, GOOD).accepted == 1
+
+
+def test_what_an_erased_person_did_before_is_taken_no_more_and_what_comes_after_is(
+    make_config, bus: StubBus, marks: StubMarks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.erased_senders.REREAD_S", 0.0)
+    config, moment = make_config(), datetime.now(UTC) - timedelta(minutes=10)
+    intake = EventIntake(config, bus, marks, GatewayMetrics())  # type: ignore[arg-type]
+
+    def event(minutes: float, **more: object) -> dict[str, object]:
+        return {"item_id": "i", "action": "click", "timestamp": (moment + timedelta(minutes=minutes)).isoformat(), **more}
+
+    before = take(intake, event(-1, user_id="u", event_id="e0"))
+    assert before.accepted == 1
+    ActivityStore.of(config.paths).erase("u", ["s"], at=moment)
+    bus.published.clear()
+    marks.appended.clear()
+    with pytest.raises(RequestError, match="before its person was erased") as caught:
+        take(intake, event(-1, user_id="u", event_id="e0"))
+    assert (caught.value.status, caught.value.field) == (422, "timestamp")
+    late = [event(-1, user_id="u"), event(-1, session_id="s"), {"user_id": "v"}]
+    good = [event(-1, user_id="v"), event(1, user_id="u"), event(-1, user_id="v", session_id="s"), event(1, session_id="s")]
+    receipt = take(intake, {"events": [*late, *good]})
+    assert [one["index"] for one in receipt.rejected] == [0, 1, 2]
+    assert receipt.accepted == len(good) == len(bus.published)
+    assert [one is None for one in receipt.event_ids] == [True] * 3 + [False] * 4
+    assert {unit: len(events) for unit, events in marks.appended[0].items()} == {"u:v": 2, "u:u": 1, "s:s": 1}
+
+
+def test_erasures_that_cannot_be_read_keep_no_event_out(
+    make_config, bus: StubBus, marks: StubMarks, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config()
+    intake = EventIntake(config, bus, marks, GatewayMetrics())  # type: ignore[arg-type]
+    (config.paths.activity / ERASED_NOTE).mkdir(parents=True)  # no file to read
+    assert take(intake, GOOD).accepted == 1
+    assert "erasures cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize("body", [None, 5, [], {"events": {}}, {"events": [], "more": 1}, {}, {"events": [{}]}])
