@@ -29,10 +29,15 @@ def check(file: FileArgument) -> None:
 def start(file: FileArgument, url: UrlOption = None) -> None:
     """Send an experiment file to the server and start it. Aliases are resolved to versions and pinned.
 
-    A paused experiment is resumed. Everyone outside the experiment goes on with the champion.
+    A paused experiment is resumed, with the share of traffic that it was ramped to. Everyone outside the experiment goes on with
+    the champion.
     """
     spec = load_spec(file)
     with connected(url) as client:
+        ramped = ramped_to(spec, client.experiments())
+        if ramped is not None:
+            console.log.print(f"traffic stays at {ramped:g}, to which it was ramped; the file says {spec.traffic:g}")
+            spec = spec.model_copy(update={"traffic": ramped})
         client.put_experiment(spec.name, spec.model_dump(mode="json", exclude_none=True))
         started = client.start_experiment(spec.name)
     pins = ", ".join(f"{variant} = version {version}" for variant, version in (started.get("pins") or {}).items())
@@ -131,6 +136,14 @@ def power(
 
     found = plan_power(load_spec(file), baseline=baseline, lift=lift, std=std, power=probability, units_per_day=units_per_day)
     console.finish(found, render_power(found))
+
+
+def ramped_to(spec: ExperimentSpec, known: list[dict[str, Any]]) -> float | None:
+    """The share of traffic that an experiment of this name has been ramped to, where that is more than the file's."""
+    for one in known:
+        if one["name"] == spec.name and one["status"] not in {"draft", "stopped"} and one["spec"]["traffic"] > spec.traffic:
+            return float(one["spec"]["traffic"])
+    return None
 
 
 def _shares(spec: ExperimentSpec) -> dict[str, float]:

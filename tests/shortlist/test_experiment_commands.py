@@ -21,6 +21,7 @@ from features.events import Event
 from features.paths import DatasetPaths
 from serving.control import ServingControl
 from shortlist.commands.app import run
+from shortlist.commands.experiment import ramped_to
 from shortlist.settings import load_settings
 
 DEMO = str(Path(experiments.__file__).parent / "ab" / "demo.toml")
@@ -35,6 +36,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     assert run([*arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize(("status", "ramped", "kept"), [("paused", 0.9, 0.9), ("paused", 0.1, None), ("draft", 0.9, None)])
+def test_what_is_started_again_keeps_the_traffic_that_it_was_ramped_to(status: str, ramped: float, kept: float | None) -> None:
+    spec = load_spec(Path(DEMO)).model_copy(update={"traffic": 0.5})
+    others = {"name": "other", "status": "running", "spec": {"traffic": 1.0}}
+    assert ramped_to(spec, [others, {"name": "demo", "status": status, "spec": {"traffic": ramped}}]) == kept
 
 
 def plant(home: Path) -> None:
