@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console, RenderableType
+from rich.markup import escape
 
 from shortlist.settings import Settings, load_settings
 
@@ -43,6 +47,28 @@ options = CallOptions()
 def settings() -> Settings:
     """The settings of this call, `--set` included."""
     return load_settings(options.overrides)
+
+
+@contextmanager
+def phases() -> Iterator[Callable[[str], None]]:
+    """Shows what is being done: a spinner on a terminal, else a line each with the seconds since the start."""
+    if log.is_terminal:
+        with log.status("starting") as spinner:
+            yield lambda what: spinner.update(escape(what))
+    else:
+        yield lines()
+
+
+def lines() -> Callable[[str], None]:
+    """Prints what it is told as lines with the seconds since now, equal ones once: progress where nobody sees a bar."""
+    began, last = time.monotonic(), [""]
+
+    def line(what: str) -> None:
+        if what != last[0]:
+            log.print(f"{time.monotonic() - began:7.1f} s  {what}", markup=False, highlight=False, soft_wrap=True)
+        last[0] = what
+
+    return line
 
 
 def finish(result: dict[str, Any], shown: RenderableType | None = None) -> None:

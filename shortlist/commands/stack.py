@@ -33,8 +33,8 @@ def up(
     """
     settings = console.settings()
     chosen = choose_dataset(settings, dataset)
-    with console.log.status("starting") as spinner:
-        state = start_stack(settings, chosen, console.options.overrides, lambda phase: spinner.update(phase))
+    with console.phases() as notify:
+        state = start_stack(settings, chosen, console.options.overrides, notify)
     console.finish(describe(state), _table(state))
 
 

@@ -91,8 +91,8 @@ def train(
 
     settings = console.settings()
     chosen = load_study(config)
-    with mlflow_for_call(settings) as uri, console.log.status("starting") as spinner:
-        outcome = train_study(chosen, place_of(dataset, uri), notify=spinner.update)
+    with mlflow_for_call(settings) as uri, console.phases() as notify:
+        outcome = train_study(chosen, place_of(dataset, uri), notify=notify)
     console.finish(outcome.to_json(), outcome_table(outcome, dataset))
 
 
@@ -126,8 +126,7 @@ def evaluate(
         raise typer.BadParameter("give --model or --study, not both")
     if (refit or seed is not None) and model is not None:
         raise typer.BadParameter("--refit and --seed train anew, which is for --study: a version is measured as it is")
-    with console.log.status("starting") as spinner:
-        notify = spinner.update
+    with console.phases() as notify:
         result: Evaluation | StudyEvaluation
         if study is not None:
             result = evaluate_study(load_study(study), place_of(dataset, ""), protocol, refit=refit, seed=seed, notify=notify)
@@ -206,21 +205,27 @@ def _shown_search() -> Iterator[tuple[Callable[[SearchProgress], None], Callable
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console.log, transient=True) as progress:
-        bar = progress.add_task("starting", total=None, note="")
+    with Progress(*columns, console=console.log, transient=True, disable=not console.log.is_terminal) as progress:
+        bar, line = progress.add_task("starting", total=None, note=""), console.lines()
 
         def on_progress(state: SearchProgress) -> None:
             note = f"best {state.best.value:.4f} ({state.best.name})" if state.best and state.best.value is not None else ""
-            if state.remaining_s is not None:
-                note += f", {state.remaining_s:.0f} s left"
-            progress.update(bar, description="trials", total=state.planned, completed=state.ended, note=note)
+            progress.update(bar, description="trials", total=state.planned, completed=state.ended, note=note + _left(state))
             if state.last is not None:
                 _log_trial(progress, state.last)
+                if progress.disable:
+                    line(f"trial {state.ended} of {state.planned}, {state.last.name}: {state.last.status}; {note}")
 
         def notify(what: str) -> None:
             progress.update(bar, description=escape(what))
+            if progress.disable:
+                line(what)
 
         yield on_progress, notify
+
+
+def _left(state: SearchProgress) -> str:
+    return "" if state.remaining_s is None else f", {state.remaining_s:.0f} s left"
 
 
 def _log_trial(progress: Progress, trial: TrialRecord) -> None:

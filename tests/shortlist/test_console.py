@@ -1,6 +1,6 @@
 import pytest
 
-from shortlist.commands.console import BRIEF, change_text
+from shortlist.commands.console import BRIEF, change_text, phases
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,11 @@ def test_long_values_are_cut() -> None:
     (line,) = change_text({"note": "x"}, {"note": "y" * 1_000}).splitlines()
     assert line.endswith("…")
     assert len(line) == len("note x -> ") + BRIEF
+
+
+def test_off_a_terminal_every_phase_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with phases() as notify:
+        for what in ("reading", "fitting source [b]", "fitting source [b]", "x" * 300):
+            notify(what)
+    shown = [line.split(" s  ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["reading", "fitting source [b]", "x" * 300]
