@@ -59,7 +59,7 @@ def get_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any]:
 @router.put("/{name}", **_ONE, openapi_extra=_SPEC_BODY)
 def put_experiment(name: str, spec: Annotated[dict[str, Any], Body()], context: Context, actor: Admin) -> dict[str, Any]:
     """Create an experiment, or change it as far as its status allows: all of a draft; the plan to ramp a started one, and its
-    traffic, which does not fall."""
+    traffic, which does not fall. The path names it; a body may repeat the name."""
     record = _put(context, _parsed(name, spec), actor)
     context.changed()
     return _described(context, record)
@@ -143,7 +143,7 @@ def _end(context: ApiContext, name: str, status: Any, actor: str) -> dict[str, A
 
 def _parsed(name: str, raw: dict[str, Any]) -> ExperimentSpec:
     try:
-        spec = parse_spec(raw)
+        spec = parse_spec({"name": name, **raw})
         check_variants(spec)
     except SpecError as error:
         raise RequestError(str(error), code="invalid_experiment", field=error.field) from None

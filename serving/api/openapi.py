@@ -35,6 +35,7 @@ _SCHEMAS: dict[str, Any] = {
     **models_json_schema([(model, "serialization") for model in _MODELS], ref_template=_REF)[1]["$defs"],
     **models_json_schema([(ExperimentSpec, "validation")], ref_template=_REF)[1]["$defs"],
 }
+_SCHEMAS["ExperimentSpec"]["required"].remove("name")  # a file needs it, a body does not: the path has it
 
 Json = dict[str, Any]
 _TEXT: Json = {"type": "string"}

@@ -44,6 +44,15 @@ def test_an_experiment_is_put_but_does_not_start_without_a_registry(api: TestCli
     assert api.put("/v1/experiments/try", json={**SPEC, "variants": []}, headers=ADMIN).status_code == 422
 
 
+def test_an_experiment_has_the_name_of_its_path(api: TestClient) -> None:
+    nameless = {name: value for name, value in SPEC.items() if name != "name"}
+    assert api.put("/v1/experiments/try", json=nameless, headers=ADMIN).json()["spec"]["name"] == "try"
+    assert api.put("/v1/experiments/try", json=SPEC, headers=ADMIN).status_code == 200
+    for path, body in (("try", {**SPEC, "name": "other"}), ("try", {**SPEC, "name": None}), ("Has%20Space", nameless)):
+        refused = api.put(f"/v1/experiments/{path}", json=body, headers=ADMIN)
+        assert (refused.status_code, refused.json()["error"]["field"]) == (422, "name"), refused.text
+
+
 def test_a_ramp_takes_the_next_step(api: TestClient, config: ServingConfig) -> None:
     api.put("/v1/experiments/try", json=SPEC, headers=ADMIN)
     control = ServingControl(ControlStore(config.control_url), "shop")

@@ -187,7 +187,9 @@ def has_example(content: dict[str, Any], schemas: dict[str, Any]) -> bool:
 
 
 def test_the_experiment_file_is_described_as_it_is_parsed(document) -> None:
-    assert document["components"]["schemas"]["ExperimentSpec"]["properties"].keys() == ExperimentSpec.model_fields.keys()
+    schema = document["components"]["schemas"]["ExperimentSpec"]
+    assert schema["properties"].keys() == ExperimentSpec.model_fields.keys()
+    assert set(schema["required"]) == {"salt", "variants", "metrics"}  # the name is in the path
 
 
 def test_the_python_client_has_every_call_of_the_api() -> None:
