@@ -94,6 +94,23 @@ def checked_row(given: object, key: str, types: Types) -> dict[str, Any]:
     return {key: checked_id(str(entity), key), **attributes}
 
 
+def without_id(given: Mapping[str, Any], key: str, wanted: str) -> dict[str, Any]:
+    """A body's attributes alone; it may repeat the id of its path, as one that was read before does.
+
+    Args:
+        given: the body.
+        key: `item_id` or `user_id`.
+        wanted: the path's id.
+
+    Raises:
+        RequestError: the body has another id.
+    """
+    there = given.get(key, wanted)
+    if isinstance(there, bool) or not isinstance(there, str | int) or str(there) != wanted:
+        raise RequestError(f"the path says {wanted[:80]!r}, the body says {str(there)[:80]!r}", field=key)
+    return {name: value for name, value in given.items() if name != key}
+
+
 def check_attributes(given: Mapping[str, Any], types: Types) -> None:
     """Refuse attributes that the dataset lacks and values of another type; null stands for none.
 

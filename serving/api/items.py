@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from features.attributes import CANONICAL_ITEM_TYPES
 from features.catalogue import Catalogue
 from serving.api.answer_schemas import BatchReceipt, Item, errors
-from serving.api.attribute_values import Types, as_table, check_attributes, checked_batch, checked_row
+from serving.api.attribute_values import Types, as_table, check_attributes, checked_batch, checked_row, without_id
 from serving.api.context import Admin, ApiContext, Context, Reader
 from serving.api.route import Route
 from serving.errors import RequestError
@@ -37,11 +37,9 @@ def get_item(item_id: str, context: Context, actor: Reader) -> Entity:
 
 @router.put("/{item_id:id}", response_model=Item, responses=errors(422))
 def put_item(item_id: str, item: Attributes, context: Context, actor: Admin) -> Entity:
-    """Create an item, or replace all of its attributes."""
-    if item.get("item_id", item_id) != item_id:
-        raise RequestError(f"the path says {item_id!r}, the body says {item['item_id']!r}", field="item_id")
+    """Create an item, or replace all of its attributes. The body may repeat the path's `item_id`."""
     types = _types(context)
-    row = checked_row({**item, "item_id": item_id}, "item_id", types)
+    row = checked_row({**without_id(item, "item_id", item_id), "item_id": item_id}, "item_id", types)
     with _changing(context, actor, [item_id]) as catalogue:
         catalogue.upsert_items(as_table([row], "item_id", types))
         return _found(catalogue.item(item_id), item_id)
@@ -75,7 +73,8 @@ def patch_item(
     context: Context,
     actor: Admin,
 ) -> Entity:
-    """Change some attributes; null removes one."""
+    """Change some attributes; null removes one. The body may repeat the path's `item_id`."""
+    changes = without_id(changes, "item_id", item_id)
     check_attributes(changes, _types(context))
     with _changing(context, actor, [item_id]) as catalogue:
         return _found(catalogue.patch_item(item_id, changes), item_id)

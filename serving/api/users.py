@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 
 from serving.api.answer_schemas import BatchReceipt, User, errors
-from serving.api.attribute_values import Types, as_table, check_attributes, checked_batch, checked_row
+from serving.api.attribute_values import Types, as_table, check_attributes, checked_batch, checked_row, without_id
 from serving.api.context import Admin, ApiContext, Context, Reader
 from serving.api.route import Route
 from serving.errors import RequestError
@@ -32,11 +32,9 @@ def put_user(
     context: Context,
     actor: Admin,
 ) -> Entity:
-    """Create a user's profile, or replace all of its attributes."""
-    if user.get("user_id", user_id) != user_id:
-        raise RequestError(f"the path says {user_id!r}, the body says {user['user_id']!r}", field="user_id")
+    """Create a user's profile, or replace all of its attributes. The body may repeat the path's `user_id`."""
     types = _types(context)
-    row = checked_row({**user, "user_id": user_id}, "user_id", types)
+    row = checked_row({**without_id(user, "user_id", user_id), "user_id": user_id}, "user_id", types)
     context.catalogue.upsert_users(as_table([row], "user_id", types))
     return _found(context.catalogue.user(user_id), user_id)
 
@@ -68,7 +66,8 @@ def patch_user(
     context: Context,
     actor: Admin,
 ) -> Entity:
-    """Change some attributes of a profile; null removes one."""
+    """Change some attributes of a profile; null removes one. The body may repeat the path's `user_id`."""
+    changes = without_id(changes, "user_id", user_id)
     check_attributes(changes, _types(context))
     return _found(context.catalogue.patch_user(user_id, changes), user_id)
 

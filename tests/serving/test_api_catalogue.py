@@ -225,3 +225,19 @@ def test_users_live_their_life(api: TestClient) -> None:
     assert api.get("/v1/users/w", headers=ADMIN).status_code == 404
     none = api.post("/v1/users", json={"users": batch[1:]}, headers=ADMIN)
     assert (none.status_code, none.json()["error"]["field"]) == (422, "age")
+
+
+def test_what_was_read_can_be_sent_back_and_another_id_is_refused_with_both(api: TestClient) -> None:
+    api.put("/v1/items/7", json={"title": "Seven"}, headers=ADMIN)
+    api.put("/v1/users/7", json={"age": 30}, headers=ADMIN)
+    for path, key in (("/v1/items/7", "item_id"), ("/v1/users/7", "user_id")):
+        before = api.get(path, headers=ADMIN).json()
+        for method in ("PATCH", "PUT"):
+            for same in ("7", 7):
+                answer = api.request(method, path, json={**before, key: same}, headers=ADMIN)
+                assert (answer.status_code, answer.json()) == (200, before), answer.text
+            for other in ("8", 8, None, True, ["7"]):
+                refused = api.request(method, path, json={**before, key: other}, headers=ADMIN)
+                error = refused.json()["error"]
+                assert (refused.status_code, error["field"]) == (422, key)
+                assert error["message"] == f"the path says '7', the body says {str(other)!r}"
