@@ -120,17 +120,34 @@ def bounded(receive: Receive, limit: int = MAX_BODY_BYTES) -> Receive:
     return read
 
 
-async def read_json(scope: AsgiScope, receive: Receive) -> Any:
-    """The request body as JSON.
+def check_is_json(scope: AsgiScope) -> None:
+    """Refuse a body that says it is something else than plain JSON; one that says nothing is taken as JSON.
 
     Raises:
-        RequestError: 415 for another content type, 400 for malformed JSON, 413 for too long a body.
+        RequestError: 415 for another content type, or an encoding such as gzip.
     """
     kind = (header(scope, b"content-type") or b"application/json").split(b";")[0].strip().lower()
     if kind != b"application/json":
         raise RequestError(
             f"content type {kind.decode('latin-1')!r} is not application/json", code="unsupported_media_type", status=415
         )
+    for name, value in scope["headers"]:
+        if name == b"content-encoding" and any(one.strip().lower() not in {b"", b"identity"} for one in value.split(b",")):
+            raise RequestError(
+                f"content encoding {value.decode('latin-1')!r}: bodies must not be encoded, send the JSON as it is",
+                code="unsupported_media_type",
+                status=415,
+                headers={"Accept-Encoding": "identity"},
+            )
+
+
+async def read_json(scope: AsgiScope, receive: Receive) -> Any:
+    """The request body as JSON.
+
+    Raises:
+        RequestError: 415 for another content type or an encoding, 400 for malformed JSON, 413 for too long a body.
+    """
+    check_is_json(scope)
     body = await read_body(receive)
     try:
         return orjson.loads(body)

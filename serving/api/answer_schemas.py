@@ -322,7 +322,7 @@ _MEANING = {
     404: "What the path or a parameter names does not exist.",
     409: "The present state does not allow it.",
     413: "The body or the batch is too large.",
-    415: "The body is not application/json.",
+    415: "The body is not application/json, or it is encoded (gzip).",
     422: "A value is not allowed; `field` names it.",
     429: "Too much at once; come back after `Retry-After` seconds.",
     500: "A fault of the server; its log has the request's id.",

@@ -27,7 +27,7 @@ _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 def build_api(context: ApiContext) -> FastAPI:
     """The application of one replica."""
-    app = FastAPI(title="Shortlist", version="1", description=DESCRIPTION, redoc_url=None)
+    app = FastAPI(title="Shortlist", version="1", description=DESCRIPTION, redoc_url=None, strict_content_type=False)
     app.state.context = context
     for module in (items, users, erasure, rules, models, experiments, audit):
         app.include_router(module.router, responses=errors(401, 403, 422))

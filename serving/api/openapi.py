@@ -167,11 +167,14 @@ def _content(schema: str) -> Json:
 
 def _answers(name: str, *refusals: int, status: str = "200") -> Json:
     answer = {status: {"description": _SCHEMAS[name].get("description", name), "content": _content(name)}}
-    refused = {
+    return {**answer, **_refused(*refusals)}
+
+
+def _refused(*refusals: int) -> Json:
+    return {
         str(code): {"description": told["description"], "content": _content("ErrorBody")}
         for code, told in errors(*refusals).items()
     }
-    return {**answer, **refused}
 
 
 def _route(summary: str, tag: str, scope: str, responses: Json, parameters: list[Json], body: Json | None = None) -> Json:
@@ -291,5 +294,8 @@ def openapi_document(app: FastAPI) -> Json:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         document["paths"] = {**HOT_PATHS, **document["paths"]}
         document["components"]["schemas"].update(_SCHEMAS)
+        for told in (told for methods in document["paths"].values() for told in methods.values()):
+            if "requestBody" in told and told["security"]:
+                told["responses"] = {**_refused(*_BODY_ERRORS), **told["responses"]}
         app.openapi_schema = document
     return app.openapi_schema

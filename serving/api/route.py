@@ -14,6 +14,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 
 from serving.api.context import Require
 from serving.errors import RequestError
+from serving.http import check_is_json
 
 MAX_INTEGER = 2**63 - 1
 """What columns and the control store can hold."""
@@ -33,7 +34,8 @@ register_url_convertor("id", _AnyId())  # Starlette knows convertors by name alo
 
 
 class Route(APIRoute):
-    """A route that refuses callers without its scope before it looks at the body, and JSON that other readers would not take."""
+    """A route that refuses callers without its scope before it looks at the body, and bodies that are no JSON or none that other
+    readers would take."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The route's ASGI handler."""
@@ -56,13 +58,14 @@ class _StrictRequest(Request):
     """A request whose JSON has no NaN, no infinity, no half of a surrogate pair, and no integer beyond 64 bits."""
 
     async def check(self) -> None:
-        """Refuse the body, where there is one and it says that it is JSON.
+        """Refuse the body, where there is one.
 
         Raises:
-            RequestError: 400 it is not JSON, 422 an integer is too large; `field` names it.
+            RequestError: 415 it says that it is no JSON, or encoded; 400 it is not JSON; 422 an integer is too large, `field` says
+                which.
         """
-        kind = self.headers.get("content-type", "").split(";")[0].strip().lower()
-        if kind.startswith("application/") and kind.endswith(("/json", "+json")) and await self.body():
+        if await self.body():
+            check_is_json(self.scope)
             await self.json()
 
     async def json(self) -> Any:

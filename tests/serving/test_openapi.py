@@ -168,6 +168,7 @@ def test_every_call_says_what_it_answers_refuses_and_takes(document) -> None:
             assert content["schema"], where
         if "requestBody" in told:
             assert "422" in refused, where
+            assert not told["security"] or {"400", "413", "415"} <= refused, where
             assert has_example(told["requestBody"]["content"]["application/json"], schemas), where
     text = str(document)
     assert set(re.findall(r"#/components/schemas/([\w.-]+)", text)) <= schemas.keys()

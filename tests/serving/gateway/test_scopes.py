@@ -1,8 +1,9 @@
-"""Every call of the API on a gateway: who may make it, what ids its path may hold, and how large its body may be."""
+"""Every call of the API on a gateway: who may make it, what ids its path may hold, how large its body may be and of what kind."""
 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable
@@ -117,6 +118,45 @@ def test_no_body_may_be_larger_than_the_limit_whatever_its_length_says(gateway: 
         return tried
 
     assert asked(gateway, ask) >= 24
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({"Content-Type": "text/plain"}, "content type 'text/plain' is not application/json"),
+        ({"Content-Type": "application/vnd.api+json"}, "content type 'application/vnd.api+json' is not application/json"),
+        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, "content encoding 'gzip': bodies must not be encoded"),
+        ({"Content-Encoding": "identity, br"}, "content encoding 'identity, br': bodies must not be encoded"),
+    ],
+)
+def test_a_body_that_is_no_plain_json_is_refused_on_every_call(gateway: GatewayApp, headers: dict[str, str], said: str) -> None:
+    async def ask(client: httpx.AsyncClient) -> int:
+        tried = 0
+        for method, path, scope, has_body in await calls(client):
+            if not has_body or scope is None:  # a webhook's body is what was signed
+                continue
+            content = gzip.compress(b"{}") if "gzip" in said else b"{}"
+            asked_with = {"Authorization": "Bearer admin", **headers}
+            answer = await client.request(method, path, content=content, headers=asked_with)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (415, "unsupported_media_type"), f"{method} {path}"
+            assert error["message"].startswith(said)
+            tried += 1
+        return tried
+
+    assert asked(gateway, ask) >= 12
+
+
+def test_a_body_that_says_nothing_of_its_kind_is_json(gateway: GatewayApp) -> None:
+    async def ask(client: httpx.AsyncClient) -> None:
+        for headers in ({}, {"Content-Type": "application/json; charset=utf-8", "Content-Encoding": "identity"}):
+            sent = {"Authorization": "Bearer admin", **headers}
+            answer = await client.put("/v1/rules", content=b'{"rules": []}', headers=sent)
+            assert (answer.status_code, answer.json()["rules"]) == (200, []), answer.text
+            answer = await client.post("/v1/experiments/no/ramp", headers={**sent, "Content-Type": "text/plain"})
+            assert answer.status_code == 404  # no body, no kind
+
+    asked(gateway, ask)
 
 
 def test_a_method_that_a_path_has_not_is_refused_with_those_that_it_has(gateway: GatewayApp) -> None:
