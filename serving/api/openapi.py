@@ -17,6 +17,7 @@ from experiments.spec import ExperimentSpec
 from features.events import ACTIONS
 from serving.api.answer_schemas import Alive, ErrorBody, EventReceipt, ItemList, Ready, Recommendations, SessionMerge, errors
 from serving.browse import DEFAULT_WINDOW
+from serving.filters import MAX_LENGTH
 from serving.intake import MAX_BATCH
 from serving.request_parsing import (
     BODY_PARAMETERS,
@@ -39,6 +40,7 @@ _SCHEMAS["ExperimentSpec"]["required"].remove("name")  # a file needs it, a body
 
 Json = dict[str, Any]
 _TEXT: Json = {"type": "string"}
+_FILTER: Json = {**_TEXT, "maxLength": MAX_LENGTH}
 _TEXTS: Json = {"type": "array", "items": _TEXT}
 
 
@@ -49,7 +51,7 @@ def _texts(most: int) -> Json:
 _BOOST = {
     "type": "object",
     "required": ["filter", "weight"],
-    "properties": {"filter": _TEXT, "weight": {"type": "number", "minimum": -MAX_BOOST, "maximum": MAX_BOOST}},
+    "properties": {"filter": _FILTER, "weight": {"type": "number", "minimum": -MAX_BOOST, "maximum": MAX_BOOST}},
 }
 _ACTION = {**_TEXT, "enum": list(ACTIONS)}
 _DAYS = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_SEEN_DAYS}
@@ -62,7 +64,7 @@ _DESCRIBED: dict[str, tuple[str, Json, Any]] = {
         10,
     ),
     "placement": ("Named place of the settings with its own filter, rules, top_k and diversity.", _TEXT, "home"),
-    "filter": ("CEL over item attributes that every item must pass.", _TEXT, '"Comedy" in categories && year >= 1990'),
+    "filter": ("CEL over item attributes that every item must pass.", _FILTER, '"Comedy" in categories && year >= 1990'),
     "category": ("Any of these categories; a path matches as itself and as each part.", _texts(MAX_WORDS), ["Comedy"]),
     "region": (
         "A chain: items of the first region, then, where these run short, of the next. Items without regions are everywhere.",
@@ -283,7 +285,8 @@ HOT_PATHS: Json = {
 
 DESCRIPTION = """Recommendations, activity events, catalogue, rules, models and experiments.
 
-Every error is `{"error": {"code", "message", "field"?}}`. Scopes of bearer tokens: `read` (answers), `write` (events; may read
+Every error is `{"error": {"code", "message", "field"?}}`, except that request line and headers of more than some 15,000 bytes
+get the proxy's own 400 in HTML. Scopes of bearer tokens: `read` (answers), `write` (events; may read
 too), `admin` (everything). A caller's `X-Request-ID` (at most 64 letters, digits, `.`, `_`, `-`) comes back in the answer and
 stands in the server's logs."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
 
 import numpy as np
 
+from serving.filters import MAX_LENGTH
+from serving.http import MAX_BODY_BYTES
 from serving.metrics import GatewayMetrics
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +48,18 @@ def test_every_metric_of_the_gateway_and_the_worker_is_documented_and_no_other()
     there |= {name + ("_total" if kind == "Counter" else "") for kind, name in re.findall(r'(\w+)\(\s*"(shortlist_\w+)"', worker)}
     documented = set(re.findall(r"`(shortlist_\w+)`", (ROOT / "docs" / "operations.md").read_text()))
     assert documented == there
+
+
+def test_the_limits_that_the_pages_name_are_those_that_hold() -> None:
+    constants = importlib.import_module("ray.serve._private.constants")
+    template = importlib.import_module("ray.serve._private.haproxy_templates").HAPROXY_CONFIG_TEMPLATE
+    assert "tune.bufsize {{ config.bufsize }}" in template
+    assert "tune.maxrewrite" not in template  # HAProxy's own: 1,024
+    for page in ("api.md", "operations.md"):
+        text = (ROOT / "docs" / page).read_text()
+        assert f"{constants.RAY_SERVE_HAPROXY_TUNE_BUFSIZE:,}" in text, page
+        assert f"{MAX_LENGTH:,} characters" in text, page
+        assert f"{MAX_BODY_BYTES >> 20} MiB" in text, page
 
 
 def test_the_dashboard_shows_what_is_to_be_watched_and_asks_for_nothing_else() -> None:
