@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from experiments.numbers import Number
 from features.events import NEGATIVE_ACTIONS, POSITIVE_ACTIONS
 
 MetricKind = Literal["mean", "proportion", "ratio"]
@@ -48,7 +49,7 @@ class Metric(BaseModel):
 class Guardrail(Metric):
     """A metric that must not get worse by more than `margin`."""
 
-    margin: float = Field(ge=0, lt=1)
+    margin: Number = Field(ge=0, lt=1)
     """Largest tolerated worsening as a share of the control's mean: 0.02 allows 2 %."""
 
 

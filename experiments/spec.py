@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from experiments.errors import FrozenSpecError, SpecError
 from experiments.metrics import Guardrail, Metric, expand
+from experiments.numbers import Number, Whole
 
 EXPERIMENT_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
 MODEL_LAYER = "model"
@@ -36,7 +37,7 @@ class Variant(_Section):
     """Alias or version of the registered model; `start` resolves an alias and pins the version."""
     params: dict[str, Any] | None = None
     """Serving parameters that this variant overrides, in place of a model."""
-    weight: float = Field(ge=0)
+    weight: Number = Field(ge=0)
     """Relative share of the experiment's traffic; 0 keeps a variant in the file without units."""
 
     @field_validator("model", mode="before")
@@ -87,22 +88,22 @@ class Metrics(_Section):
 class Decision(_Section):
     """How the primary metric is judged."""
 
-    alpha: float = Field(default=0.05, gt=0, le=0.5)
+    alpha: Number = Field(default=0.05, gt=0, le=0.5)
     """Two-sided error rate."""
     sequential: bool = True
     """Intervals that stay valid however often the report is read; False is one look at the horizon."""
-    minimum_exposures: int = Field(default=100, ge=2)
+    minimum_exposures: Whole = Field(default=100, ge=2)
     """Exposed units a variant needs before any verdict."""
-    horizon_days: float = Field(default=14, gt=0, le=365)
+    horizon_days: Number = Field(default=14, gt=0, le=365)
     """Days after a unit's first exposure in which its events count, and the planned length."""
-    tuning_units: int = Field(default=5000, ge=10)
+    tuning_units: Whole = Field(default=5000, ge=10)
     """Number of units (all variants) at which the sequential interval is tightest; fixed before the start."""
 
 
 class Ramp(_Section):
     """Planned rises of `traffic`."""
 
-    steps: tuple[float, ...] = Field(min_length=1)
+    steps: tuple[Number, ...] = Field(min_length=1)
     """Shares of traffic, rising, each above 0 and at most 1; `experiment ramp` goes to the next."""
 
     @field_validator("steps")
@@ -124,13 +125,13 @@ class ExperimentSpec(_Section):
     """Seed of both hashes; never reuse one, or units carry over from the older experiment."""
     layer: str | None = Field(default=None, min_length=1, max_length=64)
     """Experiments of one layer share out its units by `layer_range`; None is `model` when variants name models."""
-    layer_range: tuple[float, float] = (0.0, 1.0)
+    layer_range: tuple[Number, Number] = (0.0, 1.0)
     """The half-open part of the layer's units that this experiment may use."""
-    traffic: float = Field(default=1.0, ge=0, le=1)
+    traffic: Number = Field(default=1.0, ge=0, le=1)
     """Share of the units of `layer_range` that take part."""
     targeting: str | None = None
     """CEL over the request's context: units that it refuses are not in the experiment."""
-    holdout: float = Field(default=0.0, ge=0, lt=1)
+    holdout: Number = Field(default=0.0, ge=0, lt=1)
     """Share of all units kept out of every experiment (one split for the whole dataset)."""
     variants: tuple[Variant, ...] = Field(min_length=2, max_length=20)
     """The first is the control."""

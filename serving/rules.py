@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from experiments.numbers import Number, Whole
 from serving.context_conditions import Condition, compile_condition
 from serving.errors import FilterError
 from serving.filters import compile_filter
@@ -56,15 +57,15 @@ class Rule(BaseModel):
     kind: Kind
     items: str | None = None
     """CEL over item attributes: which items are meant."""
-    weight: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
+    weight: Number | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
     """Of a boost: 1 lifts the last item of a list to the first place's score."""
     item_ids: tuple[str, ...] = Field(default=(), max_length=100)
     """Of a pin."""
-    position: int | None = Field(default=None, ge=0, lt=500)
+    position: Whole | None = Field(default=None, ge=0, lt=500)
     """Of a pin: place in the answer, 0 being the first."""
     attribute: str | None = Field(default=None, max_length=128)
     """Of a cap; one that no item has caps nothing until items come that have it, as a filter over it matches nothing."""
-    limit: int | None = Field(default=None, ge=0, le=500)
+    limit: Whole | None = Field(default=None, ge=0, le=500)
     """Of a cap."""
     placements: tuple[str, ...] = ()
     """Where the rule holds; everywhere if empty."""

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body
 
 from experiments.errors import FrozenSpecError, OverlapError, SpecError
 from experiments.exposure import EXPOSURE_SCHEMA
+from experiments.numbers import Number
 from experiments.spec import ExperimentSpec, parse_spec
 from features.activity_store import ActivityStore
 from features.daily_log import DailyLog
@@ -84,7 +85,10 @@ def start_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any
 
 @router.post("/{name}/ramp", **_ONE)
 def ramp_experiment(
-    name: str, context: Context, actor: Admin, traffic: Annotated[float | None, Body(embed=True, ge=0, le=1, examples=[0.5])] = None
+    name: str,
+    context: Context,
+    actor: Admin,
+    traffic: Annotated[Number | None, Body(embed=True, ge=0, le=1, examples=[0.5])] = None,
 ) -> dict[str, Any]:
     """Raise the share of units that take part: to `traffic`, or to the next step of the file's plan."""
     record = _existing(context, name)

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from experiments.assignment import check_exclusive
 from experiments.errors import OverlapError
+from experiments.numbers import Number
 from serving.announce import WANTED, announce
 from serving.api import experiments
 from serving.api.answer_schemas import Models, ModelsChanged, errors
@@ -53,7 +54,7 @@ class ModelChange(BaseModel):
     version: VersionName | None = Field(default=None, description="Number of a version, or an alias whose version is meant.")
     alias: str = Field(default=CHAMPION, description="The alias to move; `champion` takes default traffic.")
     mode: Literal["promote", "rollback", "canary", "shadow"] = "promote"
-    traffic: float | None = Field(
+    traffic: Number | None = Field(
         default=None,
         ge=0,
         le=1,

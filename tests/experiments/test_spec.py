@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,39 @@ def test_a_mistake_is_one_line_naming_field_and_limit(changes: dict[str, Any], m
         parse_spec(demo(**changes), source="x.toml")
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("x.toml: ")
+
+
+@pytest.mark.parametrize("truth", [True, False])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "traffic",
+        "holdout",
+        "layer_range.1",
+        "variants.0.weight",
+        "metrics.guardrails.0.margin",
+        "decision.alpha",
+        "decision.minimum_exposures",
+        "decision.horizon_days",
+        "decision.tuning_units",
+        "ramp.steps.0",
+    ],
+)
+def test_a_truth_value_is_no_number(field: str, truth: bool) -> None:
+    spec = demo(ramp={"steps": [0.6, 0.7]})
+    *way, last = (int(part) if part.isdigit() else part for part in field.split("."))
+    inside: Any = spec
+    for part in way:
+        inside = inside[part]
+    inside[last] = truth
+    with pytest.raises(SpecError, match=rf"{re.escape(field)}: must be a number, not true or false \(got {truth}\)") as error:
+        parse_spec(spec)
+    assert error.value.field == field
+
+
+def test_whole_numbers_are_shares_too() -> None:
+    spec = parse_spec(demo(traffic=1, layer_range=[0, 1], holdout=0, ramp={"steps": [1]}))
+    assert (spec.traffic, spec.layer_range, spec.holdout) == (1.0, (0.0, 1.0), 0.0)
 
 
 def test_unreadable_files_are_one_line(tmp_path: Path) -> None:

@@ -157,6 +157,8 @@ def test_a_rollback_that_the_registry_did_not_answer_may_be_tried_again(
         ({}, 422, "version"),
         ({"mode": "sideways"}, 422, "mode"),
         ({"version": True}, 422, "version"),
+        ({"mode": "canary", "version": "1", "traffic": True}, 422, "traffic"),
+        ({"mode": "shadow", "traffic": False}, 422, "traffic"),
         ({"version": 1.5}, 422, "version"),
         ({"version": ["1"]}, 422, "version"),
         ({"x": 1}, 422, "x"),
@@ -179,6 +181,24 @@ def test_a_canary_cannot_be_lowered_and_the_refusal_speaks_of_its_own_share(
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "traffic")
     assert "traffic 0.05 is below the canary's present 0.3" in refused.json()["error"]["message"]
     assert "stop experiment canary-2" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "field"),
+    [
+        ("PUT", "/v1/experiments/try", {**SPEC, "traffic": True}, "traffic"),
+        ("POST", "/v1/experiments/try/ramp", {"traffic": True}, "traffic"),
+        ("PUT", "/v1/rules", {"rules": [{"name": "r", "kind": "boost", "items": "year > 1", "weight": True}]}, "rules.0.weight"),
+        ("PUT", "/v1/rules", {"rules": [{"name": "r", "kind": "pin", "item_ids": ["a"], "position": False}]}, "rules.0.position"),
+        ("PUT", "/v1/rules", {"rules": [{"name": "r", "kind": "cap", "attribute": "year", "limit": True}]}, "rules.0.limit"),
+    ],
+)
+def test_a_truth_value_is_no_number(api: TestClient, method: str, path: str, body: dict[str, object], field: str) -> None:
+    api.put("/v1/experiments/try", json=SPEC, headers=ADMIN)
+    refused = api.request(method, path, json=body, headers=ADMIN)
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, field), refused.text
+    assert "must be a number, not true or false" in refused.json()["error"]["message"]
+    assert api.get("/v1/experiments/try", headers=ADMIN).json()["spec"]["traffic"] == SPEC["traffic"]
 
 
 def test_another_model_is_not_served_here(api: TestClient) -> None:
