@@ -172,11 +172,18 @@ class Run:
 
     def fail(self, error: BaseException) -> None:
         """End the run as FAILED with the reason, or KILLED when the user stopped it. Never raises: the error is on its way out."""
+        self._end_for(f"{type(error).__name__}: {error}", "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+
+    def kill(self, reason: str) -> None:
+        """End a run whose process is gone as KILLED with the reason. Never raises: somebody may have deleted the run."""
+        self._end_for(reason, "KILLED")
+
+    def _end_for(self, reason: str, status: str) -> None:
         from mlflow.exceptions import MlflowException
 
         with contextlib.suppress(MlflowException):
-            self.set_tags({"shortlist.reason": f"{type(error).__name__}: {error}"[:500]})
-            self.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            self.set_tags({"shortlist.reason": reason[:500]})
+            self.end(status)
 
 
 class TrialRuns:

@@ -54,7 +54,7 @@ def run(
     and gets no alias: that is no error. The run is an MLflow run too.
     """
     from shortlist.pipeline.record import only_run, resumable
-    from shortlist.pipeline.run import begin, go
+    from shortlist.pipeline.run import begin, go, settle
     from shortlist.runner import Runner
 
     stack, paths = _stack(), _paths(dataset)
@@ -62,6 +62,7 @@ def run(
         raise CommandError(f"the running stack serves {stack.dataset!r}: start one for {paths.dataset!r} with shortlist up")
     options = None if resume else _options(study, mode, minutes, alias if promote else None, attempts)
     with only_run(paths):
+        settle(paths, stack)
         record = begin(paths, options) if options is not None else resumable(paths)
         if record is None:
             raise CommandError(f"the last pipeline run of {paths.dataset!r} ended: there is nothing to continue, start a new one")
@@ -114,13 +115,16 @@ def status(
     dataset: DatasetOption = None,
     last: Annotated[int, typer.Option("--last", "-n", min=1, help="How many runs.")] = 5,
 ) -> None:
-    """The last runs, and when the next is due."""
+    """The last runs, and when the next is due.
+
+    A run whose process is gone is `interrupted`: --resume of shortlist pipeline run continues it.
+    """
     from rich.console import Group
 
-    from shortlist.pipeline.record import records
+    from shortlist.pipeline.record import present_records
 
     paths = _paths(dataset)
-    runs, scheduled = records(paths)[-last:], _schedules(paths).get()
+    runs, scheduled = present_records(paths)[-last:], _schedules(paths).get()
     due = None if scheduled is None else scheduled.due_at
     line = "no schedule" if due is None else f"next run at {due:%Y-%m-%d %H:%M} UTC"
     console.finish({"runs": [_described(one) for one in runs], "next_due": due}, Group(*(_table(one) for one in runs), line))

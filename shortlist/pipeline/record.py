@@ -8,19 +8,23 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from features.paths import DatasetPaths
 from shortlist.commands.console import CommandError
 
-RunStatus = Literal["running", "done", "refused", "failed"]
-"""`refused`: everything was done and the gate did not let the version take the champion's place."""
+RunStatus = Literal["running", "done", "refused", "failed", "interrupted"]
+"""`refused`: everything was done and the gate did not let the version take the champion's place. `interrupted`: it was stopped."""
+
+STATUS_READ_S = 1.0
+"""How long a run waits for the lock: `pipeline status` holds it while it reads."""
 
 
 class PipelineOptions(BaseModel):
@@ -43,7 +47,7 @@ class PipelineOptions(BaseModel):
 class StepRecord(BaseModel):
     """How far one step is."""
 
-    status: Literal["waiting", "running", "done", "failed", "skipped"] = "waiting"
+    status: Literal["waiting", "running", "done", "failed", "skipped", "interrupted"] = "waiting"
     attempts: int = 0
     seconds: float = 0.0
     result: dict[str, Any] = Field(default_factory=dict)
@@ -73,6 +77,13 @@ class PipelineRecord(BaseModel):
         """What a finished step returned."""
         return self.steps[step].result
 
+    def interrupt(self) -> None:
+        """Say that it stopped in the middle, and so did its step under way."""
+        self.status = "interrupted"
+        for step in self.steps.values():
+            if step.status == "running":
+                step.status = "interrupted"
+
     def save(self, paths: DatasetPaths) -> None:
         """Write it, whole or not at all."""
         path = _folder(paths) / f"{self.run_id}.json"
@@ -83,7 +94,9 @@ class PipelineRecord(BaseModel):
 
 
 def records(paths: DatasetPaths) -> list[PipelineRecord]:
-    """All runs of a dataset, oldest first.
+    """All runs of a dataset as they are recorded, oldest first.
+
+    A killed run could not say so and stays `running` here, until the next one takes the lock. `present_records` sees through that.
 
     Raises:
         CommandError: a record cannot be read.
@@ -97,10 +110,27 @@ def records(paths: DatasetPaths) -> list[PipelineRecord]:
     return found
 
 
+def present_records(paths: DatasetPaths) -> list[PipelineRecord]:
+    """All runs of a dataset, oldest first; `running` only where a process is at it. Writes nothing.
+
+    Raises:
+        CommandError: a record cannot be read.
+    """
+    if not _folder(paths).exists():
+        return []
+    with (_folder(paths) / "lock").open("a") as lock:
+        nobody = _locked(lock, fcntl.LOCK_SH)  # held while reading, so that none begins meanwhile
+        found = records(paths)
+    for record in found if nobody else found[:-1]:
+        if record.status == "running":
+            record.interrupt()
+    return found
+
+
 def resumable(paths: DatasetPaths) -> PipelineRecord | None:
     """The newest run, if it was interrupted or failed; None otherwise."""
     found = records(paths)
-    return found[-1] if found and found[-1].status in ("running", "failed") else None
+    return found[-1] if found and found[-1].status in ("running", "interrupted", "failed") else None
 
 
 @contextmanager
@@ -112,14 +142,24 @@ def only_run(paths: DatasetPaths) -> Iterator[None]:
     """
     _folder(paths).mkdir(parents=True, exist_ok=True)
     with (_folder(paths) / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        until = time.monotonic() + STATUS_READ_S
+        while not (mine := _locked(lock, fcntl.LOCK_EX)) and time.monotonic() < until:
+            time.sleep(0.05)
+        if not mine:
             raise CommandError(
                 f"another pipeline run of dataset {paths.dataset!r} is under way: see `shortlist pipeline status --dataset "
                 f"{paths.dataset}`"
-            ) from None
+            )
         yield
+
+
+def _locked(lock: IO[str], kind: int) -> bool:
+    """Take the lock if it is free, for as long as the file is open; whether it was."""
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _folder(paths: DatasetPaths) -> Path:

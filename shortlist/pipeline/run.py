@@ -13,7 +13,7 @@ from features.errors import FeaturesError
 from features.paths import DatasetPaths
 from serving.errors import ServingError
 from shortlist.commands.console import CommandError
-from shortlist.pipeline.record import PipelineOptions, PipelineRecord, StepRecord
+from shortlist.pipeline.record import PipelineOptions, PipelineRecord, StepRecord, records
 from shortlist.pipeline.steps import STEPS, StepContext, StepFunction
 from shortlist.runner import Runner
 from shortlist.stack.state import StackState
@@ -41,6 +41,25 @@ def begin(paths: DatasetPaths, options: PipelineOptions) -> PipelineRecord:
     )
     record.save(paths)
     return record
+
+
+def settle(paths: DatasetPaths, stack: StackState) -> list[PipelineRecord]:
+    """End what killed runs left running: their records say `interrupted`, MLflow says KILLED. Only while holding `only_run`.
+
+    Returns:
+        Those that were settled.
+
+    Raises:
+        CommandError: a record cannot be read.
+        RegistryError: MLflow does not answer.
+    """
+    left = [record for record in records(paths) if record.status == "running"]
+    for record in left:
+        if record.mlflow_run_id is not None:
+            Run(connect(stack.mlflow_uri), record.mlflow_run_id).kill("its process ended before it did")
+        record.interrupt()
+        record.save(paths)
+    return left
 
 
 def go(
@@ -85,7 +104,9 @@ def go(
                 _attempt(name, function, context, notify)
             record.save(paths)
     except BaseException as error:
-        if not isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt):
+            record.interrupt()
+        else:
             record.status = "failed"
         record.save(paths)
         _close(run, record, error)

@@ -67,7 +67,7 @@ class Scheduler:
     def _continue_interrupted(self) -> None:
         try:
             left = resumable(self._paths)
-            if left is not None and left.status == "running" and self._schedules.get() is not None:
+            if left is not None and left.status in ("running", "interrupted") and self._schedules.get() is not None:
                 self._start(("--resume",))
         except (FeaturesError, CommandError) as error:
             LOG.warning("no interrupted run is continued: %s", error)

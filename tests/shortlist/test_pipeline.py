@@ -18,14 +18,14 @@ from features.control_store import ControlStore
 from features.paths import DatasetPaths
 from shortlist.commands.app import run as run_command
 from shortlist.commands.console import CommandError
-from shortlist.pipeline.record import PipelineOptions, only_run, records, resumable
-from shortlist.pipeline.run import begin, go
+from shortlist.pipeline.record import PipelineOptions, PipelineRecord, only_run, present_records, records, resumable
+from shortlist.pipeline.run import begin, go, settle
 from shortlist.pipeline.schedule import Schedules, next_after
 from shortlist.pipeline.steps import STEPS, StepContext
 from shortlist.runner import Runner
 from shortlist.stack.scheduler import Scheduler
 from shortlist.stack.state import StackState
-from training.tracking import connect
+from training.tracking import Run, connect, experiment_id
 
 OPTIONS = PipelineOptions(study="experiments/studies/first.toml")
 NIGHT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -130,9 +130,43 @@ def test_a_killed_run_repeats_only_the_step_that_was_under_way(paths: DatasetPat
         go(begin(paths, OPTIONS), paths, stack, Runner(()), steps=steps.functions())
     left = resumable(paths)
     assert left is not None
-    assert (left.status, left.steps["train"].status) == ("running", "running")
+    assert (left.status, left.steps["train"].status) == ("interrupted", "interrupted")
     assert go(left, paths, stack, Runner(()), steps=steps.functions()).status == "done"
     assert [steps.calls[name] for name in STEPS] == [1, 1, 1, 2, 1, 1, 1]
+
+
+def half_done(paths: DatasetPaths) -> PipelineRecord:
+    """What the disk says of a run that is killed in its second step."""
+    record = begin(paths, OPTIONS)
+    record.steps["ingest"].status, record.steps["features"].status = "done", "running"
+    record.save(paths)
+    return record
+
+
+def test_a_run_is_running_only_while_a_process_is_at_it(paths: DatasetPaths) -> None:
+    assert present_records(paths) == []
+    half_done(paths), half_done(paths)
+    with only_run(paths):
+        assert [one.status for one in present_records(paths)] == ["interrupted", "running"]
+    last = present_records(paths)[-1]
+    assert (last.status, [last.steps[name].status for name in STEPS][:3]) == ("interrupted", ["done", "interrupted", "waiting"])
+
+
+@pytest.mark.integration
+def test_the_next_run_ends_what_a_killed_one_left(paths: DatasetPaths, stack: StackState) -> None:
+    client, record, lost = connect(stack.mlflow_uri), half_done(paths), half_done(paths)
+    run = Run.create(client, experiment_id(client, f"shortlist-{paths.dataset}"), "pipeline", tags={})
+    record.mlflow_run_id, lost.mlflow_run_id = run.run_id, uuid.uuid4().hex  # the other's MLflow run has been deleted
+    record.save(paths), lost.save(paths)
+    with only_run(paths):
+        assert [one.run_id for one in settle(paths, stack)] == [record.run_id, lost.run_id]
+        assert settle(paths, stack) == []
+    assert [one.status for one in records(paths)] == ["interrupted", "interrupted"]
+    ended = client.get_run(run.run_id)
+    assert (ended.info.status, ended.data.tags["shortlist.reason"]) == ("KILLED", "its process ended before it did")
+    left = resumable(paths)
+    assert left is not None
+    assert left.run_id == lost.run_id
 
 
 @pytest.mark.integration
@@ -245,5 +279,7 @@ def test_the_commands_say_what_to_do(paths: DatasetPaths, monkeypatch: pytest.Mo
     assert (result["schedule"], result["options"]["mode"], result["options"]["alias"]) == ("0 3 * * *", "refit", None)
     begin(paths, OPTIONS)
     code, result, _ = call("status")
-    assert (code, [one["status"] for one in (result or {})["runs"]]) == (0, ["running"])
+    assert (code, [one["status"] for one in (result or {})["runs"]]) == (0, ["interrupted"])
+    with only_run(paths):
+        assert (call("status")[1] or {})["runs"][0]["status"] == "running"
     assert call("schedule", "--off")[1] == {"dataset": paths.dataset, "removed": True}
