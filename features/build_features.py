@@ -28,7 +28,7 @@ def build_features(
 
     Raises:
         DatasetNotFoundError: the dataset was never imported.
-        FeatureJoinError: the cutoff lies in the future.
+        FeatureJoinError: the cutoff lies in the future, or before the first event: the present tables stay.
     """
     if not catalogue.exists():
         raise DatasetNotFoundError(f"no dataset {paths.dataset!r} in {paths.home}: import it with `shortlist data import`")
@@ -36,7 +36,13 @@ def build_features(
     cutoff = now if as_of is None else as_of if as_of.tzinfo is not None else as_of.replace(tzinfo=UTC)
     if cutoff > now:
         raise FeatureJoinError(f"--as-of {cutoff.isoformat()} is in the future; the latest possible is now, {now.isoformat()}")
-    events = ActivityStore.of(paths).read(columns=EVENT_COLUMNS, as_of=cutoff)
+    store = ActivityStore.of(paths)
+    events = store.read(columns=EVENT_COLUMNS, as_of=cutoff)
+    if not events.num_rows and (first := store.first_time()) is not None:
+        raise FeatureJoinError(
+            f"nothing is before --as-of {cutoff.isoformat()}: the first event of {paths.dataset!r} is of {first.isoformat()}; "
+            "the tables are left as they are"
+        )
     cutoff_us = int(cutoff.timestamp()) * 1_000_000 + cutoff.microsecond
     tables = build_tables(
         paths.feature_tables, catalogue.schema(), events, catalogue.users(), catalogue.items(), cutoff_us, progress

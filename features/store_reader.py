@@ -98,6 +98,12 @@ class StoreReader:
         found = self._ask(f"SELECT count(*) AS n FROM {_EVENTS}", [])
         return 0 if found is None else int(found["n"][0].as_py())
 
+    def first_time(self) -> datetime | None:
+        """Time of the earliest event; None where there are none."""
+        found = self._ask(f"SELECT min(timestamp) AS first FROM {_EVENTS}", [])
+        first: datetime | None = None if found is None else found["first"][0].as_py()
+        return first
+
     def files(self) -> list[str]:
         """Current data files, oldest date first: what another Parquet reader should open (by `connect`, where they are remote)."""
         return [self._folder.url(part.place) for part in self._parts()]

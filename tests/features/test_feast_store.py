@@ -363,7 +363,12 @@ def test_build_refuses_unknown_datasets_and_future_cutoffs(imported: Path) -> No
         build_features(DatasetPaths(imported, "toys"), Catalogue(control, "toys"), datetime.now(UTC) + timedelta(days=1))
     early, tables = build_features(DatasetPaths(imported, "toys"), Catalogue(control, "toys"), START + timedelta(days=2))
     assert early == START + timedelta(days=2)
-    assert next(table for table in tables if table.view == "user_activity").rows < 200
+    built = next(table for table in tables if table.view == "user_activity")
+    assert built.rows < 200
+    before = built.path.read_bytes()
+    with pytest.raises(FeatureJoinError, match=r"nothing is before --as-of 2020-01-01.*first event of 'toys' is of 2024-03-0"):
+        build_features(DatasetPaths(imported, "toys"), Catalogue(control, "toys"), datetime(2020, 1, 1, tzinfo=UTC))
+    assert built.path.read_bytes() == before
     control.close()
 
 
