@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from features.activity_store import ActivityStore
 from features.errors import FeatureJoinError
 from features.paths import DatasetPaths
+from features.quiet_duckdb import connect
 from features.served import feature_log, slate_log
 
 _SHOWN = """
@@ -38,7 +38,7 @@ def attributed_events(paths: DatasetPaths, *, since: datetime | None = None, unt
     slates = slate_log(paths.root).read(since=since, until=until)
     columns = ("event_id", "action", "item_id", "value", "timestamp", "position", "recommendation_id")
     events = ActivityStore.of(paths).read(columns, since=since)
-    with duckdb.connect() as connection:
+    with connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         connection.register("slates", slates)
         connection.register("events", events)
@@ -79,7 +79,7 @@ def logged_examples(
             f"no slates with logged features below {paths.root}: serve some answers first, with serve.feature_log_rate above 0"
         )
     events = ActivityStore.of(paths).read(("recommendation_id", "item_id", "action"), since=since)
-    with duckdb.connect() as connection:
+    with connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
         for name, table in (("slates", slates), ("lists", _values(lists)), ("events", events)):
             connection.register(name, table)

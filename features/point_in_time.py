@@ -22,6 +22,7 @@ from features.aggregates import Side
 from features.columns import FeatureColumns, table_columns
 from features.errors import FeatureJoinError
 from features.feast_config import open_store
+from features.quiet_duckdb import quiet_feast
 from features.schema import DatasetSchema
 from features.views import training_specs
 
@@ -92,6 +93,7 @@ def point_in_time_join(
     with warnings.catch_warnings():
         # ibis calls an older name of DuckDB's; Feast's import turns such warnings on for everybody.
         warnings.simplefilter("ignore", DeprecationWarning)
+        quiet_feast()
         joined: pa.Table = store.get_historical_features(entity_df=asks, features=references).to_arrow()
     rows = joined.column(_ROW).to_numpy()
     if len(rows) != len(ids) or len(np.unique(rows)) != len(ids):

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import StoreError
+from features.quiet_duckdb import connect
 
 DATE = re.compile(r"^date=(\d{4}-\d{2}-\d{2})$")
 _PART = re.compile(r"^part-(\d{10})-(\d{10})\.parquet$")
@@ -132,7 +133,7 @@ class LocalFolder:
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """See `PartFolder.connect`."""
-        return duckdb.connect()
+        return connect()
 
     def note(self, name: str) -> bytes | None:
         """See `PartFolder.note`."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from features.errors import StoreError
+from features.quiet_duckdb import connect
 from features.shared_files import SharedFiles
 from features.store_files import DATE, Part, current_parts
 
@@ -75,7 +76,7 @@ class RemoteFolder:
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """See `PartFolder.connect`."""
-        connection = duckdb.connect()
+        connection = connect()
         connection.register_filesystem(SharedFiles(self._fs, self._protocol))
         return connection
 
