@@ -20,7 +20,7 @@ from features.events import ACTIONS
 from features.histories import FileTraits
 from features.import_catalogue import ItemsTransaction, write_catalogue
 from features.import_events import Progress, write_events
-from features.import_report import ImportReport, import_notes, most_common
+from features.import_report import ImportReport, import_notes, most_common, unused_note
 from features.importers.columns import INTERACTION_ALIASES, check_mapping, choose_columns
 from features.importers.detect import open_source
 from features.importers.rows import judge
@@ -134,7 +134,10 @@ def import_raw(
     with transaction() as connection:
         catalogue.inside(connection).add_missing_items(sorted(counts.items - listed))
     told = (note for rows in sides.values() if rows is not None for note in rows.notes)
-    notes = (*raw.notes, *told, *import_notes(counts, listed, rejects, has_times=has_times))
+    used = set(chosen.values())
+    unused = tuple(column for column in raw.columns if column not in used)
+    unused_told = unused_note(Path(source).name, unused)
+    notes = (*raw.notes, *unused_told, *told, *import_notes(counts, listed, rejects, has_times=has_times))
     return ImportReport(
         dataset=paths.dataset,
         users=counts.users,
@@ -144,6 +147,7 @@ def import_raw(
         duplicates=counts.repeated + counts.stored_before,
         rejected=rejects.count,
         rejected_path=str(rejects.path) if rejects.path else None,
+        unused_columns=unused,
         notes=notes,
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from features.import_events import EventCounts
+from features.importers.columns import listed_columns
 from features.rejects import Rejects
 
 
@@ -21,6 +22,7 @@ class ImportReport:
         duplicates: interactions repeated in the file or stored before.
         rejected: rows left out because they are bad.
         rejected_path: CSV of them with reasons; None where there are none.
+        unused_columns: of the interactions file: neither known nor mapped, and so left out.
         notes: things worth knowing, one sentence each; not part of `to_dict`.
     """
 
@@ -32,13 +34,25 @@ class ImportReport:
     duplicates: int
     rejected: int
     rejected_path: str | None
+    unused_columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as commands print it."""
+        """The result as commands print it; `unused_columns` only where there are any."""
         fields = asdict(self)
         fields.pop("notes")
-        return fields
+        if not fields.pop("unused_columns"):
+            return fields
+        return fields | {"unused_columns": list(self.unused_columns)}
+
+
+def unused_note(file: str, columns: Sequence[str]) -> Iterator[str]:
+    """A sentence on the columns of an interactions file that were left out, if there are any."""
+    if columns:
+        yield (
+            f"{file}: not used: {listed_columns(columns)}; if one says what somebody did, name it with --map CANONICAL=COLUMN; "
+            "attributes of items and users belong into items.csv and users.csv beside the file"
+        )
 
 
 def import_notes(counts: EventCounts, listed: Collection[str], rejects: Rejects, *, has_times: bool) -> Iterator[str]:

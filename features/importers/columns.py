@@ -188,7 +188,9 @@ def choose_columns(
     chosen: dict[str, str] = {}
     for canonical, column in mapping.items():
         if column not in present:
-            raise ImportFormatError(f"{what} has no column {column!r} (from --map {canonical}={column}); it has: {_list(present)}")
+            raise ImportFormatError(
+                f"{what} has no column {column!r} (from --map {canonical}={column}); it has: {listed_columns(present)}"
+            )
         chosen[canonical] = column
     used = set(chosen.values())
     for canonical in aliases:
@@ -207,7 +209,7 @@ def choose_columns(
     for group in required:
         if not any(name in chosen for name in group):
             raise ImportFormatError(
-                f"{what} has no column that looks like {' or '.join(group)}; it has: {_list(present)}. "
+                f"{what} has no column that looks like {' or '.join(group)}; it has: {listed_columns(present)}. "
                 f"Name it with --map {group[0]}=COLUMN"
             )
     return chosen
@@ -227,7 +229,8 @@ def check_mapping(mapping: Mapping[str, str]) -> None:
             )
 
 
-def _list(columns: Iterable[str]) -> str:
+def listed_columns(columns: Iterable[str]) -> str:
+    """Names of columns for a message, the first dozen."""
     names = list(columns)
     shown = ", ".join(repr(name) for name in names[:12])
     return shown + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -243,8 +244,10 @@ def report_table(report: ImportReport) -> Table:
     """An import's counts for people."""
     table = Table(title=f"imported into {report.dataset}", show_header=False)
     for name, value in report.to_dict().items():
-        if name != "dataset" and value is not None:
-            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+        if name == "dataset" or value is None:
+            continue
+        shown = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else str(value)
+        table.add_row(name.replace("_", " "), escape(shown))
     return table
 
 

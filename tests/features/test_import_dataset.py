@@ -138,6 +138,16 @@ def test_actions_that_are_not_known_are_told(home: Any, written: Written) -> Non
     assert any("2 interactions have an action that is not known ('hover': 2)" in note for note in report.notes)
 
 
+def test_columns_that_are_not_used_are_named(home: Any, written: Written) -> None:
+    path = written("lone.csv", "user_id,item_id,title,price,shop\nu,a,A,3,s\nu,b,B,4,s\n")
+    report = home.import_(path, mapping={"session_id": "shop"})
+    assert report.to_dict()["unused_columns"] == ["title", "price"]
+    assert any("lone.csv: not used: 'title', 'price'; " in note and "items.csv" in note for note in report.notes)
+    report = home.import_(written("known.csv", "userId,item_id,rating\nu,a,3\n"))
+    assert "unused_columns" not in report.to_dict()
+    assert not any("not used" in note for note in report.notes)
+
+
 def test_a_file_of_bad_rows_alone_is_one_error_and_writes_nothing_but_the_rejects(home: Any, written: Written) -> None:
     path = written("a.csv", "user_id,item_id\n,a\n,b\n")
     with pytest.raises(

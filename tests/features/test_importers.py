@@ -230,7 +230,7 @@ def test_parquet_that_names_a_column_twice_is_one_clear_error(home: Any, tmp_pat
 
 def test_columns_without_a_name_are_no_repeated_name(home: Any, written: Written) -> None:
     report = home.import_(written("a.csv", "user_id,item_id,,\n1,2,,\n3,4,,\n"))
-    assert (report.users, report.notes[0][:5]) == (2, "2 of ")
+    assert (report.users, report.unused_columns) == (2, ("column3", "column4"))
 
 
 def test_ids_that_the_api_could_not_name_are_rejected(home: Any, tmp_path: Path) -> None:

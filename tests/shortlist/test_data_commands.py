@@ -54,6 +54,13 @@ def test_import_prints_exactly_the_contracts_fields(cli: Any, csv: Path) -> None
     assert (csv.parent / "home" / "datasets" / "shop" / "schema.json").exists()
 
 
+def test_an_import_names_the_columns_that_it_does_not_use(cli: Any, csv: Path) -> None:
+    csv.write_text("user_id,item_id,title\nu,a,A\n")
+    code, result, err = cli("data", "import", str(csv), "--dataset", "shop")
+    assert (code, result["unused_columns"]) == (0, ["title"])
+    assert "note: a.csv: not used: 'title'" in err.replace("\n", " ")
+
+
 def test_an_import_is_in_the_audit_log_if_it_changes_items(cli: Any, csv: Path) -> None:
     folder = csv.parent / "files"
     folder.mkdir()
