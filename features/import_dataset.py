@@ -21,7 +21,7 @@ from features.histories import FileTraits
 from features.import_catalogue import ItemsTransaction, write_catalogue
 from features.import_events import Progress, write_events
 from features.import_report import ImportReport, import_notes, most_common, unused_note
-from features.importers.columns import INTERACTION_ALIASES, check_mapping, choose_columns
+from features.importers.columns import FOLDER, INTERACTION_ALIASES, check_mapping, choose_columns
 from features.importers.detect import open_source
 from features.importers.rows import judge
 from features.importers.source import RawBatch, RawDataset
@@ -167,6 +167,7 @@ def _interaction_columns(raw: RawDataset, mapping: Mapping[str, str], source: st
         required=[("user_id", "session_id"), ("item_id",)],
         mapping=meant,
         what=f"{Path(source).name} ({raw.format})",
+        hint=FOLDER,
     )
 
 

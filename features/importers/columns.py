@@ -137,6 +137,12 @@ ITEM_ALIASES: dict[str, Sequence[str]] = {
 ID_NAMES = frozenset(plain for name in ("user_id", "item_id") for plain in INTERACTION_ALIASES[name])
 """Plain names that mean a user or an item, as a header has one of them."""
 
+FOLDER = (
+    "A folder has interactions.csv (who did what; or .parquet) and beside it, where there are any, items.csv and users.csv. "
+    "Items alone go to POST /v1/items"
+)
+"""What an import expects, for who gave it the catalogue alone."""
+
 USER_ALIASES: dict[str, Sequence[str]] = {"user_id": INTERACTION_ALIASES["user_id"]}
 
 # RecBole's atomic files say the type after the name: `user_id:token`.
@@ -166,6 +172,7 @@ def choose_columns(
     required: Iterable[tuple[str, ...]],
     mapping: Mapping[str, str],
     what: str,
+    hint: str = "",
 ) -> dict[str, str]:
     """The file's column of each canonical name that it has.
 
@@ -177,6 +184,7 @@ def choose_columns(
         required: groups of canonical names; of each group one must be found.
         mapping: canonical name -> column, from the user.
         what: how to call the file in an error.
+        hint: further sentence of the error of a required column that is missing.
 
     Raises:
         ImportFormatError: two columns have the same name, a mapped column or canonical name does not exist, or a required column
@@ -210,7 +218,7 @@ def choose_columns(
         if not any(name in chosen for name in group):
             raise ImportFormatError(
                 f"{what} has no column that looks like {' or '.join(group)}; it has: {listed_columns(present)}. "
-                f"Name it with --map {group[0]}=COLUMN"
+                f"Name it with --map {group[0]}=COLUMN" + (f". {hint}" if hint else "")
             )
     return chosen
 

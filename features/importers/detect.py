@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from features.errors import DatasetNotFoundError, ImportFormatError
+from features.importers.columns import FOLDER
 from features.importers.csvs import catalogue_text, interactions_file, read_csv
 from features.importers.folder import catalogue_parquet, is_dataset_folder, read_folder
 from features.importers.movielens import is_movielens, read_movielens
@@ -72,7 +73,7 @@ def detect(path: Path) -> str:
             return "csv"
         raise ImportFormatError(
             f"nothing in {path} looks like a dataset: expected interactions.parquet, interactions.csv, or a MovieLens release "
-            "(u.data, ratings.dat, or ratings.csv with movies.csv)"
+            f"(u.data, ratings.dat, or ratings.csv with movies.csv). {FOLDER}"
         )
     try:
         with path.open("rb") as file:

@@ -288,6 +288,15 @@ def test_missing_columns_are_named_with_what_there_is(home: Any, written: Writte
         home.import_(written("a.csv", "who,item_id\n1,2\n"), mapping=mapping)
 
 
+def test_a_catalogue_alone_is_told_what_a_folder_has(home: Any, written: Written) -> None:
+    items = written("shop/items.csv", "item_id,title\na,A\n")
+    expected = r"A folder has interactions.csv .* beside it.* items.csv .* POST /v1/items"
+    with pytest.raises(ImportFormatError, match=r"no column that looks like user_id .*" + expected):
+        home.import_(items)
+    with pytest.raises(ImportFormatError, match=r"looks like a dataset.*" + expected):
+        home.import_(items.parent)
+
+
 def test_items_get_typed_attributes_under_safe_names(home: Any, folder: Folder) -> None:
     report = home.import_(
         folder(
