@@ -13,10 +13,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.activity_store import ActivityStore
 from features.catalogue import Catalogue
 from features.catalogue_tables import CatalogueRows, catalogue_rows
 from features.errors import EventError, ImportFormatError
-from features.events import ACTIONS
+from features.events import ACTIONS, UNKNOWN_ACTION
 from features.histories import FileTraits
 from features.import_catalogue import ItemsTransaction, write_catalogue
 from features.import_events import Progress, write_events
@@ -137,7 +138,8 @@ def import_raw(
     used = set(chosen.values())
     unused = tuple(column for column in raw.columns if column not in used)
     unused_told = unused_note(Path(source).name, unused)
-    notes = (*raw.notes, *unused_told, *told, *import_notes(counts, listed, rejects, has_times=has_times))
+    outdated = ActivityStore.of(paths).flagged(UNKNOWN_ACTION, extra_actions) if extra_actions else {}
+    notes = (*raw.notes, *unused_told, *told, *import_notes(counts, listed, rejects, outdated, has_times=has_times))
     return ImportReport(
         dataset=paths.dataset,
         users=counts.users,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from features.import_events import EventCounts
 from features.importers.columns import listed_columns
 from features.rejects import Rejects
+
+_NEW_DATASET = "import into a new dataset (--dataset): what is stored stays as it is, also where a file is imported again"
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,16 @@ def unused_note(file: str, columns: Sequence[str]) -> Iterator[str]:
         )
 
 
-def import_notes(counts: EventCounts, listed: Collection[str], rejects: Rejects, *, has_times: bool) -> Iterator[str]:
+def import_notes(
+    counts: EventCounts, listed: Collection[str], rejects: Rejects, outdated: Mapping[str, int], *, has_times: bool
+) -> Iterator[str]:
     """Things worth knowing of an import, one sentence each.
 
     Args:
         counts: of its events.
         listed: items that the items file lists.
         rejects: rows left out.
+        outdated: actions known now -> stored interactions that were flagged before.
         has_times: whether any interaction has a time.
     """
     bare = counts.items.difference(listed)
@@ -78,8 +83,14 @@ def import_notes(counts: EventCounts, listed: Collection[str], rejects: Rejects,
     if counts.unknown_actions:
         named = ", ".join(f"{action!r}: {count:,}" for action, count in counts.unknown_actions.most_common(3))
         yield (
-            f"{counts.unknown_actions.total():,} interactions have an action that is not known ({named}): they are stored and not "
-            "trained on; name such actions in events.extra_actions before the import"
+            f"{counts.unknown_actions.total():,} interactions have an action that is not known ({named}): they are stored with a "
+            f"flag, and nothing counts them; to have them counted, name them in events.extra_actions and {_NEW_DATASET}"
+        )
+    if outdated:
+        named = ", ".join(f"{action!r}: {count:,}" for action, count in outdated.items())
+        yield (
+            f"{sum(outdated.values()):,} stored interactions have an action that was not known when they came ({named}), and keep "
+            f"their flag: nothing counts them; to have them counted, {_NEW_DATASET}"
         )
     if counts.erased:
         yield (

@@ -98,6 +98,13 @@ class StoreReader:
         found = self._ask(f"SELECT count(*) AS n FROM {_EVENTS}", [])
         return 0 if found is None else int(found["n"][0].as_py())
 
+    def flagged(self, flag: str, actions: Collection[str]) -> dict[str, int]:
+        """How many events of these actions have a flag, by action."""
+        those = "flag = ? AND action IN (SELECT unnest(?::VARCHAR[]))"
+        query = f"SELECT action, count(*) AS n FROM {_EVENTS} WHERE {those} GROUP BY action ORDER BY action"
+        found = self._ask(query, [flag, sorted(actions)])
+        return {} if found is None else dict(zip(found["action"].to_pylist(), found["n"].to_pylist(), strict=True))
+
     def first_time(self) -> datetime | None:
         """Time of the earliest event; None where there are none."""
         found = self._ask(f"SELECT min(timestamp) AS first FROM {_EVENTS}", [])

@@ -138,6 +138,18 @@ def test_actions_that_are_not_known_are_told(home: Any, written: Written) -> Non
     assert any("2 interactions have an action that is not known ('hover': 2)" in note for note in report.notes)
 
 
+def test_an_action_that_is_made_known_later_needs_a_new_dataset(home: Any, written: Written) -> None:
+    path = written("a.csv", "user_id,item_id,action\nu,a,view\nu,b,hover\nv,b,Hover\n")
+    first = home.import_(path)
+    assert any("events.extra_actions and import into a new dataset" in note for note in first.notes)
+    again = home.import_(path, extra_actions=("hover", "zoom"))
+    assert any("2 stored interactions have an action that was not known when they came ('hover': 2)" in n for n in again.notes)
+    assert home.events().flag.notna().sum() == 2
+    new = home.import_(path, dataset="new", extra_actions=("hover", "zoom"))
+    assert not any("not known" in note for note in new.notes)
+    assert home.events("new").flag.isna().all()
+
+
 def test_columns_that_are_not_used_are_named(home: Any, written: Written) -> None:
     path = written("lone.csv", "user_id,item_id,title,price,shop\nu,a,A,3,s\nu,b,B,4,s\n")
     report = home.import_(path, mapping={"session_id": "shop"})
