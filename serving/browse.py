@@ -148,25 +148,38 @@ class Browser:
             return False
 
     async def _go_together(self, live: LiveVersion, item_id: str, asked: Asked) -> CachedList | None:
-        """The version's list for an item, from the cache or computed; None where it cannot be had."""
+        """The version's list for an item, from the cache or computed; None where it cannot be had.
+
+        Sources give so many items each, and what passes a filter may be others than those that they give of all. So the caller's
+        own filter is asked of the version, whatever the cache holds; a list for all is looked at for rules' and placements', and
+        the version where it holds too little of what they let through.
+        """
+        by = time.perf_counter() + self._config.deadline_ms / 1000
         unit = f"i:{item_id}"
         read = await self._cache.read(live.version, unit)
-        kept = read.cached if read.cached is not None and live.holds(read.cached) else None
+        found = read.cached if read.cached is not None and live.holds(read.cached) else None
         k = max(self._config.precompute_k, 2 * _depth(asked))
-        if kept is not None and (live.is_whole(kept, self._config.replica_lag_s) or (not asked.selection and len(kept) >= k)):
-            return kept
-        wanted = ComputeRequest(user_id=None, k=k, similar_to=item_id, selection=asked.selection)
+        wanted = ComputeRequest(user_id=None, k=k, similar_to=item_id)
+        if not asked.request.selection:
+            if found is None or not (live.is_whole(found, self._config.replica_lag_s) or len(found) >= k):
+                computed = await self._computed(live, wanted, by)
+                if computed is not None and k == self._config.precompute_k and read.reachable:
+                    self._cache.write(live.version, unit, computed.encode())
+                found = computed if computed is not None else found
+            if found is None or not asked.selection or live.items.passing(asked.selection, found.item_idx).sum() > _depth(asked):
+                return found
+        computed = await self._computed(live, replace(wanted, selection=asked.selection), by)
+        return computed if computed is not None else found
+
+    async def _computed(self, live: LiveVersion, wanted: ComputeRequest, by: float) -> CachedList | None:
+        """The version's list, None where it cannot be had. `by`: the deadline, seconds of `time.perf_counter`."""
         try:
-            blob = await asyncio.wait_for(self._compute(live.version, wanted), self._config.deadline_ms / 1000)
+            blob = await asyncio.wait_for(self._compute(live.version, wanted), max(by - time.perf_counter(), 0.0))
         except Exception as error:  # whatever ails the version, words are left
             self._metrics.fallback(type(error).__name__)
-            return kept
+            return None
         computed = decode_list(blob)
-        if computed is not None and not live.holds(computed):
-            computed = None
-        if computed is not None and not asked.selection and k == self._config.precompute_k and read.reachable:
-            self._cache.write(live.version, unit, blob)
-        return computed
+        return computed if computed is not None and live.holds(computed) else None
 
     def _asked(self, snapshot: Snapshot, request: RecommendationRequest) -> Asked:
         return resolved(request, self._config.placements, snapshot.rules, (), time.time())

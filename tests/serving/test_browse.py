@@ -26,6 +26,7 @@ from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
 from serving.request_parsing import parse_browse
 from serving.rules import Rule, RuleBook
+from serving.schemas import Selection
 from serving.trend_lists import TrendLists
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -138,6 +139,38 @@ def test_a_kept_list_of_similar_items_lacks_none_that_has_come_back_since(shop: 
     items.set_available("i009", True)
     assert shop.similar("i020")[0] == ("i009", "knn")
     assert shop.written == ["i:i020"]
+
+
+def test_a_filter_of_similar_items_is_asked_of_the_version_whatever_is_kept_for_all(shop: Shop) -> None:
+    asked: list[Selection] = []
+
+    def listed(*rows: int) -> CachedList:
+        count = len(rows)
+        return CachedList(
+            np.array(rows, np.int32),
+            np.linspace(2, 1, count, dtype=np.float32),
+            np.zeros(count, np.uint8),
+            time.time_ns() // 1000,
+            0,
+            True,
+        )
+
+    async def compute(version: str, request: ComputeRequest) -> bytes:
+        asked.append(request.selection)
+        return (listed(30, 31, 32, 33, 34) if request.selection else listed(8, 9, 30)).encode()
+
+    shop.browser._compute = compute
+    cold = shop.similar("i020", b"top_k=4&filter=year>=2010")
+    shop.held = listed(8, 9, 30)  # short of `k`, so called complete, but each source gave only so many
+    assert shop.similar("i020", b"top_k=4&filter=year>=2010") == cold == [(f"i0{row}", "knn") for row in (30, 31, 32, 33)]
+    assert [one.filter for one in asked] == ["year>=2010"] * 2
+    asked.clear()
+    shop.snapshot = replace(shop.snapshot, rules=RuleBook([Rule(name="r", kind="include", items="year >= 1988")]))
+    assert shop.similar("i020", b"top_k=2") == [("i008", "knn"), ("i009", "knn")]  # kept for all, and enough under the rule
+    assert asked == []
+    shop.snapshot = replace(shop.snapshot, rules=RuleBook([Rule(name="r", kind="include", items="year >= 2010")]))
+    assert shop.similar("i020", b"top_k=2") == [("i030", "knn"), ("i031", "knn")]
+    assert [one.required for one in asked] == [("year >= 2010",)]
 
 
 def test_an_item_that_was_deleted_has_no_similar_ones_and_one_that_is_sold_out_has(
