@@ -85,7 +85,8 @@ def _edited_lists(column: ListColumn, rows: IntArray, values: Values, num_items:
     codes = np.concatenate([column.codes[kept], np.array(flat, dtype=np.int32)])
     order = np.argsort(owners, kind="stable")
     indptr = np.concatenate([[0], np.cumsum(np.bincount(owners, minlength=num_items))]).astype(np.int32)
-    return ListColumn(indptr, codes[order].astype(np.int32), words)
+    missing = _grown(column.missing, num_items, True, rows, [not isinstance(value, list) for value in values])
+    return ListColumn(indptr, codes[order].astype(np.int32), words, missing)
 
 
 def _number(value: Any, column: NumberColumn) -> float | int | None:

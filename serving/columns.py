@@ -81,12 +81,14 @@ class TextColumn:
 class ListColumn:
     """Lists of words.
 
-    Shapes: indptr (N + 1,) int32, codes (L,) int32 into words (V,) string.
+    Shapes: indptr (N + 1,) int32, codes (L,) int32 into words (V,) string, missing (N,) bool. A missing list has no words, either;
+    it is another thing than one that is there and empty where its size is asked for.
     """
 
     indptr: IntArray
     codes: IntArray
     words: pa.Array
+    missing: BoolArray
 
     @cached_property
     def items_by_word(self) -> tuple[LongArray, IntArray]:
@@ -174,7 +176,7 @@ def column_from_arrow(array: pa.ChunkedArray | pa.Array) -> Column | None:
         array = pc.fill_null(array, pa.scalar([], type=kind)) if array.null_count else array
         words = array.flatten().cast(pa.string())
         lengths = np.asarray(pc.list_value_length(array)).astype(np.int64)
-        return ListColumn(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), *_encode(words))
+        return ListColumn(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), *_encode(words), missing)
     return None
 
 

@@ -155,9 +155,10 @@ def _size_compared(node: Attribute, column: Column | None, symbol: str, value: L
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise node.mismatch("has a size, which is a number")
     if column is None:
-        return np.zeros(n, dtype=bool)
+        return np.full(n, node.name in EVERYWHERE and bool(COMPARE[symbol](0, value)), dtype=bool)
     if isinstance(column, ListColumn):
-        return np.asarray(COMPARE[symbol](column.sizes, value), dtype=bool)
+        fits = np.asarray(COMPARE[symbol](column.sizes, value), dtype=bool)
+        return fits if node.name in EVERYWHERE else fits & ~column.missing
     if isinstance(column, TextColumn):
         return column.where(np.asarray(COMPARE[symbol](np.asarray(pc.utf8_length(column.words)), value), dtype=bool))
     raise node.mismatch("has no size")

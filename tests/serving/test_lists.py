@@ -236,6 +236,14 @@ def test_attributes_that_no_item_had_get_a_column() -> None:
     assert grown.matching('colour == "red" && "s" in sizes && weight > 1').tolist() == [False, True]
 
 
+def test_a_list_that_is_written_empty_is_no_missing_one() -> None:
+    table = ItemTable.from_arrow(pa.table({"item_id": ["a", "b", "c"], "tags": [[], None, ["x"]]}), np.arange(3, dtype=np.int32))
+    assert table.matching("size(tags) == 0").tolist() == [True, False, False]
+    grown = table.with_items({"a": {}, "b": {"tags": []}, "d": {"tags": []}, "e": {"tags": None}})
+    assert grown.matching("size(tags) == 0").tolist() == [False, True, False, True, False]
+    assert table.with_items({"f": {"more": []}}).matching("size(more) == 0").tolist() == [False, False, False, True]
+
+
 @pytest.mark.parametrize(
     "value",
     [10**400, -(10**400), 2**63, 1e300, float("inf"), float("nan")],
