@@ -136,10 +136,10 @@ def evaluate_folder(
     fold = fold_of(protocol, data.interactions, "test")
     seen = targets_seen(pipeline, data.interactions, fold)
     if seen:
-        which = f"experiments/studies/{study}.toml" if study else "FILE of the study that made it"
+        which = f"study {study!r}" if study else "the study that made it"
         raise ProtocolError(
             f"this bundle was trained on {seen:,} of the {len(fold.target_idx):,} test rows of {protocol}, so its figures would "
-            f"mean nothing: evaluate its study instead, which trains it for the protocol: --study {which}"
+            f"mean nothing: evaluate its study instead, which trains it for the protocol: --study FILE, the file of {which}"
         )
     notify(f"asking for {len(fold.queries):,} users")
     seed = pipeline.manifest.seed if pipeline.manifest else 0

@@ -164,7 +164,7 @@ def test_a_version_that_has_seen_the_test_rows_is_refused_with_its_study_named(
 ) -> None:
     code, _, err = command("evaluate", "--protocol", "leave-one-out", "--model", "models:/shortlist-walks/2")
     assert code == 1
-    assert "--study experiments/studies/walks.toml" in err
+    assert "--study FILE, the file of study 'walks'" in err
 
 
 def test_a_study_is_trained_for_the_protocol_and_measured_on_test(
