@@ -15,6 +15,7 @@ from rich.table import Table
 from shortlist.commands import console
 from shortlist.commands.connection import DatasetOption, UrlOption, chosen_dataset, connected
 from shortlist.stack.attach import mlflow_for_call
+from shortlist.stack.control import choose_dataset
 from training.model_version import CHAMPION, GATE_OVERRIDE_TAG, GATE_REASON_TAG, SERVING_TAG, ModelVersion
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def list_(dataset: DatasetOption = None) -> None:
     with _opened(dataset) as place:
         registry = place.registry()
         versions = registry.versions()
+    if not versions:
+        choose_dataset(console.settings(), place.dataset)  # no version of a dataset, or no such dataset
     result = {"model": registry.model, "versions": [_described(v) for v in versions]}
     table = Table("version", "aliases", "gate", "serving", "ndcg@10", "study", "registered (UTC)", title=registry.model)
     for v in versions:

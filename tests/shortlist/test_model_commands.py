@@ -284,6 +284,14 @@ def test_an_unknown_dataset_and_an_absent_server_say_what_to_do(workplace: Workp
     assert run(arguments) == 1
     assert "'nowhere'" in capsys.readouterr().err
     arguments = workplace.arguments("models", "list")
+    arguments[arguments.index("walks")] = "nowhere"
+    assert run(arguments) == 1
+    assert "no dataset 'nowhere' in" in capsys.readouterr().err
+    (workplace.home / "datasets" / "fresh").mkdir()
+    arguments[arguments.index("nowhere")] = "fresh"
+    assert run(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["versions"] == []
+    arguments = workplace.arguments("models", "list")
     arguments[-1] = "mlflow.tracking_uri=http://127.0.0.1:9"
     assert run(arguments) == 1
     assert "MLflow at http://127.0.0.1:9 does not answer" in capsys.readouterr().err
