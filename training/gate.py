@@ -122,8 +122,8 @@ def _compare(who: str, both: pd.DataFrame, rule: GateRule, margin: float) -> tup
     far_below = found.difference < -margin * mean
     low, high = found.ci95
     text = (
-        f"{rule.metric} {mine.mean():.4f} against {mean:.4f} for {who} (difference {found.difference:+.4f}, 95 % interval "
-        f"{low:+.4f} to {high:+.4f}, {found.users} users)"
+        f"{rule.metric} {mine.mean():.4f} against {mean:.4f} for {who} (difference {found.difference:+z.4f}, 95 % interval "
+        f"{low:+z.4f} to {high:+z.4f}, {found.users} users)"
     )
     if surely_worse:
         text += f": worse beyond the tolerance of {rule.tolerance:.0%}"

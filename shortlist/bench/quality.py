@@ -98,7 +98,9 @@ def quality_markdown(result: dict[str, Any], rows: Sequence[dict[str, Any]], mac
     lines += ["", "| funnel less one source, strict test | metric | difference | 95 % interval | p |", "|---|---|---|---|---|"]
     for source, gain in strict[0]["against_sources"].items():
         start, end = gain["ci95"]
-        lines.append(f"| {source} | {gain['metric']} | {gain['difference']:+.4f} | {start:+.4f} to {end:+.4f} | {gain['p']:.3f} |")
+        lines.append(
+            f"| {source} | {gain['metric']} | {gain['difference']:+z.4f} | {start:+z.4f} to {end:+z.4f} | {gain['p']:.3f} |"
+        )
     lines += ["", "| part of the strict test | users | ndcg@10 | hr@10 |", "|---|---|---|---|"]
     for name, segment in strict[0]["segments"].items():
         lines.append(

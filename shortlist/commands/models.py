@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from shortlist.commands import console
 from shortlist.commands.connection import DatasetOption, UrlOption, chosen_dataset, connected
 from shortlist.stack.attach import mlflow_for_call
 from shortlist.stack.control import choose_dataset
-from training.model_version import CHAMPION, GATE_OVERRIDE_TAG, GATE_REASON_TAG, SERVING_TAG, ModelVersion
+from training.model_version import CHAMPION, GATE_OVERRIDE_TAG, GATE_REASON_TAG, METRICS_TAG, SERVING_TAG, ModelVersion
 
 if TYPE_CHECKING:
     from training.study_data import Place
@@ -60,10 +62,7 @@ def show(version: VersionArgument, dataset: DatasetOption = None) -> None:
         folder = registry.download(found.version)
         history = {alias: [move.__dict__ for move in registry.history(alias)] for alias in found.aliases}
     result = _described(found) | {"bundle": str(folder), "history": history}
-    table = Table(title=f"{registry.model} version {found.version}", show_header=False)
-    for name, value in result.items():
-        table.add_row(name, escape(str(value)))
-    console.finish(result, table)
+    console.finish(result, version_tables(registry.model, found, str(folder), history))
 
 
 @app.command()
@@ -171,6 +170,39 @@ def prune(
         gone = registry.prune(keep, in_use=pinned)
         left = [v.version for v in registry.versions()]
     console.finish({"model": registry.model, "deleted": gone, "kept": left}, f"deleted {len(gone)}, kept {len(left)}")
+
+
+def version_tables(model: str, version: ModelVersion, bundle: str, history: Mapping[str, Sequence[Mapping[str, Any]]]) -> Group:
+    """A version for people: what it is, its metrics, where its aliases pointed; each fact once.
+
+    Args:
+        model: name of the registered model.
+        version: to show.
+        bundle: folder of its bundle.
+        history: moves of each of its aliases, oldest first.
+    """
+    facts = Table(title=f"{model} version {version.version}", show_header=False)
+    facts.add_row("aliases", ", ".join(version.aliases) or "none")
+    facts.add_row("servable", "yes" if version.servable else "no: the gate failed it")
+    facts.add_row("registered (UTC)", f"{version.created_at:%Y-%m-%d %H:%M:%S}")
+    facts.add_row("MLflow run", version.run_id or "")
+    facts.add_row("bundle", Text(bundle, overflow="fold"))
+    for name, value in sorted(version.tags.items()):
+        if name != METRICS_TAG:
+            facts.add_row(escape(name), Text(value, overflow="fold"))
+    shown: list[Table] = [facts]
+    if version.metrics:
+        metrics = Table("metric", "on validation", title="metrics")
+        for name, figure in version.metrics.items():
+            metrics.add_row(escape(name), f"{figure:z.4f}")
+        shown.append(metrics)
+    if history:
+        moves = Table("alias", "at (UTC)", "version", "how", "by", title="history")
+        for alias, of_alias in history.items():
+            for move in of_alias:
+                moves.add_row(alias, move["at"][:19].replace("T", " "), move["version"], move["kind"], escape(move["by"]))
+        shown.append(moves)
+    return Group(*shown)
 
 
 @contextmanager

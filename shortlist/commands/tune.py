@@ -160,8 +160,8 @@ def outcome_table(outcome: Outcome, dataset: str) -> Table:
     table = Table(title=f"version {outcome.model_version}, study {outcome.study}", show_header=False)
     for name in ("ndcg@10", "hr@10", "recall@50", "mrr@10", "coverage@10"):
         if name in metrics:
-            interval = "  ({:.4f} to {:.4f})".format(*intervals[name]) if name in intervals else ""
-            table.add_row(f"{name} on validation", f"{metrics[name]:.4f}{interval}")
+            interval = "  ({:z.4f} to {:z.4f})".format(*intervals[name]) if name in intervals else ""
+            table.add_row(f"{name} on validation", f"{metrics[name]:z.4f}{interval}")
     for line in _gains(outcome.against):
         table.add_row(line[0], f"{line[1]}  ({line[2]})")
     table.add_row("ranker", outcome.shipped)
@@ -180,7 +180,7 @@ def evaluation_table(result: Evaluation | StudyEvaluation) -> Table:
     table = Table("metric", "mean", "95 % interval", title=f"{found.protocol}, {found.stage}, {len(found.per_user):,} users")
     for name, value in found.metrics.items():
         interval = found.ci95.get(name)
-        table.add_row(name, f"{value:.4f}", f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "")
+        table.add_row(name, f"{value:z.4f}", f"{interval[0]:z.4f} to {interval[1]:z.4f}" if interval else "")
     if not isinstance(result, Evaluation):
         table.add_section()
         for line in _gains(result.against):
@@ -191,7 +191,7 @@ def evaluation_table(result: Evaluation | StudyEvaluation) -> Table:
 def _gains(against: Mapping[str, PairedComparison]) -> Iterator[tuple[str, str, str]]:
     for source, found in against.items():
         low, high = found.ci95
-        yield f"{found.metric} over {source} alone", f"{found.difference:+.4f}", f"{low:+.4f} to {high:+.4f}"
+        yield f"{found.metric} over {source} alone", f"{found.difference:+z.4f}", f"{low:+z.4f} to {high:+z.4f}"
 
 
 @contextmanager

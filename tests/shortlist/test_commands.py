@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +16,12 @@ from rich.console import Console
 from shortlist.commands.app import run
 from shortlist.commands.connection import chosen_dataset
 from shortlist.commands.console import CommandError, finish, options
+from shortlist.commands.models import version_tables
 from shortlist.commands.tune import outcome_table
 from shortlist.runner import Runner
 from shortlist.stack.secrets import kept_secret
 from shortlist.stack.state import StackState
+from training.model_version import METRICS_TAG, ModelVersion
 
 
 @pytest.fixture(autouse=True)
@@ -99,6 +103,36 @@ def test_a_version_is_promoted_in_the_dataset_that_it_was_trained_on(capsys):
     )
     Console(width=200).print(outcome_table(outcome, "books"))
     assert "shortlist models promote 3 --alias champion --dataset books" in capsys.readouterr().out
+
+
+def test_no_gain_has_no_sign_of_a_loss(capsys):
+    outcome = SimpleNamespace(
+        model_version="3",
+        study="s",
+        evaluation=SimpleNamespace(metrics={"ndcg@10": 0.1}, ci95={"ndcg@10": (-0.00001, 0.2)}),
+        against={"ease": SimpleNamespace(metric="ndcg@10", difference=-0.00001, ci95=(-0.00002, 0.0))},
+        shipped="blend",
+        trials=0,
+        run_id="r",
+        gate=SimpleNamespace(verdict="first", reason="no champion"),
+    )
+    Console(width=200).print(outcome_table(outcome, "books"))
+    shown = capsys.readouterr().out
+    assert "-0.0000" not in shown
+    assert "+0.0000  (+0.0000 to +0.0000)" in shown
+
+
+def test_a_version_is_shown_with_each_fact_once(capsys):
+    metrics = {f"ndcg@{k}": 0.1 + k / 1000 for k in range(1, 30)}
+    tags = {METRICS_TAG: json.dumps(metrics), "shortlist.study": "walks", "shortlist.gate_reason": "better " * 40}
+    version = ModelVersion("3", datetime(2026, 3, 1, tzinfo=UTC), "r", tags, ("champion",))
+    move = {"version": "3", "kind": "set", "at": "2026-03-01T10:00:00+00:00", "by": "somebody"}
+    Console(width=80).print(version_tables("shortlist-walks", version, "/home/me/" + "deep/" * 30, {"champion": [move]}))
+    shown = capsys.readouterr().out
+    assert shown.count("ndcg@10") == shown.count("0.1100") == shown.count("2026-03-01 10:00:00") == 1
+    whole = re.sub(r"[\s│]", "", shown)  # folded lines
+    assert (whole.count("deep"), whole.count("better")) == (30, 40)
+    assert not set("{}…") & set(shown)
 
 
 def test_a_command_that_is_run_is_shown_as_it_is_typed(tmp_path, capsys):
