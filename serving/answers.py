@@ -36,12 +36,14 @@ from serving.metrics import GatewayMetrics
 from serving.placements import Exploration
 from serving.recent_activity import decode_activity
 from serving.rules import RuleBook
-from serving.rungs import Rung, is_enough, left_out, of_list, of_popular_items
+from serving.rungs import Rung, followed, is_enough, left_out, of_list, of_popular_items
 from serving.schemas import RecommendationRequest
 
 Compute = Callable[[str, ComputeRequest], Awaitable[bytes]]
 """Version and request to an encoded list; the hop to the version's replicas."""
 LONGEST_LIST = 1000
+MOST_CONTINUATIONS = 4
+"""Lists that a version is asked for behind the first, where caps leave a page short."""
 Computed = Callable[[LiveVersion, ComputeRequest, CachedList, float], None]
 """Told of every computed list: whose, what was asked, the list, the seconds of the hop."""
 
@@ -148,6 +150,7 @@ class Answerer:
     async def _from_version(self, live: LiveVersion, asked: Asked, read: CacheRead) -> Rung:
         """From the cache or the version; popular items where nothing is known of the user, or where both fail."""
         request = asked.request
+        by = time.perf_counter() + self._config.deadline_ms / 1000
         if read.cached is not None and read.fresh and request.cacheable:
             if read.cached.anonymous:
                 return of_popular_items(live.items, live.version, asked, live.trained_at, activity=read.activity)
@@ -155,7 +158,11 @@ class Answerer:
             if is_enough(hit, live, asked, read.cached, self._config.replica_lag_s):
                 self._metrics.cache_read("hit")
                 return hit
-        by = time.perf_counter() + self._config.deadline_ms / 1000
+            if hit.beyond is not None:
+                found = await self._beyond_caps(live, asked, read, by, read.cached, hit)
+                if len(found.slate) == asked.top_k or len(found.slate.rest):  # else the list may end before the version does
+                    self._metrics.cache_read("hit")
+                    return found
         outcome = "down" if not read.reachable else "miss" if read.cached is None else "stale"
         self._metrics.cache_read(outcome)
         try:
@@ -169,15 +176,50 @@ class Answerer:
         if explained.ranked.anonymous:
             return of_popular_items(live.items, live.version, asked, live.trained_at, activity=read.activity)
         found = of_list(live, explained.ranked, asked, "online", read.activity)
-        if plain and asked.selection and not is_enough(found, live, asked, explained.ranked, self._config.replica_lag_s):
+        listed = explained.ranked
+        if plain and asked.selection and not is_enough(found, live, asked, listed, self._config.replica_lag_s):
             # The list that is kept for the user holds too little of what placement and rules let through here.
             try:
                 explained, _ = await self._computed(live, asked, read, by, narrow=True)
             except Exception as error:
                 self._metrics.fallback(type(error).__name__)
                 return found
-            found = of_list(live, explained.ranked, asked, "online", read.activity) if explained is not None else found
+            if explained is not None:
+                listed = explained.ranked
+                found = of_list(live, listed, asked, "online", read.activity)
+        found = await self._beyond_caps(live, asked, read, by, listed, found)
         return replace(found, explained=explained) if asked.request.explain else found
+
+    async def _beyond_caps(
+        self, live: LiveVersion, asked: Asked, read: CacheRead, by: float, listed: CachedList, found: Rung
+    ) -> Rung:
+        """What a list shows with what the version has behind it, where caps leave the page short: of the values with room alone.
+
+        Args:
+            live: whose list it is.
+            asked: the request.
+            read: of the cache.
+            by: the deadline, seconds of `time.perf_counter`.
+            listed: the list.
+            found: what it shows.
+        """
+        if live.is_whole(listed, self._config.replica_lag_s):
+            return found
+        for _ in range(MOST_CONTINUATIONS):
+            if found.beyond is None:
+                break
+            try:
+                more, _plain = await self._computed(live, replace(asked, selection=found.beyond), read, by, narrow=True)
+            except Exception as error:  # a short page is better than another list
+                self._metrics.fallback(type(error).__name__)
+                break
+            if more is None or np.isin(more.ranked.item_idx, listed.item_idx).all():
+                break
+            listed = followed(listed, more.ranked)
+            found = of_list(live, listed, asked, "online", read.activity)
+            if more.ranked.complete:
+                break
+        return found
 
     async def _computed(
         self, live: LiveVersion, asked: Asked, read: CacheRead, by: float, *, narrow: bool = False

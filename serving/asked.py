@@ -30,7 +30,7 @@ class Asked:
     Args:
         request: as it came, with its variants' parameters.
         top_k: items of the answer.
-        selection: the request's own, the placement's filter and the rules' includes and excludes.
+        selection: the request's own, the placement's filter and the rules' includes, excludes and caps of none.
         diversity: 0 to 1.
         rules: that hold.
         exploration: of the placement.
@@ -108,10 +108,11 @@ def resolved(
         placement = found
     plan = rules.plan(request.placement, _context(request), now, placement.rules)
     selection = request.selection
-    if placement.filter is not None or plan.required or plan.barred:
-        category, region, language, own, required, _ = selection
+    if placement.filter is not None or plan.required or plan.barred or plan.capped:
+        category, region, language, own, required, _, _ = selection
         placed = () if placement.filter is None else (placement.filter,)
-        selection = Selection(category, region, language, own, required + placed + plan.required, plan.barred)
+        capped = tuple((attribute, None, counting) for attribute, counting in plan.capped)
+        selection = Selection(category, region, language, own, required + placed + plan.required, plan.barred, capped)
     return Asked(
         request=request,
         top_k=placement.top_k if request.top_k is None else request.top_k,

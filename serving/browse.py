@@ -21,8 +21,9 @@ from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from features.errors import StoreError
 from serving.answer import next_cursor, shown_items
-from serving.answers import Compute
+from serving.answers import MOST_CONTINUATIONS, Compute
 from serving.asked import Asked, resolved
+from serving.beyond_caps import beyond_caps, continued
 from serving.cache import ListCache
 from serving.cached_list import CachedList, decode_list
 from serving.config import ServingConfig
@@ -32,9 +33,9 @@ from serving.item_table import ItemTable
 from serving.live_state import LiveVersion, Snapshot
 from serving.messages import ComputeRequest
 from serving.metrics import GatewayMetrics
-from serving.popular_lists import POPULAR_SOURCE, popular_list
-from serving.schemas import RecommendationRequest
-from serving.slate import Ranked, arranged
+from serving.popular_lists import POPULAR_SOURCE, longer_popular_list, popular_list
+from serving.schemas import RecommendationRequest, Selection
+from serving.slate import Ranked, Slate, arranged, behind
 from serving.trend_lists import SEASON, WINDOWS, TrendLists
 from training.interactions import IntArray
 
@@ -78,8 +79,14 @@ class Browser:
             return self.trending(request, window)
         snapshot = self._snapshot()
         asked = self._asked(snapshot, request)
-        ranked = popular_list(snapshot.items, asked.selection, _depth(asked), _NO_ROWS)
-        return _answer(snapshot.items, asked, ranked, (POPULAR_SOURCE,), snapshot.items_at)
+        items, out = snapshot.items, _left_out(asked, snapshot.items)
+        slate = continued(
+            popular_list(items, asked.selection, _depth(asked), _NO_ROWS),
+            items,
+            asked.wish(items, None),
+            lambda ranked, selection: longer_popular_list(ranked, items, selection, out),
+        )
+        return _answer(items, asked, slate, (POPULAR_SOURCE,), snapshot.items_at)
 
     def trending(self, request: RecommendationRequest, window: str | None = None) -> dict[str, Any]:
         """Items that gain now (within a day where no window is given), or (`season`) those of this time of the year.
@@ -106,9 +113,15 @@ class Browser:
             ranked = _then(ranked, items, items.rows(ids.tolist()), ids, scores)
         ranked = _kept(ranked, mask[ranked.rows])
         popular = popular_list(items, asked.selection, _depth(asked), ranked.rows)
-        ranked = _behind(ranked, popular, source=1)
+        out = _left_out(asked, items)
+
+        def further(ranked: Ranked, selection: Selection) -> Ranked:
+            more = popular_list(items, selection, len(ranked.rows), np.concatenate([out, ranked.rows]))
+            return behind(ranked, more, source=1)
+
+        slate = continued(behind(ranked, popular, source=1), items, asked.wish(items, None), further)
         first = SEASONAL_SOURCE if window == SEASON else TRENDING_SOURCE
-        return _answer(items, asked, ranked, (first, POPULAR_SOURCE), self._trends.as_of(window) or snapshot.items_at)
+        return _answer(items, asked, slate, (first, POPULAR_SOURCE), self._trends.as_of(window) or snapshot.items_at)
 
     async def similar(self, item_id: str, request: RecommendationRequest) -> dict[str, Any]:
         """Items that go together with one, by the champion; those made of the same words where nobody has taken it yet.
@@ -131,13 +144,21 @@ class Browser:
         if live is not None and found is not None:
             ranked, sources = Ranked(found.item_idx, found.score, found.source), live.sources
         ranked = _kept(ranked, items.passing(asked.selection, ranked.rows))
-        if len(ranked.rows) <= _depth(asked):
-            mask = items.mask(asked.selection).copy()
+        wish = asked.wish(items, None)
+        if live is not None and found is not None and wish.rules.caps:
+            ranked = await self._beyond_caps(live, item_id, asked, ranked)
+
+        def further(ranked: Ranked, selection: Selection) -> Ranked:
+            mask = items.mask(selection).copy()
             mask[ranked.rows] = False
-            k = max(self._config.precompute_k, 2 * _depth(asked))
-            content = await asyncio.to_thread(content_list, items, row, k, mask)
-            ranked = _behind(ranked, content, source=len(sources))
-        return _answer(items, asked, ranked, (*sources, CONTENT_SOURCE), snapshot.items_at)
+            return behind(ranked, content_list(items, row, self._longest(asked), mask), source=len(sources))
+
+        if len(ranked.rows) <= _depth(asked):
+            ranked = await asyncio.to_thread(further, ranked, asked.selection)
+        slate = (
+            await asyncio.to_thread(continued, ranked, items, wish, further) if wish.rules.caps else arranged(ranked, items, wish)
+        )
+        return _answer(items, asked, slate, (*sources, CONTENT_SOURCE), snapshot.items_at)
 
     async def _is_deleted(self, item_id: str) -> bool:
         """Whether an item that is not available has left the catalogue, and is not just sold out; False where nobody can say."""
@@ -158,7 +179,7 @@ class Browser:
         unit = f"i:{item_id}"
         read = await self._cache.read(live.version, unit)
         found = read.cached if read.cached is not None and live.holds(read.cached) else None
-        k = max(self._config.precompute_k, 2 * _depth(asked))
+        k = self._longest(asked)
         wanted = ComputeRequest(user_id=None, k=k, similar_to=item_id)
         if not asked.request.selection:
             if found is None or not (live.is_whole(found, self._config.replica_lag_s) or len(found) >= k):
@@ -170,6 +191,25 @@ class Browser:
                 return found
         computed = await self._computed(live, replace(wanted, selection=asked.selection), by)
         return computed if computed is not None else found
+
+    async def _beyond_caps(self, live: LiveVersion, item_id: str, asked: Asked, ranked: Ranked) -> Ranked:
+        """A version's list with what it has behind it, where caps leave the page short: of the values with room alone."""
+        by = time.perf_counter() + self._config.deadline_ms / 1000
+        wish = asked.wish(live.items, None)
+        for _ in range(MOST_CONTINUATIONS):
+            selection = beyond_caps(arranged(ranked, live.items, wish), live.items, wish)
+            if selection is None:
+                break
+            wanted = ComputeRequest(user_id=None, k=self._longest(asked), similar_to=item_id, selection=selection)
+            more = await self._computed(live, wanted, by)
+            if more is None or np.isin(more.item_idx, ranked.rows).all():
+                break
+            longer = behind(ranked, Ranked(more.item_idx, more.score, more.source))
+            ranked = _kept(longer, live.items.passing(asked.selection, longer.rows))
+        return ranked
+
+    def _longest(self, asked: Asked) -> int:
+        return max(self._config.precompute_k, 2 * _depth(asked))
 
     async def _computed(self, live: LiveVersion, wanted: ComputeRequest, by: float) -> CachedList | None:
         """The version's list, None where it cannot be had. `by`: the deadline, seconds of `time.perf_counter`."""
@@ -185,8 +225,7 @@ class Browser:
         return resolved(request, self._config.placements, snapshot.rules, (), time.time())
 
 
-def _answer(items: ItemTable, asked: Asked, ranked: Ranked, sources: Sequence[str], at: datetime) -> dict[str, Any]:
-    slate = arranged(ranked, items, asked.wish(items, None))
+def _answer(items: ItemTable, asked: Asked, slate: Slate, sources: Sequence[str], at: datetime) -> dict[str, Any]:
     return {
         "items": shown_items(items, slate, sources, asked.request.fields),
         "last_updated": at.isoformat(),
@@ -199,6 +238,11 @@ def _depth(asked: Asked) -> int:
     return len(asked.request.shown) + asked.top_k
 
 
+def _left_out(asked: Asked, items: ItemTable) -> IntArray:
+    excluded = asked.excluded(items)
+    return _NO_ROWS if excluded is None else excluded
+
+
 def _kept(ranked: Ranked, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> Ranked:
     return Ranked(ranked.rows[keep], ranked.scores[keep], ranked.sources[keep], ranked.fill)
 
@@ -207,20 +251,4 @@ def _then(ranked: Ranked, items: ItemTable, rows: IntArray, ids: Any, scores: An
     """The list, then scored items that it lacks, below it."""
     known = np.fromiter((items.row(one) >= 0 for one in ids), dtype=bool, count=len(ids))
     more = Ranked(rows, scores[known].astype(np.float32), np.zeros(len(rows), dtype=np.uint8))
-    return _behind(ranked, more, source=0) if len(ranked.rows) else replace(more, fill=ranked.fill)
-
-
-def _behind(first: Ranked, second: Ranked, *, source: int) -> Ranked:
-    """The first list, then what the second has beside it, its scores brought below those of the first."""
-    new = ~np.isin(second.rows, first.rows)
-    scores = second.scores[new]
-    if len(first.scores) and len(scores):
-        highest = max(float(scores.max()), 1e-9)
-        low = float(first.scores.min())
-        scores = scores / highest * low * 0.999 if low > 0 else scores - highest + low - 1e-6
-    return Ranked(
-        np.concatenate([first.rows, second.rows[new]]).astype(np.int32),
-        np.concatenate([first.scores, scores]).astype(np.float32),
-        np.concatenate([first.sources, np.full(int(new.sum()), source)]).astype(np.uint8),
-        first.fill,
-    )
+    return behind(ranked, more, source=0) if len(ranked.rows) else replace(more, fill=ranked.fill)

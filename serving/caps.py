@@ -11,9 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from serving.columns import BoolColumn, Column, IdColumn, ListColumn, NumberColumn, TextColumn
 from training.interactions import BoolArray, IntArray, LongArray
+
+Value = str | int | float | bool
+"""Of an attribute, as every table has it, whatever its codes."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,41 @@ def values_of(column: Column | None, rows: IntArray) -> tuple[LongArray, LongArr
     if isinstance(column, IdColumn):
         return np.arange(len(rows)), rows.astype(np.int64)
     return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+
+
+def with_values(column: Column | None, values: Sequence[Value] | None, n: int) -> BoolArray:
+    """(n,) bool of all items: those with one of the values, or (None) with any value at all."""
+    if column is None:
+        return np.zeros(n, dtype=bool)
+    if isinstance(column, ListColumn | TextColumn):
+        if values is None:
+            return column.sizes > 0 if isinstance(column, ListColumn) else column.codes >= 0
+        words = pa.array([value for value in values if isinstance(value, str)], type=pa.string())
+        marked = np.asarray(pc.is_in(column.words, value_set=words), dtype=bool)
+        return column.where_any(marked) if isinstance(column, ListColumn) else column.where(marked)
+    if isinstance(column, IdColumn):
+        return np.ones(n, dtype=bool) if values is None else column.where_any([str(value) for value in values])
+    there = ~column.missing
+    return there if values is None else there & np.isin(column.values, [value for value in values if not isinstance(value, str)])
+
+
+def full_values(column: Column | None, limit: int, counting: BoolArray | None, rows: IntArray) -> tuple[Value, ...]:
+    """The values of which `rows` hold as many as a cap allows; parameters as of `capped_values`."""
+    owner, code = values_of(column, rows)
+    if counting is not None:
+        there = counting[rows[owner]]
+        owner, code = owner[there], code[there]
+    if column is None or not len(owner):
+        return ()
+    pairs = np.unique(np.stack([code, owner]), axis=1)  # a word that an item lists twice counts once
+    known, first, counts = np.unique(pairs[0], return_index=True, return_counts=True)
+    full = counts >= limit
+    if isinstance(column, ListColumn | TextColumn):
+        return tuple(column.words.take(pa.array(known[full])).to_pylist())
+    holders = rows[pairs[1][first[full]]]
+    if isinstance(column, IdColumn):
+        return tuple(column.ids[holders].tolist())
+    return tuple(column.values[holders].tolist())
 
 
 def capped_values(capped: Sequence[tuple[Column | None, int, BoolArray | None]], rows: IntArray) -> CappedValues:

@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from serving.caps import with_values
 from serving.column_edits import edited_columns
 from serving.columns import BoolColumn, Column, IdColumn, ListColumn, NumberColumn, column_from_arrow, words_equal
 from serving.errors import FilterError
@@ -275,6 +276,12 @@ class ItemTable:
                 keep &= self._any_word(name, words)
         if selection.filter is not None:
             keep &= self.matching(selection.filter)
+        for attribute, values, counting in selection.capped:
+            try:
+                counts = np.True_ if counting is None else self.matching(counting)
+                keep &= ~(with_values(self.columns.get(attribute), values, len(self)) & counts)
+            except FilterError as error:
+                _log.error("the cap on %s is not applied: %s", attribute, error)
         standing = Selection(required=selection.required, barred=selection.barred)
         if standing and standing != selection:
             return keep & self._selected(standing)  # a filter that is met for the first time does not pay for each rule again

@@ -43,6 +43,18 @@ def popular_list(
     return Ranked(rows, popularity_scores(items, rows), np.zeros(len(rows), dtype=np.uint8))
 
 
+def longer_popular_list(
+    ranked: Ranked, items: ItemTable, selection: Selection, excluded: IntArray, candidates: Sequence[str] | None = None
+) -> Ranked:
+    """A list of popular items with those behind it, as many again, that pass a narrower selection."""
+    more = popular_list(items, selection, len(ranked.rows), np.concatenate([excluded, ranked.rows]), candidates)
+    return Ranked(
+        np.concatenate([ranked.rows, more.rows]),
+        np.concatenate([ranked.scores, more.scores]),
+        np.concatenate([ranked.sources, more.sources]),
+    )
+
+
 def with_new_items(ranked: Ranked, items: ItemTable, wish: Wish, excluded: IntArray, source: int) -> Ranked:
     """The list with items behind it that the version was not trained on: no model can have returned them.
 

@@ -50,7 +50,7 @@ def parse_selection(given: Mapping[str, Sequence[str]]) -> Selection:
     category = tuple(dict.fromkeys(word for word in given.get("category", ()) if word))
     if len(category) > MAX_WORDS:
         raise RequestError(f"category names {len(category)} categories, {MAX_WORDS} are allowed", field="category")
-    chains = {}
+    chains = dict[str, tuple[str, ...]]()
     for name in ("region", "language"):
         chains[name] = tuple(dict.fromkeys(_words(given.get(name, ()))))
         if len(chains[name]) > MAX_CHAIN:
@@ -58,7 +58,7 @@ def parse_selection(given: Mapping[str, Sequence[str]]) -> Selection:
     for name, words in (("category", category), *chains.items()):
         if any(len(word) > MAX_WORD_LENGTH for word in words):
             raise RequestError(f"a {name} has up to {MAX_WORD_LENGTH} characters", field=name)
-    return Selection(category=category, filter=expression or None, **chains)
+    return Selection(category, chains["region"], chains["language"], expression or None)
 
 
 def parse_fields(given: Sequence[str]) -> tuple[str, ...]:

@@ -9,7 +9,8 @@
 | `pin` | puts `item_ids` at `position` and after it, where they are available and pass the request's filter and candidates |
 | `cap` | at most `limit` items of one value of `attribute` in an answer (a page); with `items`, of those for which it holds |
 
-A pin is stronger than boost, bury and cap, and weaker than exclude. Applying them is `slate`'s, keeping them `rule_store`'s.
+A cap of 0 lets through none that has the attribute. A pin is stronger than boost, bury and cap, and weaker than exclude. Applying
+them is `slate`'s, keeping them `rule_store`'s.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ class Rule(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class RulePlan:
-    """The rules that hold for a request, by what is to be done. Falsy where there is nothing to do beside `required` and `barred`.
+    """The rules that hold for a request, by what is to be done. Falsy where there is nothing to do beside what a selection takes
+    over: `required`, `barred` and `capped`.
 
     Args:
         required: CEL of each include, all of which an item must pass.
@@ -110,7 +112,8 @@ class RulePlan:
         boosts: name, CEL, weight.
         buries: name, CEL.
         pins: name, position, item ids.
-        caps: attribute, limit, CEL or None.
+        caps: attribute, limit of one or more, CEL or None.
+        capped: attribute and CEL or None of each cap of none: no filter is a simpler one.
     """
 
     required: tuple[str, ...] = ()
@@ -119,6 +122,7 @@ class RulePlan:
     buries: tuple[tuple[str, str], ...] = ()
     pins: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
     caps: tuple[tuple[str, int, str | None], ...] = ()
+    capped: tuple[tuple[str, str | None], ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.boosts or self.buries or self.pins or self.caps)
@@ -206,7 +210,8 @@ def plan_of(rules: Sequence[Rule]) -> RulePlan:
         boosts=tuple((rule.name, rule.items or "", rule.weight or 0.0) for rule in rules if rule.kind == "boost"),
         buries=tuple((rule.name, rule.items or "") for rule in rules if rule.kind == "bury"),
         pins=tuple((rule.name, rule.position or 0, rule.item_ids) for rule in rules if rule.kind == "pin"),
-        caps=tuple((rule.attribute or "", rule.limit or 0, rule.items) for rule in rules if rule.kind == "cap"),
+        caps=tuple((rule.attribute or "", rule.limit, rule.items) for rule in rules if rule.kind == "cap" and rule.limit),
+        capped=tuple((rule.attribute or "", rule.items) for rule in rules if rule.kind == "cap" and not rule.limit),
     )
 
 

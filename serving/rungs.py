@@ -13,14 +13,15 @@ from datetime import datetime
 import numpy as np
 
 from serving.asked import Asked
+from serving.beyond_caps import beyond_caps, continued
 from serving.cached_list import CachedList
 from serving.explained_list import ExplainedList
 from serving.item_table import ItemTable
 from serving.live_state import LiveVersion
-from serving.popular_lists import NEW_SOURCE, POPULAR_SOURCE, popular_list, with_new_items
+from serving.popular_lists import NEW_SOURCE, POPULAR_SOURCE, longer_popular_list, popular_list, with_new_items
 from serving.recent_activity import RecentEvent, decode_activity
-from serving.schemas import RecommendationRequest, ServedFrom
-from serving.slate import Ranked, Slate, arranged
+from serving.schemas import RecommendationRequest, Selection, ServedFrom
+from serving.slate import Ranked, Slate, arranged, behind
 from training.interactions import IntArray
 
 
@@ -28,7 +29,8 @@ from training.interactions import IntArray
 class Rung:
     """How far down the ladder an answer had to go, and what is shown.
 
-    `ended`: it is known that nothing follows. `filled`: the list ran short, and new items follow.
+    `ended`: it is known that nothing follows. `filled`: the list ran short, and new items follow. `beyond`: which items may
+    stand on a page that caps have left short, of the version's before any new ones; None where they have not.
     """
 
     served_from: ServedFrom
@@ -40,6 +42,7 @@ class Rung:
     explained: ExplainedList | None = None
     ended: bool = False
     filled: bool = False
+    beyond: Selection | None = None
 
 
 def of_list(
@@ -61,11 +64,16 @@ def of_list(
     ranked = Ranked(cached.item_idx, cached.score, cached.source, fill=len(live.sources) - 1)
     explain = asked.request.explain
     slate = arranged(ranked, live.items, wish, explain=explain)
+    beyond = beyond_caps(slate, live.items, wish)
     new_follow = len(live.items) > live.items.num_trained
     filled = new_follow and len(slate) < asked.top_k
     if filled:
-        ranked = with_new_items(ranked, live.items, wish, left_out(live.items, asked, activity), len(live.sources))
-        slate = arranged(ranked, live.items, wish, explain=explain)
+        out, source = left_out(live.items, asked, activity), len(live.sources)
+
+        def further(ranked: Ranked, selection: Selection) -> Ranked:
+            return with_new_items(ranked, live.items, replace(wish, selection=selection), out, source)
+
+        slate = continued(further(ranked, asked.selection), live.items, wish, further, explain=explain)
         new_follow = False
     # With a chain of regions or languages a list is complete as far as the steps go that were needed.
     ended = cached.complete and len(asked.selection.steps) == 1 and not new_follow and not len(slate.rest)
@@ -78,7 +86,14 @@ def of_list(
         degraded=served_from == "stale",
         ended=ended,
         filled=filled,
+        beyond=beyond,
     )
+
+
+def followed(first: CachedList, second: CachedList) -> CachedList:
+    """A version's list with what a second one, of fewer items, has beside it behind it."""
+    both = behind(*(Ranked(one.item_idx, one.score, one.source) for one in (first, second)))
+    return replace(first, item_idx=both.rows, score=both.scores, source=both.sources.astype(np.uint8))
 
 
 def is_enough(found: Rung, live: LiveVersion, asked: Asked, cached: CachedList, lag_s: float) -> bool:
@@ -117,9 +132,16 @@ def of_popular_items(
     """
     request = asked.request
     wish = asked.wish(items, None)
-    ranked = popular_list(items, asked.selection, asked.top_k, left_out(items, asked, activity), request.candidates)
+    out = left_out(items, asked, activity)
+    ranked = popular_list(items, asked.selection, asked.top_k, out, request.candidates)
     segment = bool(asked.selection.region or asked.selection.language)
-    slate = arranged(ranked, items, wish, explain=request.explain)
+    slate = continued(
+        ranked,
+        items,
+        wish,
+        lambda ranked, selection: longer_popular_list(ranked, items, selection, out, request.candidates),
+        explain=request.explain,
+    )
     return Rung(
         served_from="segment" if degraded and segment else "popular",
         slate=slate,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from features.events import OTHER_ACTION_CODE
+from serving.caps import Value
 from serving.id_rows import Hashes
 from serving.page_cursor import nothing_shown
 
@@ -21,8 +22,9 @@ class Selection(NamedTuple):
 
     Several categories mean any of them. Several regions or languages are chains: items of the first come first, the others fill up
     a list that would run short. `filter` is the caller's CEL; every one of `required` holds beside it (the placement's, a variant's
-    and the rules' to include), and none of `barred` (the rules' to exclude). Each is compiled alone, so that the bounds of one
-    expression bound nothing but it; only the caller's is the caller's error where it does not fit the items.
+    and the rules' to include), none of `barred` (the rules' to exclude), and no item has what is `capped`: attribute, its values
+    that have no room (None: any value), and the expression of the items that count (None: all). Each is compiled alone, so that the
+    bounds of one expression bound nothing but it; only the caller's is the caller's error where it does not fit the items.
     """
 
     category: tuple[str, ...] = ()
@@ -31,13 +33,14 @@ class Selection(NamedTuple):
     filter: str | None = None
     required: tuple[str, ...] = ()
     barred: tuple[str, ...] = ()
+    capped: tuple[tuple[str, tuple[Value, ...] | None, str | None], ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.category or self.region or self.language or self.filter or self.required or self.barred)
+        return any(self)
 
     def __reduce__(self) -> tuple[type[Selection], tuple[Any, ...]]:
-        # A replica of an earlier release reads four values: it can answer as long as no rule or placement asks for more.
-        return Selection, tuple(self) if self.required or self.barred else tuple(self)[:4]
+        # A replica of an earlier release reads four or six values: it can answer as long as no rule or placement asks for more.
+        return Selection, tuple(self)[: 7 if self.capped else 6 if self.required or self.barred else 4]
 
     @property
     def steps(self) -> list[Selection]:

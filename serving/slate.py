@@ -119,8 +119,8 @@ def arranged(ranked: Ranked, items: ItemTable, wish: Wish, *, explain: bool = Fa
         return Slate(rows[:k], scores[:k], sources[:k], rows[k:], min(k, len(rows)), told)
     pins = _pins(items, wish, rows)
     rows, scores, sources, lifted = _with_pins(pins, rows, scores, sources, wish.top_k)
-    keep, never = _keep_within_caps(rows, lifted, items, wish.rules)
-    dropped = rows[~(keep | never)]
+    keep = _keep_within_caps(rows, lifted, items, wish.rules)
+    dropped = rows[~keep]
     rows, scores, sources, lifted = rows[keep], scores[keep], sources[keep], lifted[keep]
     order = _seated(lifted, [position for _, position, _ in pins], wish.top_k)
     shown, after = order[: wish.top_k], order[wish.top_k :]
@@ -133,6 +133,25 @@ def arranged(ranked: Ranked, items: ItemTable, wish: Wish, *, explain: bool = Fa
         preferred=preferred,
         changes=told,
         pinned={row: name for name, _, row in pins},
+    )
+
+
+def behind(first: Ranked, second: Ranked, *, source: int | None = None) -> Ranked:
+    """The first list, then what the second has beside it, its scores brought below those of the first.
+
+    `source`: number of the source that those get; their own if None.
+    """
+    new = ~np.isin(second.rows, first.rows)
+    scores, sources = second.scores[new], second.sources[new]
+    if len(first.scores) and len(scores):
+        highest = max(float(scores.max()), 1e-9)
+        low = float(first.scores.min())
+        scores = scores / highest * low * 0.999 if low > 0 else scores - highest + low - 1e-6
+    return Ranked(
+        np.concatenate([first.rows, second.rows[new]]).astype(np.int32),
+        np.concatenate([first.scores, scores]).astype(np.float32),
+        np.concatenate([first.sources, sources if source is None else np.full(len(sources), source)]).astype(np.uint8),
+        first.fill,
     )
 
 
@@ -179,12 +198,13 @@ def _different(rows: IntArray, scores: FloatArray, place: IntArray | None, items
 
 
 def _pins(items: ItemTable, wish: Wish, rows: IntArray) -> list[tuple[str, int, int]]:
-    """Rule, position and row of each pin that may be shown, by position; an item is pinned once."""
+    """Rule, position and row of each pin that may be shown, by position; an item is pinned once. Caps hold for no pin."""
+    selection = wish.selection._replace(capped=())
     pins: list[tuple[str, int, int]] = []
     taken: set[int] = set()
     for name, position, item_ids in sorted(wish.rules.pins, key=lambda pin: pin[1]):
         pinned = items.rows(item_ids)
-        allowed = items.passing(wish.selection, pinned)
+        allowed = items.passing(selection, pinned)
         if wish.exclude is not None and len(wish.exclude):
             allowed &= ~np.isin(pinned, wish.exclude)
         if wish.candidates is not None:
@@ -223,14 +243,10 @@ def _capped_values(rows: IntArray, items: ItemTable, rules: RulePlan) -> CappedV
     return capped_values(capped, rows)
 
 
-def _keep_within_caps(rows: IntArray, lifted: BoolArray, items: ItemTable, rules: RulePlan) -> tuple[BoolArray, BoolArray]:
-    """Which rows stay, and which could stay on no page, as one of their values is capped at none."""
-    never = np.zeros(len(rows), dtype=bool)
+def _keep_within_caps(rows: IntArray, lifted: BoolArray, items: ItemTable, rules: RulePlan) -> BoolArray:
     if not rules.caps:
-        return ~never, never
-    values = _capped_values(rows, items, rules)
-    never[values.owner[values.limit[values.value] <= 0]] = True
-    return within_caps(values, len(rows), lifted), never
+        return np.ones(len(rows), dtype=bool)
+    return within_caps(_capped_values(rows, items, rules), len(rows), lifted)
 
 
 def _seated(lifted: BoolArray, positions: Sequence[int], top_k: int) -> LongArray:

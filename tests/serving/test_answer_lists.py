@@ -45,6 +45,34 @@ def test_rules_reach_cached_computed_and_popular_lists_alike(ladder: Ladder) -> 
     assert 0 not in rows(ladder, popular)
 
 
+def test_a_users_page_that_caps_leave_short_is_filled_by_the_version_with_items_that_still_have_room(ladder: Ladder) -> None:
+    with_rules(ladder, {"kind": "cap", "attribute": "categories", "limit": 1})
+
+    def reply() -> bytes:
+        _, request = ladder.asked[-1]
+        able = np.arange(60)[ladder.live["1"].items.passing(request.selection, np.arange(60, dtype=np.int32))]
+        return ranked(*(able[able % 2 == 0] if not request.selection else able).tolist()).encode()
+
+    ladder.reply = reply
+    assert rows(ladder, ladder.ask(top_k=2)) == [0, 1]  # even and odd ones are of one kind each
+    assert [len(request.selection.capped) for _, request in ladder.asked] == [0, 1]
+    assert ladder.cache.written == [("1", "u:u")]
+    ladder.asked.clear()
+    ladder.cache.held = CacheRead(ranked(*range(0, 60, 2)), b"", True)
+    answer = ladder.ask(top_k=2)
+    assert (answer.served_from, rows(ladder, answer)) == ("online", [0, 1])
+    assert [len(request.selection.capped) for _, request in ladder.asked] == [1]
+    scores = [item["score"] for item in answer.items]
+    assert scores == sorted(scores, reverse=True)
+    ladder.cache.held = CacheRead(ranked(0), b"", True)  # all but one shown on earlier pages
+    answer = ladder.ask(top_k=3)
+    assert rows(ladder, answer) == [0, 1]
+    assert answer.next_cursor is not None
+    ladder.cache.held = CacheRead(ranked(*range(0, 60, 2)), b"", True)
+    ladder.reply = fail
+    assert rows(ladder, ladder.ask(top_k=2)) == [0]  # a short page is better than another list
+
+
 def test_a_list_computed_under_a_rules_filter_is_kept_without_it_and_asked_again_where_it_holds_too_little(ladder: Ladder) -> None:
     with_rules(ladder, {"kind": "include", "items": "year >= 2030"})
     ladder.reply = lambda: ranked(*range(30)).encode() if len(ladder.asked) == 1 else ranked(*range(50, 58)).encode()

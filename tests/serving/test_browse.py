@@ -256,6 +256,50 @@ def test_popular_pages_do_not_repeat(shop: Shop) -> None:
     assert len({item["item_id"] for item in (*first["items"], *second["items"])}) == 60
 
 
+def test_where_caps_leave_a_page_short_it_goes_on_to_items_that_still_have_room(shop: Shop) -> None:
+    kinds = ["Common"] * 500 + [f"k{n % 30}" for n in range(500)]
+    table = pa.table(
+        {"item_id": [f"n{n}" for n in range(1000)], "categories": [[kind] for kind in kinds], "tags": [["t"]] * 999 + [[]]}
+    )
+    items = ItemTable.from_arrow(table, np.arange(1000, dtype=np.int32))
+    live = replace(shop.snapshot.champion, items=items)
+    rules = RuleBook([Rule(name="cap", kind="cap", attribute="categories", limit=1)])
+    shop.snapshot = replace(shop.snapshot, champion=live, versions={"1": live}, items=items, rules=rules)
+    shop.trends.board = board(**{"": ["n7", "n8"]})
+    asked: list[Selection] = []
+
+    async def compute(version: str, request: ComputeRequest) -> bytes:
+        asked.append(request.selection)
+        rows = np.arange(200, 800, dtype=np.int32)
+        rows = rows[items.passing(request.selection, rows)][: request.k]
+        return CachedList(rows, np.linspace(2, 1, len(rows), dtype=np.float32), np.zeros(len(rows), np.uint8), 0, 0).encode()
+
+    shop.browser._compute = compute
+    first = [f"n{n}" for n in range(500, 509)]
+    popular = [item["item_id"] for item in shop.browser.popular(parse_browse(b"")[0])["items"]]
+    assert popular == ["n0", *first]
+    assert shop.trending() == [("n7", "trending"), *((item, "popular") for item in first)]
+    assert shop.similar("n900", b"top_k=10") == [("n200", "knn"), *((item, "knn") for item in first)]
+    assert [one.capped for one in asked] == [(), (("categories", ("Common",), None),)]
+    shop.reply = None
+    shop.browser._compute = shop.compute
+    alike = [int(item[1:]) for item, _ in shop.similar("n900", b"top_k=40")]  # by words alone, of which all but one share some
+    assert sorted(kinds[row] for row in alike) == sorted(set(kinds))
+
+
+def test_a_cap_of_none_leaves_the_items_without_the_attribute_however_deep_they_are(shop: Shop) -> None:
+    premium = [True] * 900 + [None] * 20
+    table = pa.table({"item_id": [f"n{n}" for n in range(920)], "premium": premium})
+    items = ItemTable.from_arrow(table, np.arange(920, dtype=np.int32))
+    rules = [Rule(name="cap", kind="cap", attribute="premium", limit=0), Rule(name="pin", kind="pin", item_ids=("n3",))]
+    shop.snapshot = replace(shop.snapshot, champion=None, versions={}, items=items, rules=RuleBook(rules[:1]))
+    found = pages(lambda query: shop.browser.popular(parse_browse(query)[0]), 10)
+    assert found == [[f"n{n}" for n in range(900, 910)], [f"n{n}" for n in range(910, 920)]]
+    assert [item for item, _ in shop.trending(b"top_k=2")] == ["n900", "n901"]
+    shop.snapshot = replace(shop.snapshot, rules=RuleBook(rules))
+    assert [item for item, _ in shop.trending(b"top_k=2")] == ["n3", "n900"]  # a pin is stronger
+
+
 def test_a_page_that_caps_have_made_short_is_not_the_last(shop: Shop) -> None:
     def capped(**cap: Any) -> list[list[str]]:
         shop.snapshot = replace(shop.snapshot, rules=RuleBook([Rule(name="cap", kind="cap", **cap)]))

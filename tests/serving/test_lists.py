@@ -350,6 +350,12 @@ def test_conditions_of_rules_and_a_callers_filter_hold_together_in_one_mask() ->
 
 
 def test_a_selection_travels_and_one_without_rules_to_replicas_of_earlier_releases_too() -> None:
-    for asked in (Selection(filter="year < 5", required=("a > 1",)), Selection(barred=("a > 1",)), Selection(region=("es",))):
+    capped = Selection(capped=(("brand", ("b1",), None), ("tags", None, "year < 5")))
+    for asked in (
+        Selection(filter="year < 5", required=("a > 1",)),
+        Selection(barred=("a > 1",)),
+        Selection(region=("es",)),
+        capped,
+    ):
         assert copy(asked) == asked
     assert Selection(region=("es",)).__reduce__() == (Selection, ((), ("es",), (), None))

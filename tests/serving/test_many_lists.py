@@ -124,7 +124,10 @@ def by_hand(rows: list[int], scores: list[int], drawn: Drawn, excluded: set[int]
         chosen = all(means(row) for means in drawn.includes) and not any(means(row) for means in drawn.excludes)
         return AVAILABLE[row] and chosen and row not in excluded
 
-    listed = [(row, score) for row, score in zip(rows, scores, strict=True) if may(row)]
+    def capped_at_none(row: int) -> bool:
+        return any(cap[1] == 0 and values(row, [cap]) for cap in drawn.caps)
+
+    listed = [(row, score) for row, score in zip(rows, scores, strict=True) if may(row) and not capped_at_none(row)]
     spread = max((score for _, score in listed), default=0) - min((score for _, score in listed), default=0)
     total = {row: score + sum(weight * spread for means, weight in drawn.boosts if means(row)) for row, score in listed}
     order = sorted(total, key=lambda row: (drawn.bury is not None and drawn.bury(row), -total[row]))
