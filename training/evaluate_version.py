@@ -25,7 +25,7 @@ from training.queries import QueryBatch
 from training.registry import Registry
 from training.splits import Fold
 from training.study import Study, load_study, parse_study
-from training.study_data import Place, fold_of, item_categories, load_study_data
+from training.study_data import Place, check_protocol, fold_of, item_categories, load_study_data
 from training.study_run import OUTCOME_FILE, STUDY_TAG, against_sources
 from training.tracking import Run, connect
 from training.train import Notify, comparisons_json, fit_study
@@ -184,6 +184,7 @@ def _evaluate_chosen(
 ) -> StudyEvaluation:
     if seed is not None:
         study = study.model_copy(update={"seed": seed})
+    check_protocol(protocol)
     notify(f"reading dataset {place.dataset}")
     found = load_study_data(place, study.model_copy(update={"protocol": protocol}))
     test = fold_of(protocol, found.data.interactions, "test", refit=refit)

@@ -107,9 +107,18 @@ def fold_of(protocol: str, interactions: Interactions, stage: Stage, *, refit: b
     Raises:
         ProtocolError: no such protocol, or it cannot be run on this data.
     """
+    check_protocol(protocol)
+    return PROTOCOLS[protocol](interactions, stage, refit=refit)
+
+
+def check_protocol(protocol: str) -> None:
+    """Refuse a name before anything is read for it.
+
+    Raises:
+        ProtocolError: no such protocol.
+    """
     if protocol not in PROTOCOLS:
         raise ProtocolError(f"protocol {protocol!r} is not available; there are: {', '.join(sorted(PROTOCOLS))}")
-    return PROTOCOLS[protocol](interactions, stage, refit=refit)
 
 
 def item_categories(data: TrainingData) -> IdArray | None:
