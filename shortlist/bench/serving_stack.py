@@ -37,6 +37,7 @@ from serving.environment import serve_env
 from serving.ingress import answer_directly
 from serving.rule_store import RuleStore
 from serving.rules import Rule
+from serving.standby import Standby, waiting
 from shortlist.bench.stack import title
 from shortlist.bench.world import DATASET, World
 from shortlist.stack.ports import free_port, wait_until
@@ -99,11 +100,19 @@ class BenchStack:
         announce(self.config)
         time.sleep(2 * self.config.reread_s)
 
-    def cold_start_s(self) -> float:
-        """Seconds from the wish for a version to an answer of the gateway that could come from it; the version is removed again."""
-        from serving.graph import ask_version, delete_version, deploy_version
+    def cold_start_s(self, *, standby: bool) -> float:
+        """Seconds from the wish for a version to an answer of the gateway that could come from it; the version is removed again.
+
+        Args:
+            standby: with processes kept ready for it, as the reconciler keeps them.
+        """
+        from serving.graph import ask_version, delete_version, deploy_version, version_processes
         from serving.version_check import check_version
 
+        if standby:
+            count = version_processes(self.config)
+            Standby(self.config, count).keep()
+            wait_until(lambda: self._kept_ready() >= count, seconds=180, what="processes kept ready")
         started = time.monotonic()
         deploy_version(self.config, AGAIN, self.world.bundle)
         check_version(self.world.bundle, partial(ask_version, self.config, AGAIN))
@@ -112,11 +121,17 @@ class BenchStack:
         seconds = time.monotonic() - started
         _route(self.config, self.world, (VERSION,))
         delete_version(self.config, AGAIN)
+        wait_until(lambda: not self.replicas(AGAIN), seconds=60, what="the second version to end")
         return seconds
 
-    def replicas(self) -> list[psutil.Process]:
-        """Processes that compute lists of the version."""
-        mark = f"{self.config.paths.registered_model}-v{VERSION}"
+    def _kept_ready(self) -> int:
+        """Processes that have imported everything: those that have come to rest."""
+        kept = [one for one in waiting(self.config.home) if title(one).startswith("ray::IDLE")]
+        return sum(one.cpu_percent(interval=1.0) < 5 for one in kept)
+
+    def replicas(self, version: str = VERSION) -> list[psutil.Process]:
+        """Processes that compute lists of a version."""
+        mark = f"{self.config.paths.registered_model}-v{version}:"
         return [one for one in psutil.Process().children(recursive=True) if mark in title(one) and "Retriever" in title(one)]
 
     def memory_mb(self) -> tuple[float, float]:

@@ -40,6 +40,7 @@ def test_the_next_version_takes_the_process_that_was_kept_ready(rollout) -> None
     def ready() -> set[int]:
         return {one.pid for one in waiting(home) if title(one).startswith("ray::IDLE")}
 
+    rollout.wait(lambda: not rollout.replicas("2"), "what the test before has loaded to end")
     rollout.wait(lambda: len(ready()) == 1, "a process that is kept ready")
     kept = ready()
     rollout.registry.set_alias("champion", "2")
