@@ -44,7 +44,7 @@ class ServeSettings(_Section):
     """With two, requests go on while a killed one is replaced, which takes seconds; it costs 180 MB and 1 % of a core when idle."""
     version_replicas: int = Field(default=1, ge=1, le=64)
     standby: bool = True
-    """Keep processes ready for the next version: it is promoted in a third of the time, for 180 MB when idle."""
+    """Keep processes ready for the next version: it is promoted in less than half the time, for 180 MB when idle."""
     deadline_ms: int = Field(default=500, ge=10, le=10_000)
     """Time that a computed answer may take before the next rung of the fallback ladder answers."""
     cache_ttl_s: int = Field(default=86_400, ge=1)
