@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from training.interactions import BoolArray
 from training.rankers.base import RankingBatch
 from training.rankers.lambdamart import LambdaMart, LambdaMartConfig, load_lightgbm
 from training.rankers.tree_scorer import TreeScorer
@@ -39,6 +40,13 @@ def trained(rng: np.random.Generator, leaves: int, trees: int = 40) -> Any:
     target = finite[:, 0] * finite[:, 1] + finite[:, 2:8].sum(axis=1) + np.isnan(rows[:, 9]) + finite[:, 10] * finite[:, 11]
     params = {"objective": "regression", "num_leaves": leaves, "min_data_in_leaf": 5, "verbosity": -1, "num_threads": 1}
     return lgb.train(params, lgb.Dataset(rows, label=target), trees)
+
+
+def planted(features: np.ndarray[Any, np.dtype[np.float32]], signal: np.ndarray[Any, Any]) -> tuple[RankingBatch, BoolArray]:
+    """A query a row of (B, K, F) features, whose target has the largest (B, K) signal."""
+    names = tuple("abc"[: features.shape[2]])
+    labels = signal == signal.max(axis=1, keepdims=True)
+    return RankingBatch(names, features, np.ones(features.shape[:2], dtype=bool), features[:, :, 0]), labels
 
 
 @pytest.mark.parametrize("leaves", [2, 8, 31, 32, 33, 64])
@@ -80,9 +88,7 @@ def test_a_constant_is_a_tree_of_one_leaf() -> None:
 
 def test_larger_trees_are_scored_by_lightgbm(rng: np.random.Generator, tmp_path: Path) -> None:
     features = rng.normal(size=(200, 40, 3)).astype(np.float32)
-    batch = RankingBatch(("a", "b", "c"), features, np.ones((200, 40), dtype=bool), features[:, :, 0])
-    labels = np.zeros((200, 40), dtype=bool)
-    labels[np.arange(200), (features[:, :, 1] * features[:, :, 2]).argmax(axis=1)] = True
+    batch, labels = planted(features, features[:, :, 1] * features[:, :, 2])
     ranker = LambdaMart(LambdaMartConfig(num_leaves=200, min_data_in_leaf=1, max_trees=3)).fit(batch, labels, seed=0, rounds=3)
     assert max(len(tree.leaf_value) for tree in read_trees(ranker.text)[1]) > 64
     ranker.save(tmp_path)
@@ -95,9 +101,8 @@ def test_larger_trees_are_scored_by_lightgbm(rng: np.random.Generator, tmp_path:
 
 def test_few_rows_and_many_score_alike(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     features = rng.normal(size=(100, 40, 3)).astype(np.float32)
-    batch = RankingBatch(("a", "b", "c"), features, rng.random((100, 40)) < 0.8, features[:, :, 0])
-    labels = np.zeros((100, 40), dtype=bool)
-    labels[np.arange(100), features[:, :, 1].argmax(axis=1)] = True
+    batch, labels = planted(features, features[:, :, 1])
+    batch = replace(batch, valid=rng.random((100, 40)) < 0.8)
     ranker = LambdaMart(LambdaMartConfig(num_leaves=8, min_data_in_leaf=5)).fit(batch, labels, seed=0, rounds=5)
     by_bits = ranker.score(batch)
     monkeypatch.setattr("training.rankers.lambdamart.FEW_ROWS", 10)
@@ -106,9 +111,7 @@ def test_few_rows_and_many_score_alike(rng: np.random.Generator, monkeypatch: py
 
 def test_a_ranker_of_trees_is_read_and_scores_without_lightgbm(rng: np.random.Generator, tmp_path: Path) -> None:
     features = rng.normal(size=(60, 20, 2)).astype(np.float32)
-    batch = RankingBatch(("a", "b"), features, np.ones((60, 20), dtype=bool), features[:, :, 0])
-    labels = np.zeros((60, 20), dtype=bool)
-    labels[np.arange(60), features[:, :, 1].argmax(axis=1)] = True
+    batch, labels = planted(features, features[:, :, 1])
     ranker = LambdaMart(LambdaMartConfig(num_leaves=8, min_data_in_leaf=5)).fit(batch, labels, seed=0, rounds=3)
     ranker.save(tmp_path)
     np.save(tmp_path / "rows.npy", features)
