@@ -32,10 +32,10 @@ def shorten_pauses() -> None:
 
 
 def import_trees(bundle: Path) -> None:
-    """Where a bundle's ranker is trees: import LightGBM before it is read, without LightGBM's wrappers for scikit-learn.
+    """Where a bundle's ranker is trees: import LightGBM, which explains them, without LightGBM's wrappers for scikit-learn.
 
-    They alone import scikit-learn here, at 1.5 s of a slow host's processor and 44 MB for each process. Only for processes that do
-    nothing but serve: who trains may want the wrappers.
+    The first explained answer would import it else, and would be late. The wrappers alone import scikit-learn here, at 1.5 s of a
+    slow host's processor and 44 MB for each process. Only for processes that do nothing but serve: who trains may want them.
     """
     if "sklearn" in sys.modules or not (bundle / RANKER_FOLDER / MODEL_FILE).exists():
         return
