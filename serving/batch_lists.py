@@ -24,6 +24,7 @@ from serving.feature_rows import feature_rows
 from serving.item_changes import as_of_now
 from serving.item_table import ItemTable
 from serving.retriever import MAX_HISTORY
+from serving.schemas import NO_SELECTION
 from training.candidates import CandidateSet, RankedLists
 from training.interactions import IntArray
 from training.pipeline import Pipeline
@@ -79,10 +80,14 @@ class BatchLists:
         histories = self.pipeline.histories
         asked_us = np.full(len(user_rows), max(now_us, histories.end_us + 1), dtype=np.int64)
         queries = histories.queries(user_rows, asked_us)
-        allowed = np.repeat(self._items.available[None, :], len(user_rows), axis=0)
-        allowed[queries.row, queries.item_idx] = False
         short = queries.truncated(MAX_HISTORY)
-        candidates = self.pipeline.retrieve(short, allowed, self._k, exclude_history=False)
+        allowed = self._items.trained_mask(NO_SELECTION)
+        # One mask for all of them, as requests have it: a mask a user would have every item looked at and scored.
+        models_see_all = len(short.item_idx) == len(queries.item_idx)
+        if not models_see_all:
+            allowed = np.repeat(allowed[None, :], len(user_rows), axis=0)
+            allowed[queries.row, queries.item_idx] = False
+        candidates = self.pipeline.retrieve(short, allowed, self._k, exclude_history=models_see_all)
         ranked = self.pipeline.rank(short, candidates, self._k)
         self._log(user_rows, short, candidates, ranked, now_us)
         lengths = (ranked.item_idx >= 0).sum(axis=1)
