@@ -20,6 +20,9 @@ from serving.request_id import current
 from serving.shadow_role import shadow_key
 from serving.shadow_tally import ShadowTally
 
+PATIENCE = 0.25
+"""Of what a batch takes (`Gathered`)."""
+
 
 class VersionHandles:
     """The versions of one dataset as a gateway reaches them.
@@ -38,7 +41,7 @@ class VersionHandles:
         """A list of the version, for the request at hand; what waits at the same time shares the hop."""
         gathered = self._gathered.get(version)
         if gathered is None:
-            gathered = Gathered(partial(self._compute, version), at_once=self._replicas, pause_s=0)
+            gathered = Gathered(partial(self._compute, version), at_once=self._replicas, patience=PATIENCE)
             self._gathered[version] = gathered
         return await gathered.ask(replace(request, request_id=current()))
 

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from serving.gathered import MOST, Gathered
+from serving.gathered import MOST, SHARED, Gathered
 
 
 class Doubler:
@@ -80,7 +80,7 @@ def test_what_nobody_waits_for_any_more_is_not_computed() -> None:
 def test_so_many_batches_are_under_way_as_may_be() -> None:
     async def run() -> None:
         doubler = Doubler()
-        gathered = Gathered(doubler.answer, at_once=2, pause_s=0)
+        gathered = Gathered(doubler.answer, at_once=2)
         doubler.gate.clear()
         tasks = []
         for one in range(1, 6):
@@ -91,6 +91,74 @@ def test_so_many_batches_are_under_way_as_may_be() -> None:
         assert await asyncio.gather(*tasks) == [2, 4, 6, 8, 10]
         assert doubler.batches[2:] == [[3, 4, 5]]
         assert await gathered.ask(6) == 12, "an idle one goes to work again"
+
+    asyncio.run(run())
+
+
+def test_one_of_a_batch_that_was_answered_waits_for_the_others_to_ask_again() -> None:
+    async def run() -> None:
+        doubler = Doubler()
+        gathered = Gathered(doubler.answer, at_once=2, patience=5.0)
+        doubler.gate.clear()
+        batch = [asyncio.create_task(gathered.ask(one)) for one in (1, 2, 3)]
+        await asyncio.sleep(0.2)  # a batch takes that long: the patience is a second
+        doubler.gate.set()
+        await asyncio.gather(*batch)
+        doubler.gate.clear()
+        again = []
+        for one in (4, 5, 6, 7):
+            again.append(asyncio.create_task(gathered.ask(one)))
+            await asyncio.sleep(0.01)
+        assert doubler.batches == [[1, 2, 3], [4, 5, 6]], "as many as the last time, at once; the next waits for two more"
+        again += [asyncio.create_task(gathered.ask(one)) for one in (8, 9)]
+        await asyncio.sleep(0.01)
+        assert doubler.batches[2:] == [[7, 8, 9]], "as many as are under way"
+        doubler.gate.set()
+        assert await asyncio.gather(*again) == [8, 10, 12, 14, 16, 18]
+
+    asyncio.run(run())
+
+
+def test_patience_ends_and_nobody_at_work_means_at_once() -> None:
+    async def run() -> None:
+        doubler = Doubler()
+        gathered = Gathered(doubler.answer, at_once=2, patience=0.5)
+        doubler.gate.clear()
+        batch = [asyncio.create_task(gathered.ask(one)) for one in (1, 2)]
+        await asyncio.sleep(0.2)
+        late = asyncio.create_task(gathered.ask(3))  # nothing has been measured yet: no patience
+        await asyncio.sleep(0.02)
+        assert doubler.batches == [[1, 2], [3]]
+        doubler.gate.set()
+        await asyncio.gather(*batch, late)
+        doubler.gate.clear()
+        alone = asyncio.create_task(gathered.ask(4))  # of two that were answered only one asks again
+        while len(doubler.batches) < 3:
+            await asyncio.sleep(0.01)
+        assert doubler.batches[2:] == [[4]]
+        doubler.gate.set()
+        assert await alone == 8
+        await asyncio.sleep(0.3)  # nobody is at work any more
+        doubler.gate.clear()
+        first = asyncio.create_task(gathered.ask(5))
+        await asyncio.sleep(0.01)
+        assert doubler.batches[3:] == [[5]]
+        doubler.gate.set()
+        assert await first == 10
+
+    asyncio.run(run())
+
+
+def test_two_that_are_free_take_half_each() -> None:
+    async def run() -> None:
+        doubler = Doubler()
+        gathered = Gathered(doubler.answer, at_once=2)
+        doubler.gate.clear()
+        tasks = [asyncio.create_task(gathered.ask(one)) for one in range(2 * SHARED + 3)]
+        await asyncio.sleep(0.01)
+        assert doubler.batches == [list(range(SHARED)), list(range(SHARED, 2 * SHARED + 3))]
+        doubler.gate.set()
+        assert await asyncio.gather(*tasks) == [2 * one for one in range(2 * SHARED + 3)]
 
     asyncio.run(run())
 
