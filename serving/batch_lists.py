@@ -15,6 +15,7 @@ import numpy.typing as npt
 from features.bus import SERVED_FEATURES
 from features.control_store import ControlStore
 from features.errors import BusFullError, BusUnavailableError
+from features.event_codec import to_microseconds
 from features.redis_bus import RedisStreamBus
 from features.served import is_sampled
 from serving.cache import user_unit
@@ -52,6 +53,10 @@ class BatchLists:
         self.pipeline = Pipeline.load(Path(bundle_folder), expected_dataset=config.dataset)
         self._items = ItemTable.from_bundle(Path(bundle_folder))
         as_of_now(self._items, ControlStore(config.control_url).create(), config.dataset, None)
+        # A list is stale from the first event after this on; a history that ends in the future would keep it fresh for ever.
+        known_until_us = None if self.pipeline.manifest is None else to_microseconds(self.pipeline.manifest.created_at)
+        end_us = self.pipeline.histories.end_us
+        self._activity_at_us = end_us if known_until_us is None else min(end_us, known_until_us)
         self._k = min(k, len(self._items))
         self._version = version
         self._bus: RedisStreamBus | None = None
@@ -78,7 +83,8 @@ class BatchLists:
         """Encoded lists of (B,) rows of users with histories."""
         now_us = time.time_ns() // 1000
         histories = self.pipeline.histories
-        asked_us = np.full(len(user_rows), max(now_us, histories.end_us + 1), dtype=np.int64)
+        # Each asked after the own last entry alone: one row dated in the future must not make everybody's last week old.
+        asked_us = np.maximum(histories.time_us[histories.indptr[user_rows + 1] - 1] + 1, now_us).astype(np.int64)
         queries = histories.queries(user_rows, asked_us)
         short = queries.truncated(MAX_HISTORY)
         allowed = self._items.trained_mask(NO_SELECTION)
@@ -97,7 +103,7 @@ class BatchLists:
                 score=ranked.score[b, :length],
                 source=ranked.source[b, :length].astype(np.uint8),
                 computed_at_us=now_us,
-                activity_at_us=histories.end_us,
+                activity_at_us=self._activity_at_us,
                 complete=bool(length < self._k),
             ).encode()
             for b, length in enumerate(lengths.tolist())

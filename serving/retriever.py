@@ -89,18 +89,21 @@ class RetrieverStage:
         if online is not None and not request.recent_items and _is_current(online, activity, len(item_idx)):
             names = self.pipeline.user_feature_names
             query = replace(query, user_features={name: online.features[name] for name in names})
-        left_out = [event.item_id for event in activity.events if not event.positive]
+        rejected = self._trained(self.items.rows([event.item_id for event in activity.events if not event.positive]))
+        if histories.rejected is not None:
+            rejected = np.concatenate([rejected, histories.rejected.of_user(int(user))])
         if request.seen is None:
-            return query, LeftOut(False, self._trained(self.items.rows(left_out)))
+            return query, LeftOut(False, rejected)
         if request.seen == ALL_SEEN and len(item_idx) <= MAX_HISTORY:
-            return query, LeftOut(True, self._trained(self.items.rows(left_out)))
+            return query, LeftOut(True, rejected)
         if request.seen.actions is None:
-            return query, LeftOut(False, np.concatenate([self._trained(self.items.rows(left_out)), _met(query, request.seen)]))
+            return query, LeftOut(False, np.concatenate([rejected, _met(query, request.seen)]))
         codes, meant = histories.action[known], np.array([OTHER_ACTION_CODE, *request.seen.actions])
         met = np.isin(codes, meant) & (histories.time_us[known] >= request.seen.since_us(asked_us))
-        left_out += [one.item_id for one in events if request.seen.counts(one.action, one.time_us, asked_us)]
+        left_out = [one.item_id for one in events if request.seen.counts(one.action, one.time_us, asked_us)]
         left_out += request.recent_items
-        return query, LeftOut(False, np.concatenate([histories.item_idx[known][met], self._trained(self.items.rows(left_out))]))
+        of_history, recent = histories.item_idx[known][met], self._trained(self.items.rows(left_out))
+        return query, LeftOut(False, np.concatenate([rejected, of_history, recent]))
 
     def retrieve(self, request: ComputeRequest, query: QueryBatch, left_out: LeftOut) -> CandidateSet:
         """Candidates that the request's filters, availability, exclusions and the user's own activity leave."""

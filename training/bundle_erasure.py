@@ -50,6 +50,7 @@ def erase_user(folder: Path, user_id: str) -> bool:
         time_us=histories.time_us[kept],
         value=histories.value[kept],
         action=histories.action[kept],
+        rejected=None if histories.rejected is None else histories.rejected.without(row),
     )
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".erasing-") as scratch:
         work = Path(scratch) / folder.name

@@ -20,12 +20,13 @@ import pyarrow.compute as pc
 from features.activity_store import ActivityStore
 from features.catalogue import Catalogue
 from features.control_store import ControlStore
-from features.events import POSITIVE_ACTIONS, action_codes
+from features.events import NEGATIVE_ACTIONS, POSITIVE_ACTIONS, action_codes
 from features.histories import FileTraits, order_and_times
 from features.paths import DatasetPaths
 from training.errors import NotTrainableError
 from training.interactions import BoolArray, IdArray, IntArray, Interactions, LongArray
 from training.models.base import TrainingData
+from training.rejections import Rejections
 
 COLUMNS = ["user_id", "item_id", "action", "value", "timestamp", "timestamp_imputed", "split", "flag"]
 """Columns of the activity store that training reads."""
@@ -42,7 +43,8 @@ def load_training_data(
 ) -> TrainingData:
     """All positive activity of a dataset up to `as_of`, with the catalogue's items and both sides' attributes.
 
-    Rows with a flag (unknown action or item) and rows of anonymous sessions are not trained on. Items of the catalogue without
+    Rows with a flag (unknown action or item) and rows of anonymous sessions are not trained on, nor are rejections, which are kept
+    so that lists leave them out. Items of the catalogue without
     activity get row numbers too, so that content models can recommend them.
 
     Args:
@@ -56,8 +58,9 @@ def load_training_data(
     """
     table = ActivityStore.of(paths).read(columns=COLUMNS, as_of=as_of)
     wanted = pa.array(sorted(POSITIVE_ACTIONS | extra_actions))
-    keep = pc.and_(pc.is_in(table["action"], value_set=wanted), pc.and_(pc.is_null(table["flag"]), pc.is_valid(table["user_id"])))
-    table = table.filter(keep)
+    table = table.filter(pc.and_(pc.is_null(table["flag"]), pc.is_valid(table["user_id"])))
+    negative = table.filter(pc.is_in(table["action"], value_set=pa.array(sorted(NEGATIVE_ACTIONS))))
+    table = table.filter(pc.is_in(table["action"], value_set=wanted))
     if table.num_rows == 0:
         raise NotTrainableError(
             f"dataset {paths.dataset!r} has no activity with an action of interest ({', '.join(sorted(POSITIVE_ACTIONS))}): "
@@ -72,6 +75,7 @@ def load_training_data(
         interactions=interactions,
         item_attributes=_aligned_attributes(items, "item_id", interactions.item_ids),
         user_attributes=_aligned_attributes(users, "user_id", interactions.user_ids),
+        rejected=_rejections(negative, interactions),
     )
 
 
@@ -169,6 +173,18 @@ def fold_events(interactions: Interactions) -> pa.Table:
             "value": pa.array(interactions.value.astype(np.float64), from_pandas=True),
         }
     )
+
+
+def _rejections(negative: pa.Table, interactions: Interactions) -> Rejections | None:
+    """What users of the interactions have rejected of their items; None for nothing."""
+    user, item = (
+        pc.fill_null(pc.index_in(negative[name], value_set=pa.array(ids, pa.string())), -1).to_numpy().astype(np.int32)
+        for name, ids in (("user_id", interactions.user_ids), ("item_id", interactions.item_ids))
+    )
+    known = (user >= 0) & (item >= 0)
+    if not known.any():
+        return None
+    return Rejections.of(user[known], item[known], interactions.num_users, interactions.num_items)
 
 
 def _text_column(column: pd.Series[Any]) -> pa.ChunkedArray:

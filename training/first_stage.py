@@ -83,7 +83,7 @@ def assemble(
         sources=sources,
         blend=blend or equal_blend(names),
         items=item_table(interactions.item_ids, data.item_attributes),
-        histories=Histories.of(interactions),
+        histories=Histories.of(interactions, data.rejected),
         by_popularity=by_popularity,
     )
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from training.arrays import AnyArray, map_arrays, save_arrays
 from training.interactions import ByteArray, FloatArray, IdArray, IntArray, Interactions, LongArray
 from training.queries import QueryBatch
+from training.rejections import Rejections
 from training.vocabulary import Vocabulary
 
 USERS_FILE = "users.parquet"
@@ -29,7 +30,8 @@ class Histories:
     """Histories of all users, oldest entry first.
 
     Shapes and units: user_ids (U,) str; indptr (U + 1,) int64; item_idx (E,) int32; time_us (E,) int64 microseconds since the
-    epoch; value (E,) float32, NaN where none; action (E,) uint8 of `features.events.ACTION_CODES`, 0 where not known.
+    epoch; value (E,) float32, NaN where none; action (E,) uint8 of `features.events.ACTION_CODES`, 0 where not known. `rejected`:
+    what they have rejected; None where nobody has, or nobody knows.
     """
 
     user_ids: IdArray
@@ -38,10 +40,11 @@ class Histories:
     time_us: LongArray
     value: FloatArray
     action: ByteArray
+    rejected: Rejections | None = None
 
     @classmethod
-    def of(cls, interactions: Interactions) -> Histories:
-        """Histories of everything in `interactions`."""
+    def of(cls, interactions: Interactions, rejected: Rejections | None = None) -> Histories:
+        """Histories of everything in `interactions`, with what its users have rejected."""
         return cls(
             user_ids=interactions.user_ids,
             indptr=interactions.indptr,
@@ -49,6 +52,7 @@ class Histories:
             time_us=interactions.time_us,
             value=interactions.value,
             action=interactions.action,
+            rejected=rejected,
         )
 
     @cached_property
@@ -98,12 +102,18 @@ class Histories:
             "value": self.value,
             "action": self.action,
         }
+        if self.rejected is not None:
+            arrays |= {"rejected_indptr": self.rejected.indptr, "rejected_idx": self.rejected.item_idx}
         save_arrays(folder / HISTORIES_FILE, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Histories:
-        """Read what `save` wrote; the arrays are memory maps. Bundles of an earlier release know no actions."""
+        """Read what `save` wrote; the arrays are memory maps. Bundles of an earlier release know no actions and no rejections."""
         arrays = map_arrays(folder / HISTORIES_FILE)
+        rejected = None
+        if "rejected_idx" in arrays:
+            indptr, item_idx = arrays["rejected_indptr"], arrays["rejected_idx"]
+            rejected = Rejections(indptr.astype(np.int64, copy=False), item_idx.astype(np.int32, copy=False))
         ids = pq.read_table(folder / USERS_FILE).column("user_id").to_numpy(zero_copy_only=False)
         return cls(
             user_ids=ids,
@@ -112,4 +122,5 @@ class Histories:
             time_us=arrays["time_us"].astype(np.int64, copy=False),
             value=arrays["value"].astype(np.float32, copy=False),
             action=arrays.get("action", np.zeros(len(arrays["item_idx"]), dtype=np.uint8)).astype(np.uint8, copy=False),
+            rejected=rejected,
         )

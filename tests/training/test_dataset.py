@@ -145,3 +145,23 @@ def test_fold_events_are_the_rows() -> None:
     assert table["value"].to_pylist() == [3.0, None]
     assert table["item_id"].to_pylist() == ["x", "y"]
     assert table["timestamp"].to_pylist()[0] == datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_what_users_rejected_is_kept_and_not_learned_from(place: tuple[DatasetPaths, str]) -> None:
+    paths, url = place
+    assert load_training_data(paths, url).rejected is None
+    events = [
+        Event("1", "z", "dislike", NOW, user_id="b"),
+        Event("2", "new", "dismiss", NOW, user_id="b"),
+        Event("3", "z", "dismiss", NOW, user_id="b"),
+        Event("4", "x", "dislike", NOW, user_id="c"),
+        Event("5", "x", "dislike", NOW, session_id="s"),
+        Event("6", "q", "dislike", NOW, user_id="a", flag="unknown_item"),
+    ]
+    rows = [event.to_row(received_at=NOW) for event in events]
+    ActivityStore(str(paths.activity)).append(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA))
+    found = load_training_data(paths, url)
+    assert len(found.interactions) == 5
+    assert found.rejected is not None
+    users = found.interactions.user_ids.tolist()
+    assert [found.interactions.item_ids[found.rejected.of_user(row)].tolist() for row in range(len(users))] == [[], ["new", "z"]]

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from training.candidates import Retrieved
 from training.interactions import BoolArray, FloatArray, Interactions
 from training.queries import QueryBatch
+from training.rejections import Rejections
 
 Made = TypeVar("Made")
 
@@ -39,11 +40,13 @@ class TrainingData:
         interactions: positive activity of the fold.
         item_attributes: attribute name -> (N,) array aligned with `interactions.item_ids`; object arrays hold text or lists.
         user_attributes: attribute name -> (U,) array aligned with `interactions.user_ids`.
+        rejected: what users do not want to see again: for lists, not to learn from. None where nobody has rejected anything.
     """
 
     interactions: Interactions
     item_attributes: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
     user_attributes: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+    rejected: Rejections | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def derived(self, key: Hashable, make: Callable[[], Made]) -> Made:
