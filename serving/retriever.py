@@ -22,6 +22,7 @@ from serving.online_users import OnlineUser
 from serving.recent_activity import RecentActivity, RecentEvent
 from serving.schemas import ALL_SEEN, Seen, Selection
 from training.candidates import CandidateSet, RankedLists
+from training.excluded_items import ExcludedItems
 from training.explain import explained
 from training.interactions import BoolArray, IntArray, LongArray
 from training.pipeline import Pipeline
@@ -30,17 +31,20 @@ from training.similar import similar_items
 
 MAX_HISTORY = 5_000
 """Newest entries of a history that models see: no user of real data reaches it, so that answers equal the evaluation's."""
+FEW_LEFT_OUT = 256
+"""Items that a request leaves out beside its history up to which the models are told of them; more become a mask of its own, with
+which it shares no batch."""
 FIRST_REAL_TIME_US = 10**12
 """Times below (the first days of 1970) are places in an order: the dataset has no times."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What is left out of an answer for what its user did.
+    """What is left out of an answer for what its user did, or because the request says so.
 
     Args:
         history: all items of the query's history, which the models leave out themselves: the mask stays the one of all users.
-        rows: (R,) int32 items beside.
+        rows: (R,) int32 items beside that are more than a query can say (`FEW_LEFT_OUT`).
     """
 
     history: bool
@@ -64,14 +68,25 @@ class RetrieverStage:
     def query(
         self, request: ComputeRequest, activity: RecentActivity, now_us: int, online: OnlineUser | None = None
     ) -> tuple[QueryBatch, LeftOut]:
-        """The user's history as of now, and what is left out of the answer for what the user did.
+        """The user's history as of now, and what is left out of the answer.
 
         History as of training, then the recent events that are not in it (from the online store and from the gateway, which knows
         those of a moment ago), then the caller's own items.
 
         Returns:
-            One query, and the items that the user rejected, or met so that the request leaves them out.
+            One query, which says itself what few items beside its history are left out, and what else is.
         """
+        query, left_out = self._query(request, activity, now_us, online)
+        gone = np.concatenate([left_out.rows, self._trained(self.items.rows(request.exclude))])
+        if len(gone) > FEW_LEFT_OUT:
+            return query, replace(left_out, rows=gone)
+        out = ExcludedItems(np.zeros(len(gone), dtype=np.int32), gone.astype(np.int32))
+        return replace(query, left_out=out), replace(left_out, rows=gone[:0])
+
+    def _query(
+        self, request: ComputeRequest, activity: RecentActivity, now_us: int, online: OnlineUser | None
+    ) -> tuple[QueryBatch, LeftOut]:
+        """The query, and all that is left out for what the user did: rejected, or met so that it is not shown again."""
         histories = self._histories.current()
         user = histories.users.rows([request.user_id])[0] if request.user_id is not None else np.int32(-1)
         known = slice(int(histories.indptr[user]), int(histories.indptr[user + 1])) if user >= 0 else slice(0, 0)
@@ -158,10 +173,9 @@ class RetrieverStage:
             wanted = np.zeros(len(allowed), dtype=bool)
             wanted[self._trained(self.items.rows(request.candidates))] = True
             allowed = allowed & wanted
-        gone = np.concatenate([left_out.rows, self._trained(self.items.rows(request.exclude))])
-        if len(gone):
+        if len(left_out.rows):
             allowed = allowed.copy()
-            allowed[gone] = False
+            allowed[left_out.rows] = False
         return allowed
 
     def _trained(self, rows: IntArray) -> IntArray:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.arrays import AnyArray, map_arrays, save_arrays
+from training.excluded_items import NOTHING
 from training.interactions import ByteArray, FloatArray, IdArray, IntArray, Interactions, LongArray
 from training.queries import QueryBatch
 from training.rejections import Rejections
@@ -90,6 +91,7 @@ class Histories:
             time_us=np.asarray(self.time_us[rows], dtype=np.int64),
             request_time_us=request_time_us,
             user_idx=np.asarray(user_idx, dtype=np.int32),
+            left_out=NOTHING if self.rejected is None else self.rejected.of_users(user_idx),
         )
 
     def save(self, folder: Path) -> None:

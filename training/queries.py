@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from training.excluded_items import NOTHING, ExcludedItems, joined
 from training.interactions import IntArray, Interactions, LongArray
 
 MAX_HISTORY = 200
@@ -32,6 +33,7 @@ class QueryBatch:
         user_idx (B,) int32: row of the user in the training vocabulary, -1 where unknown.
         user_features: feature name -> (B,) array (object arrays hold lists), as the feature service names them. Empty
             where a pipeline has no ranker that needs them.
+        left_out: items that are not to be returned, whether or not the history is.
     """
 
     indptr: LongArray
@@ -40,6 +42,7 @@ class QueryBatch:
     request_time_us: LongArray
     user_idx: IntArray
     user_features: Mapping[str, npt.NDArray[np.generic]] = field(default_factory=dict)
+    left_out: ExcludedItems = NOTHING
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
@@ -47,6 +50,13 @@ class QueryBatch:
     def history(self, b: int) -> IntArray:
         """(length,) int32: items of query b, oldest first."""
         return self.item_idx[self.indptr[b] : self.indptr[b + 1]]
+
+    def excluded(self, history: bool) -> ExcludedItems:
+        """What is left out of the answers, with the items of the histories where asked."""
+        if not history:
+            return self.left_out
+        met = ExcludedItems(self.row, self.item_idx)
+        return joined([met, self.left_out], [0, 0]) if len(self.left_out) else met
 
     @property
     def row(self) -> IntArray:
@@ -68,6 +78,7 @@ class QueryBatch:
             request_time_us=self.request_time_us[start:stop],
             user_idx=self.user_idx[start:stop],
             user_features={name: column[start:stop] for name, column in self.user_features.items()},
+            left_out=self.left_out.slice(start, stop) if len(self.left_out) else NOTHING,
         )
 
     def take(self, rows: IntArray | LongArray) -> QueryBatch:
@@ -82,6 +93,7 @@ class QueryBatch:
             request_time_us=self.request_time_us[rows],
             user_idx=self.user_idx[rows],
             user_features={name: column[rows] for name, column in self.user_features.items()},
+            left_out=self.left_out.take(rows) if len(self.left_out) else NOTHING,
         )
 
     def blocks(self, size: int) -> Iterator[tuple[int, QueryBatch]]:
@@ -102,6 +114,7 @@ class QueryBatch:
             request_time_us=self.request_time_us,
             user_idx=self.user_idx,
             user_features=self.user_features,
+            left_out=self.left_out,
         )
 
 
@@ -140,6 +153,7 @@ def joined_queries(batches: Sequence[QueryBatch]) -> QueryBatch:
         request_time_us=np.concatenate([batch.request_time_us for batch in batches]),
         user_idx=np.concatenate([batch.user_idx for batch in batches]),
         user_features={name: np.concatenate([batch.user_features[name] for batch in batches]) for name in batches[0].user_features},
+        left_out=joined([batch.left_out for batch in batches], np.cumsum([0, *map(len, batches[:-1])]).tolist()),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Self
 
 import numpy as np
 
+from training.excluded_items import ExcludedItems
 from training.interactions import IntArray, LongArray
 
 
@@ -39,12 +40,14 @@ class Rejections:
             return np.zeros(0, dtype=np.int32)
         return np.asarray(self.item_idx[self.indptr[row] : self.indptr[row + 1]], dtype=np.int32)
 
-    def of_users(self, rows: IntArray) -> tuple[LongArray, IntArray]:
-        """Place among the (A,) asked users, and item, of each of their rejections."""
-        starts, lengths = self.indptr[rows], self.indptr[rows + 1] - self.indptr[rows]
+    def of_users(self, rows: IntArray) -> ExcludedItems:
+        """What the (A,) asked users have rejected; nothing for rows of -1."""
+        starts = self.indptr[rows]
+        lengths = np.where(rows >= 0, self.indptr[rows + 1] - starts, 0)
         first = np.cumsum(lengths) - lengths
         entries = np.repeat(starts - first, lengths) + np.arange(int(lengths.sum()))
-        return np.repeat(np.arange(len(rows), dtype=np.int64), lengths), np.asarray(self.item_idx[entries], dtype=np.int32)
+        asked = np.repeat(np.arange(len(rows), dtype=np.int32), lengths)
+        return ExcludedItems(asked, np.asarray(self.item_idx[entries], dtype=np.int32))
 
     def without(self, row: int) -> Rejections:
         """The same with nothing rejected by one user."""

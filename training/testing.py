@@ -9,6 +9,7 @@ Owns the contract of `training.models.base.Retriever` and a small world to check
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ import pandas as pd
 
 from training.dataset import from_frame
 from training.errors import NotTrainableError
+from training.excluded_items import ExcludedItems
 from training.interactions import FloatArray, IdArray
 from training.models.base import Retriever, TrainingData
 from training.queries import QueryBatch, queries_from_histories, queries_from_users
@@ -112,6 +114,22 @@ class RetrieverContract:
         data, model, queries = self.world()
         found = model.retrieve(queries, data.interactions.num_items, exclude_history=False)
         assert (np.sort(found.item_idx, axis=1) == np.arange(data.interactions.num_items)).all()
+
+    def test_items_that_a_query_leaves_out_do_not_come_back(self) -> None:
+        """Each query its own, with the history and without; the others are as before."""
+        data, model, queries = self.world()
+        num_items = data.interactions.num_items
+        before = model.retrieve(queries, 4)
+        rows = np.repeat(np.arange(0, len(queries), 2, dtype=np.int32), 2)
+        asked = replace(queries, left_out=ExcludedItems(rows, before.item_idx[::2, :2].ravel()))
+        for history in (True, False):
+            found = model.retrieve(asked, num_items, exclude_history=history)
+            for row in range(len(queries)):
+                out = set(before.item_idx[row, :2].tolist()) if row % 2 == 0 else set()
+                out |= set(queries.history(row).tolist()) if history else set()
+                assert set(found.item_idx[row][found.item_idx[row] >= 0].tolist()) == set(range(num_items)) - out
+        _assert_close(model.retrieve(asked, 2).score[::2], before.score[::2, 2:])
+        _assert_close(model.retrieve(asked, 4).score[1::2], before.score[1::2])
 
     def test_only_allowed_items_come_back(self) -> None:
         """One mask for all, and one a query."""

@@ -71,13 +71,13 @@ def fill(
         popular: every item, most popular first.
         queries: B queries.
         allowed: (N,) or (B, N) bool of items that may be returned; None allows all.
-        exclude_history: leave out the items of the query's history.
+        exclude_history: leave out the items of the query's history too.
     """
-    lengths = candidates.valid.sum(axis=1)
+    lengths, out = candidates.valid.sum(axis=1), queries.excluded(exclude_history)
     added: dict[int, IntArray] = {}
     for b in np.flatnonzero(lengths < count).tolist():
         there = candidates.item_idx[b, : lengths[b]]
-        taken = np.concatenate([there, queries.history(b)]) if exclude_history else there
+        taken = np.concatenate([there, out.of(b)])
         mask = allowed if allowed is None or allowed.ndim == 1 else allowed[b]
         head = popular.head(count + len(taken) - int(lengths[b]), mask)
         added[b] = head[~np.isin(head, taken)][: count - int(lengths[b])]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import serving.retriever
 from features.events import ACTION_CODES
 from serving.cached_list import CachedList, decode_list
 from serving.item_table import ItemTable
@@ -75,11 +76,11 @@ def test_recent_events_join_the_history_in_order_and_once(stage) -> None:
     )
     user = str(histories.user_ids[3])
     repeated = RecentEvent(str(stage.items.item_ids[histories.item_idx[histories.indptr[4] - 1]]), last, True)
-    query, rejected = stage.query(ComputeRequest(user, 5, seen=None), RecentActivity(1, (repeated, *events, events[0])), NOW_US)
+    query, _ = stage.query(ComputeRequest(user, 5, seen=None), RecentActivity(1, (repeated, *events, events[0])), NOW_US)
     assert query.item_idx.tolist() == [*seen(stage, user), row("i019"), row("i020")]
     assert np.all(np.diff(query.time_us) > 0)
     assert query.request_time_us[0] == NOW_US
-    assert rejected.rows.tolist() == [row("i030")]
+    assert query.left_out.item_idx.tolist() == [row("i030")]
 
 
 def test_the_callers_items_come_last(stage) -> None:
@@ -136,10 +137,11 @@ def test_only_what_was_met_by_the_named_actions_is_left_out(pipeline, bundle) ->
     }
     # Activity since the training may be known to the online store alone.
     known = online(20, later, ("i030", "i031", "i032"), (2, 1, 0), "441")
-    _, left_out = knowing.query(
+    query, left_out = knowing.query(
         ComputeRequest("u3", 60, seen=parse_body({"exclude_seen": "purchase"}).seen), activity, NOW_US, known
     )
-    names = {str(knowing.items.item_ids[row]) for row in left_out.rows}
+    names = {str(knowing.items.item_ids[row]) for row in query.left_out.item_idx}
+    assert not len(left_out.rows)
     assert {"i030", "i031", "i041", "i042"} <= names
     assert names.isdisjoint({"i032", "i040"})
     # A bundle of an earlier release knows no actions: all of its entries may have been meant.
@@ -214,3 +216,17 @@ def test_a_slow_or_broken_store_costs_one_short_wait() -> None:
 
     asyncio.run(ask())
     assert calls == ["u"]
+
+
+@pytest.mark.parametrize("few", [256, 2])
+def test_what_a_request_leaves_out_is_left_out_with_and_without_a_mask_of_its_own(
+    stage, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr(serving.retriever, "FEW_LEFT_OUT", few)
+    exclude = ("i001", "i007", "i020", "nobody-knows")
+    request = ComputeRequest("u3", 100, seen=None, exclude=exclude)
+    _, left_out = stage.query(request, RecentActivity(), NOW_US)
+    mask = stage.allowed(request, left_out)
+    assert (mask is stage.items.trained_mask(request.selection)) == (few == 256), "requests share a batch by their mask"
+    gone = {stage.items.row(item) for item in exclude} - {-1}
+    assert set(compute(stage, request).item_idx.tolist()) == set(range(len(stage.items))) - gone

@@ -123,7 +123,7 @@ class Retriever(ABC):
         """Read what `save` wrote; scores are equal to those before."""
 
     def retrieve(self, queries: QueryBatch, k: int, allowed: BoolArray | None = None, *, exclude_history: bool = True) -> Retrieved:
-        """The `k` best items of each query, history left out unless told otherwise.
+        """The `k` best items of each query less what the query leaves out, history included unless told otherwise.
 
         Models that need not score the whole catalogue override this.
 
@@ -133,9 +133,8 @@ class Retriever(ABC):
             allowed: (N,) bool of items that may be returned, or (B, N) per query; None allows all.
             exclude_history: leave out the items of the query's history.
         """
-        scores = self.score(queries)
-        if exclude_history:
-            scores[queries.row, queries.item_idx] = -np.inf
+        scores, out = self.score(queries), queries.excluded(exclude_history)
+        scores[out.row, out.item_idx] = -np.inf
         if allowed is not None:
             scores = np.where(allowed, scores, -np.inf).astype(np.float32)
         return top_k(scores, k)

@@ -78,8 +78,8 @@ class ItemItemRetriever(Retriever):
         """
         num_items = len(self.popularity)
         entry, item, value = self._reached(queries)
-        longest = int(np.diff(queries.indptr).max(initial=0)) if exclude_history else 0
-        width = min(k + longest, num_items)
+        out = queries.excluded(exclude_history)
+        width = min(k + out.most(), num_items)
         dense_is_cheaper = len(item) + len(queries) * width > len(queries) * num_items // 4
         if dense_is_cheaper or (allowed is not None and allowed.ndim == 2):
             return super().retrieve(queries, k, allowed, exclude_history=exclude_history)
@@ -92,8 +92,8 @@ class ItemItemRetriever(Retriever):
         value += np.float32(PRIOR) * self.popularity[item]
         if allowed is not None:
             value[~allowed[item]] = -np.inf
-        if exclude_history:
-            value[np.isin(key, queries.row.astype(np.int64) * num_items + queries.item_idx)] = -np.inf
+        if len(out):
+            value[np.isin(key, out.keys(num_items))] = -np.inf
         return _best_of_ragged(row, item, value, len(queries), k)
 
     def _reached(self, queries: QueryBatch) -> tuple[LongArray, LongArray, FloatArray]:

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from training.arrays import AnyArray, map_arrays, save_arrays
 from training.candidates import Retrieved
+from training.excluded_items import ExcludedItems
 from training.interactions import BoolArray, FloatArray, IntArray, Interactions, LongArray
 from training.models.base import ModelConfig, ReportEpoch, Retriever, TrainingData, top_k
 from training.popular_order import PopularOrder
@@ -87,15 +88,15 @@ class Popularity(Retriever):
         return scores
 
     def retrieve(self, queries: QueryBatch, k: int, allowed: BoolArray | None = None, *, exclude_history: bool = True) -> Retrieved:
-        """As `Retriever.retrieve`, looking only at as many of the first items as a history can take away."""
+        """As `Retriever.retrieve`, looking only at as many of the first items as may have to be left out."""
         if allowed is not None and allowed.ndim == 2:
             return super().retrieve(queries, k, allowed, exclude_history=exclude_history)
         item_idx = np.full((len(queries), k), -1, dtype=np.int32)
         score = np.full((len(queries), k), -np.inf, dtype=np.float32)
         for rows, segments in self._alike(queries):
-            longest = int(np.diff(queries.indptr)[rows].max(initial=0)) if exclude_history else 0
-            first, values = self._first(segments, k + longest, allowed)
-            part = _first_unseen(queries.take(rows), first, values, k, exclude_history)
+            out = queries.take(rows).excluded(exclude_history)
+            first, values = self._first(segments, k + out.most(), allowed)
+            part = _first_without(len(rows), out, first, values, k)
             item_idx[rows], score[rows] = part.item_idx, part.score
         return Retrieved(item_idx, score)
 
@@ -157,14 +158,14 @@ class Popularity(Retriever):
         return items[best], scores[best]
 
 
-def _first_unseen(queries: QueryBatch, first: IntArray, values: FloatArray, k: int, exclude_history: bool) -> Retrieved:
-    """The k best of `first`, which are common to all queries, less each history."""
-    scores = np.tile(values, (len(queries), 1))
-    if exclude_history and len(first):
+def _first_without(num_queries: int, out: ExcludedItems, first: IntArray, values: FloatArray, k: int) -> Retrieved:
+    """The k best of `first`, which are common to all queries, less what each leaves out."""
+    scores = np.tile(values, (num_queries, 1))
+    if len(out) and len(first):
         by_item = np.argsort(first, kind="stable")
-        place = np.minimum(np.searchsorted(first, queries.item_idx, sorter=by_item), len(first) - 1)
-        seen = np.flatnonzero(first[by_item[place]] == queries.item_idx)
-        scores[queries.row[seen], by_item[place[seen]]] = -np.inf
+        place = np.minimum(np.searchsorted(first, out.item_idx, sorter=by_item), len(first) - 1)
+        there = np.flatnonzero(first[by_item[place]] == out.item_idx)
+        scores[out.row[there], by_item[place[there]]] = -np.inf
     best = top_k(scores, k)
     return Retrieved(np.where(best.item_idx >= 0, np.append(first, -1)[best.item_idx], -1).astype(np.int32), best.score)
 

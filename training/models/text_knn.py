@@ -88,11 +88,12 @@ class TextKnn(Retriever):
         if not len(columns):
             return top_k(np.full((len(queries), 1), -np.inf, dtype=np.float32), k)
         scores = self._scores(queries, columns)
-        if exclude_history:
+        out = queries.excluded(exclude_history)
+        if len(out):
             place = np.full(len(self.popularity), -1)
             place[columns] = np.arange(len(columns))
-            column = place[queries.item_idx]
-            scores[queries.row[column >= 0], column[column >= 0]] = -np.inf
+            column = place[out.item_idx]
+            scores[out.row[column >= 0], column[column >= 0]] = -np.inf
         found = top_k(scores, k)
         return Retrieved(np.where(found.item_idx >= 0, columns[found.item_idx], -1).astype(np.int32), found.score)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from training.candidates import Retrieved
 from training.exact_index import ItemIndex
+from training.excluded_items import ExcludedItems
 from training.index import build_index, load_index, save_index
 from training.interactions import BoolArray, FloatArray, Interactions
 from training.models.base import ModelConfig, Retriever
@@ -84,9 +85,9 @@ class VectorRetriever(Retriever):
         index = self.index
         if index is None or (allowed is not None and allowed.ndim == 2):
             return super().retrieve(queries, k, allowed, exclude_history=exclude_history)
-        longest = int(np.diff(queries.indptr).max(initial=0)) if exclude_history else 0
-        found = index.search(self.query_vectors(queries), k + longest, allowed)
-        return without_history(found, queries, k) if exclude_history else found
+        out = queries.excluded(exclude_history)
+        found = index.search(self.query_vectors(queries), k + out.most(), allowed)
+        return without(found, out, k) if len(out) else found
 
     def save_index(self, folder: Path) -> None:
         """Write the index, where there is one, beside the model's own files."""
@@ -98,14 +99,14 @@ class VectorRetriever(Retriever):
         self._index = load_index(folder, self.item_vectors(), np.flatnonzero(self.known()))
 
 
-def without_history(found: Retrieved, queries: QueryBatch, k: int) -> Retrieved:
-    """The first `k` of each row that are not in the query's history, padded."""
+def without(found: Retrieved, out: ExcludedItems, k: int) -> Retrieved:
+    """The first `k` of each row that are not left out, padded."""
     num_rows, width = found.item_idx.shape
-    base = int(max(found.item_idx.max(initial=-1), queries.item_idx.max(initial=-1))) + 2
+    base = int(max(found.item_idx.max(initial=-1), out.item_idx.max(initial=-1))) + 2
     rows = np.arange(num_rows, dtype=np.int64)[:, None]
-    seen = np.isin(rows * base + found.item_idx, queries.row.astype(np.int64) * base + queries.item_idx)
-    order = np.argsort(seen, axis=1, kind="stable")[:, : min(k, width)]
-    gone = np.take_along_axis(seen, order, axis=1)
+    is_out = np.isin(rows * base + found.item_idx, out.keys(base))
+    order = np.argsort(is_out, axis=1, kind="stable")[:, : min(k, width)]
+    gone = np.take_along_axis(is_out, order, axis=1)
     item_idx = np.where(gone, -1, np.take_along_axis(found.item_idx, order, axis=1))
     score = np.where(gone, -np.inf, np.take_along_axis(found.score, order, axis=1))
     pad = ((0, 0), (0, k - item_idx.shape[1]))
