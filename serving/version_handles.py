@@ -20,7 +20,7 @@ from serving.request_id import current
 from serving.shadow_role import shadow_key
 from serving.shadow_tally import ShadowTally
 
-PATIENCE = 0.25
+PATIENCE = 0.5
 """Of what a batch takes (`Gathered`)."""
 
 
