@@ -157,7 +157,7 @@ class SnapshotLoader:
             manifest = BundleManifest.model_validate_json((folder / MANIFEST_FILE).read_text())
             items = ItemTable.from_bundle(folder)
             vectors = stored_vectors(folder / FEATURES_FOLDER)
-            items = as_of_now(items, self._store, self._config.dataset, manifest.fingerprint.as_of or manifest.created_at)
+            items = as_of_now(items, self._store, self._config.dataset, manifest.known_until)
         except FeaturesError:
             raise  # the control store's trouble, not the version's
         except Exception as error:  # whatever is wrong with a bundle, the other versions must go on

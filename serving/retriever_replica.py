@@ -61,7 +61,7 @@ class Retriever:
         store = ControlStore(config.control_url).create()
         changes = ItemChanges(AuditLog(store, config.dataset))
         manifest = pipeline.manifest
-        read_at = None if manifest is None else manifest.fingerprint.as_of or manifest.created_at
+        read_at = None if manifest is None else manifest.known_until
         self._stage = RetrieverStage(pipeline, as_of_now(items, store, config.dataset, read_at), folder)
         follow = threading.Thread(target=_follow_items, args=(changes, self._stage, config.reread_s), name="items", daemon=True)
         follow.start()

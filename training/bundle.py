@@ -96,6 +96,12 @@ class BundleManifest(BaseModel):
     files: dict[str, FileEntry] = Field(default_factory=dict)
     """Relative path -> size and hash of every file but the manifest."""
 
+    @property
+    def known_until(self) -> datetime:
+        """Up to when it knows what happened: the latest event, whose clock may have run ahead, but nothing after it was made."""
+        as_of = self.fingerprint.as_of
+        return self.created_at if as_of is None else min(as_of, self.created_at)
+
 
 def fingerprint(
     interactions: Interactions, *, trained_on: Literal["fit", "all"], includes_test_rows: bool, as_of: datetime | None = None
