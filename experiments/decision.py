@@ -35,19 +35,28 @@ class TreatmentEvidence:
 
 
 def guardrail_state(
-    guardrail: Guardrail, relative: Estimate | NotEstimable, control_mean: float, treatment_mean: float
+    guardrail: Guardrail,
+    relative: Estimate | NotEstimable,
+    absolute: Estimate | NotEstimable,
+    control_mean: float,
+    treatment_mean: float,
 ) -> GuardrailState:
     """Whether a treatment stays within the margin: `holds` and `violated` only when the whole interval is on that side.
 
+    Where a variant has nothing at all there is no relative difference (none of a mean of 0, no spread around one): then the
+    absolute one is held against the margin of the control's mean, so that a variant in which everything stopped is not "unclear".
     What should stay rare and happened in neither variant holds, though it has no interval.
     """
-    if isinstance(relative, NotEstimable):
+    found, margin = relative, guardrail.margin
+    if isinstance(found, NotEstimable):
+        found, margin = absolute, guardrail.margin * abs(control_mean)
+    if isinstance(found, NotEstimable):
         return "holds" if guardrail.direction == "decrease" and control_mean == treatment_mean == 0 else "unclear"
     # Worsening is positive in what follows.
-    worst, best = (-relative.low, -relative.high) if guardrail.direction == "increase" else (relative.high, relative.low)
-    if worst <= guardrail.margin:
+    worst, best = (-found.low, -found.high) if guardrail.direction == "increase" else (found.high, found.low)
+    if worst <= margin:
         return "holds"
-    return "violated" if best > guardrail.margin else "unclear"
+    return "violated" if best > margin else "unclear"
 
 
 def is_better(metric: Metric, estimate: Estimate) -> bool | None:

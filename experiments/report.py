@@ -150,9 +150,9 @@ def _metric_report(spec: ExperimentSpec, metric: Metric, outcomes: Outcomes, mas
     for variant, weight, statistic in list(zip(spec.variants, spec.weights, statistics, strict=True))[1:]:
         if weight > 0:
             relative = _estimate(spec, statistics[0], statistic, "relative")
-            both = statistics[0].mean, statistic.mean
-            state = guardrail_state(metric, relative, *both) if isinstance(metric, Guardrail) else None
             absolute = _estimate(spec, statistics[0], statistic, "absolute")
+            both = statistics[0].mean, statistic.mean
+            state = guardrail_state(metric, relative, absolute, *both) if isinstance(metric, Guardrail) else None
             comparisons.append(Comparison(variant.name, absolute, relative, None, state))
     role: Role = "guardrail" if isinstance(metric, Guardrail) else "primary" if metric == spec.metrics.primary else "secondary"
     means = {variant.name: None if np.isnan(one.mean) else one.mean for variant, one in zip(spec.variants, statistics, strict=True)}

@@ -15,6 +15,9 @@ from experiments.metrics import Metric
 
 FloatArray = NDArray[np.float64]
 
+ROUNDING = 1e-12
+"""A variance below this share of the mean square is what is left of sums that cancel, and no variance."""
+
 
 @dataclass(frozen=True)
 class MeanStatistic:
@@ -32,7 +35,9 @@ class MeanStatistic:
     @property
     def variance(self) -> float:
         """Unbiased variance of a unit; nan for fewer than two."""
-        return (self.sum_squares - self.sum**2 / self.n) / (self.n - 1) if self.n > 1 else float("nan")
+        if self.n < 2:
+            return float("nan")
+        return _settled((self.sum_squares - self.sum**2 / self.n) / (self.n - 1), self.sum_squares / self.n)
 
     def __add__(self, other: MeanStatistic) -> MeanStatistic:
         return _added(self, other)
@@ -87,7 +92,8 @@ class RatioStatistic:
         variance_m = (self.numerator_squares - self.n * m * m) / (self.n - 1)
         variance_d = (self.denominator_squares - self.n * d * d) / (self.n - 1)
         covariance = (self.products - self.n * m * d) / (self.n - 1)
-        return variance_m / d**2 + variance_d * m**2 / d**4 - 2 * covariance * m / d**3
+        variance = variance_m / d**2 + variance_d * m**2 / d**4 - 2 * covariance * m / d**3
+        return _settled(variance, (self.numerator_squares / d**2 + self.denominator_squares * m**2 / d**4) / self.n)
 
     def __add__(self, other: RatioStatistic) -> RatioStatistic:
         return _added(self, other)
@@ -115,6 +121,11 @@ def summarize(metric: Metric, numerator: FloatArray, denominator: FloatArray | N
         float(denominator @ denominator),
         float(numerator @ denominator),
     )
+
+
+def _settled(variance: float, mean_square: float) -> float:
+    """The variance; 0 where it is below what rounding makes of none, to either side of it."""
+    return 0.0 if abs(variance) <= ROUNDING * mean_square else variance
 
 
 def _added(one: S, other: S) -> S:

@@ -161,3 +161,25 @@ def test_a_a_tests_find_nothing_at_the_stated_rate(rng: np.random.Generator) -> 
     assert low <= wrong_at_end <= high
     assert wrong_ever_anytime <= high
     assert wrong_ever_fixed > 1.5 * high, "peeking must show as what it is"
+
+
+@pytest.mark.parametrize("value", [0.1, 19.99, 1e6 + 0.1])
+def test_rounding_of_sums_is_no_spread_between_units(value: float, rng: np.random.Generator) -> None:
+    """Every unit alike: whether anything is left of the sums, and of which sign, must decide nothing."""
+    fixed, other = (summarize(MEAN, np.full(1000, value * factor), None) for factor in (1.0, 1.0001))
+    assert fixed.variance == other.variance == 0.0
+    assert isinstance(anytime(fixed, other), NotEstimable)
+    spread = summarize(MEAN, rng.normal(value, value / 100, 1000), None)
+    for estimate in (anytime, welch):
+        assert isinstance(estimate(fixed, spread), Estimate)
+
+
+@pytest.mark.parametrize("units", [10, 100, 1000])
+def test_a_ratio_that_is_the_same_for_every_unit_does_not_vary(units: int) -> None:
+    for seed in range(20):
+        own = np.random.default_rng(seed)
+        shown = own.integers(1, 9, units).astype(np.float64)
+        always, sometimes = summarize(RATIO, shown, shown), summarize(RATIO, own.binomial(shown.astype(int), 0.5) * 1.0, shown)
+        assert always.variance == 0.0
+        assert isinstance(anytime(always, always), NotEstimable)
+        assert isinstance(anytime(always, sometimes), Estimate)

@@ -266,3 +266,15 @@ def test_a_guardrail_on_what_never_happens_holds(rng: np.random.Generator) -> No
     found = report(make_spec(), *simulate(rng, 4000, (0.10, 0.15), (0.0, 0.0)))
     assert found.metrics[-1].comparisons[0].guardrail == "holds"
     assert found.decision.verdict == "ship"
+
+
+def test_a_guardrail_sees_that_everything_stopped(rng: np.random.Generator) -> None:
+    """Nobody is active any more in the treatment: there is no relative interval around -100 %, and yet nothing is clearer."""
+    metrics = {"primary": "revenue", "guardrails": [{"name": "active", "margin": 0.1}, {"name": "rejections", "margin": 0.2}]}
+    found = report(make_spec(metrics=metrics), *simulate(rng, 2000, (0.5, 0.0), (0.0, 0.3)))
+    _, active, rejections = found.metrics
+    assert isinstance(active.comparisons[0].relative, NotEstimable)
+    assert active.comparisons[0].guardrail == "violated"
+    assert isinstance(rejections.comparisons[0].relative, NotEstimable)
+    assert rejections.comparisons[0].guardrail == "violated"
+    assert found.decision.verdict == "do_not_ship"
