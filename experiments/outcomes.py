@@ -24,6 +24,9 @@ from experiments.spec import ExperimentSpec
 EVENT_COLUMNS = ("user_id", "session_id", "action", "value", "timestamp", "recommendation_id")
 """Columns of the activity store that outcomes are made of."""
 
+EXPOSURE_COLUMNS = ("recommendation_id", "experiment", "variant", "unit_id", "at")
+"""Columns of the exposure log that outcomes are made of: what was shown, many times all else, is none of them."""
+
 DAY_US = 86_400_000_000
 
 FloatArray = NDArray[np.float64]
@@ -67,8 +70,8 @@ def compute_outcomes(spec: ExperimentSpec, exposures: pa.Table, events: pa.Table
 
     Args:
         spec: the experiment.
-        exposures: rows of EXPOSURE_SCHEMA, of any experiments.
-        events: at least EVENT_COLUMNS, of any users and times.
+        exposures: at least EXPOSURE_COLUMNS, of any experiments.
+        events: at least EVENT_COLUMNS, of any users and times; all of the actions in `counted_actions`.
         now: until when events are complete.
     """
     mine = exposures.filter(pc.equal(exposures["experiment"], spec.name))
@@ -117,6 +120,12 @@ def compute_outcomes(spec: ExperimentSpec, exposures: pa.Table, events: pa.Table
         mixed_units=mixed_units,
         unknown_variants=unknown,
     )
+
+
+def counted_actions(spec: ExperimentSpec) -> frozenset[str]:
+    """Actions that any metric of an experiment counts, as numerator or denominator."""
+    per = [metric.per for metric in spec.metrics.all if isinstance(metric.per, tuple)]
+    return frozenset(action for actions in (*per, *(metric.actions for metric in spec.metrics.all)) for action in actions)
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:

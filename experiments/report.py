@@ -98,8 +98,7 @@ def build_report(
 
     Args:
         spec: the experiment.
-        exposures: rows of EXPOSURE_SCHEMA.
-        events: at least `outcomes.EVENT_COLUMNS`.
+        exposures, events: as `outcomes.compute_outcomes`.
         now: until when the tables are complete.
         started_at: of the experiment; with the horizon it says when the last look is.
         stopped: whether the experiment has ended.

@@ -72,14 +72,21 @@ class DailyLog:
             raise StoreError(f"log {self._name} cannot be written: {error}; free space or check permissions") from error
 
     def read(
-        self, *, equal: dict[str, str] | None = None, since: datetime | None = None, until: datetime | None = None
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        equal: dict[str, str] | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> pa.Table:
         """Rows in order of time and id, each id once.
 
         Args:
+            columns: names of the schema; all by default.
             equal: column to the value it must have.
             since, until: bounds of the time column, both included.
         """
+        wanted = self._schema.names if columns is None else list(columns)
         limits: list[tuple[str, object]] = [(f'"{column}" = ?', value) for column, value in (equal or {}).items()]
         limits += [(f'"{self._time}" {sign} ?', _aware(moment)) for sign, moment in ((">=", since), ("<=", until)) if moment]
         where = " AND ".join(condition for condition, _ in limits) or "true"
@@ -87,13 +94,14 @@ class DailyLog:
             places = self._files(since, until)
             files = [self._folder.url(where) for where in places]
             if not files:
-                return self._schema.empty_table()
+                return self._schema.empty_table().select(wanted)
             try:
                 with self._folder.connect() as connection:
                     # Files of earlier releases lack columns that came later.
                     described = connection.sql("SELECT DISTINCT name FROM parquet_schema(?)", params=[files]).fetchall()
                     kept = {name for (name,) in described}
-                    names = ", ".join(f'"{name}"' if name in kept else f'NULL AS "{name}"' for name in self._schema.names)
+                    read = [name for name in self._schema.names if name in {*wanted, self._id, self._time}]
+                    names = ", ".join(f'"{name}"' if name in kept else f'NULL AS "{name}"' for name in read)
                     connection.execute("SET TimeZone = 'UTC'")
                     found = connection.sql(
                         f'SELECT DISTINCT ON ("{self._id}") {names} '
@@ -101,8 +109,8 @@ class DailyLog:
                         f'WHERE {where} ORDER BY "{self._id}", "{self._time}"',
                         params=[files, *(value for _, value in limits)],
                     )
-                    table = found.to_arrow_table().cast(self._schema)
-                return table.sort_by([(self._time, "ascending"), (self._id, "ascending")])
+                    table = found.to_arrow_table().cast(pa.schema([self._schema.field(name) for name in read]))
+                return table.sort_by([(self._time, "ascending"), (self._id, "ascending")]).select(wanted)
             except (duckdb.IOException, FileNotFoundError) as error:
                 # A file may have been merged away between listing and opening: list again.
                 if attempt == 2:

@@ -47,6 +47,7 @@ class StoreReader:
         *,
         since: datetime | None = None,
         user_ids: Sequence[str] | None = None,
+        actions: Collection[str] | None = None,
         on_dates: Collection[str] | None = None,
     ) -> pa.Table:
         """Events sorted by user (then session, for events without a user) and time.
@@ -58,6 +59,7 @@ class StoreReader:
             as_of: only events up to this moment of event time, included.
             since: only events from this moment on, included.
             user_ids: only events of these users.
+            actions: only events of these actions.
             on_dates: only events of these UTC days, as YYYY-MM-DD: no other file is opened.
         """
         wanted = list(columns) if columns is not None else EVENT_SCHEMA.names
@@ -71,6 +73,9 @@ class StoreReader:
         if user_ids is not None:
             where.append("user_id IN (SELECT unnest(?::VARCHAR[]))")
             limits.append(list(user_ids))
+        if actions is not None:
+            where.append("action IN (SELECT unnest(?::VARCHAR[]))")
+            limits.append(sorted(actions))
         condition = f"WHERE {' AND '.join(where)}" if where else ""
         names = ", ".join(f'"{name}"' for name in wanted)
         query = (

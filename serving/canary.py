@@ -16,10 +16,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow.compute as pc
 
-from experiments.exposure import EXPOSURE_SCHEMA
 from experiments.spec import ExperimentSpec, parse_spec
-from features.activity_store import ActivityStore
-from features.daily_log import DailyLog
 from serving.config import ServingConfig
 from serving.control import ExperimentRecord, ServingControl
 
@@ -103,11 +100,10 @@ class CanaryWatch:
 
     def _harm(self, record: ExperimentRecord) -> str | None:
         # Statistics libraries are loaded when there is a canary, and not before.
-        from experiments.outcomes import EVENT_COLUMNS
         from experiments.report import build_report
+        from serving.experiment_tables import events_of, exposures_of
 
-        log = DailyLog(self._config.paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at")
-        exposures = log.read(equal={"experiment": record.spec.name})
+        exposures = exposures_of(self._config.paths, record)
         reason = degraded_more(
             *(
                 (len(mine), int(pc.sum(mine["degraded"]).as_py() or 0))
@@ -116,7 +112,7 @@ class CanaryWatch:
         )
         if reason is not None:
             return reason
-        events = ActivityStore.of(self._config.paths).read(EVENT_COLUMNS, since=record.started_at)
+        events = events_of(self._config.paths, record)
         decision = build_report(record.spec, exposures, events, now=datetime.now(UTC), started_at=record.started_at).decision
         return "; ".join(decision.reasons) if decision.verdict == "do_not_ship" else None
 

@@ -9,15 +9,12 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from experiments.exposure import EXPOSURE_SCHEMA
-from experiments.outcomes import EVENT_COLUMNS
 from experiments.power import minimum_detectable_effect, sample_size
 from experiments.report import Report, build_report
 from experiments.spec import ExperimentSpec
-from features.activity_store import ActivityStore
 from features.control_store import ControlStore
-from features.daily_log import DailyLog
 from serving.control import ServingControl
+from serving.experiment_tables import events_of, exposures_of
 from shortlist.commands.console import CommandError
 from shortlist.settings import Settings
 
@@ -36,9 +33,7 @@ def local_report(settings: Settings, dataset: str, name: str) -> Report:
     if record is None:
         known = ", ".join(one.spec.name for one in control.experiments()) or "none"
         raise CommandError(f"no experiment {name!r} in dataset {dataset!r}; there are: {known}")
-    log = DailyLog(paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at")
-    exposures = log.read(equal={"experiment": name})
-    events = ActivityStore.of(paths).read(EVENT_COLUMNS, since=record.started_at)
+    exposures, events = exposures_of(paths, record), events_of(paths, record)
     stopped = record.status == "stopped"
     return build_report(record.spec, exposures, events, now=datetime.now(UTC), started_at=record.started_at, stopped=stopped)
 

@@ -8,11 +8,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body
 
 from experiments.errors import FrozenSpecError, OverlapError, SpecError
-from experiments.exposure import EXPOSURE_SCHEMA
 from experiments.numbers import Number
 from experiments.spec import ExperimentSpec, parse_spec
-from features.activity_store import ActivityStore
-from features.daily_log import DailyLog
 from serving.api.answer_schemas import Experiment, ExperimentReport, Experiments, errors
 from serving.api.context import Admin, ApiContext, Context
 from serving.api.route import Route
@@ -125,13 +122,11 @@ def stop_experiment(name: str, context: Context, actor: Admin) -> dict[str, Any]
 def report(name: str, context: Context, actor: Admin) -> dict[str, Any]:
     """Units, split, metrics with intervals, and the verdict by the file's rules."""
     # Statistics libraries are only loaded by replicas that are asked for a report.
-    from experiments.outcomes import EVENT_COLUMNS
     from experiments.report import build_report
+    from serving.experiment_tables import events_of, exposures_of
 
     record = _existing(context, name)
-    log = DailyLog(context.config.paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at")
-    exposures = log.read(equal={"experiment": name})
-    events = ActivityStore.of(context.config.paths).read(EVENT_COLUMNS, since=record.started_at)
+    exposures, events = exposures_of(context.config.paths, record), events_of(context.config.paths, record)
     stopped = record.status == "stopped"
     built = build_report(record.spec, exposures, events, now=datetime.now(UTC), started_at=record.started_at, stopped=stopped)
     return built.to_dict()

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from experiments.assignment import Splitter
 from experiments.exposure import EXPOSURE_SCHEMA, Exposure, decode_exposures
 from experiments.inference import Estimate, NotEstimable
 from experiments.metrics import BUILT_IN
-from experiments.outcomes import EVENT_COLUMNS, compute_outcomes
+from experiments.outcomes import EVENT_COLUMNS, EXPOSURE_COLUMNS, compute_outcomes, counted_actions
 from experiments.report import Report, build_report
 from experiments.spec import ExperimentSpec, parse_spec
 from features.events import EVENT_SCHEMA
@@ -99,6 +100,25 @@ def test_a_planted_lift_is_found_and_shipped(rng: np.random.Generator) -> None:
     assert (found.decision.verdict, found.decision.variant) == ("ship", "treatment")
     assert [variant.exposures / variant.units for variant in found.variants] == [5, 5]
     json.dumps(found.to_dict())
+
+
+def test_a_report_is_the_same_of_what_it_counts_alone(rng: np.random.Generator) -> None:
+    """Of each kind of metric: a readers' columns and actions leave nothing out that any of them counts."""
+    bought = {"name": "bought_per_click", "kind": "ratio", "actions": ["purchase"], "per": ["click"]}
+    spec = make_spec(metrics={"primary": "ctr", "secondary": ["active", "revenue", bought], "guardrails": []})
+    exposures, events = simulate(rng, 600, (0.3, 0.4))
+    users = [f"u{number}" for number in range(600)]
+    more = [(user, "purchase", 3.0, None, 2.5) for user in users[::3]]
+    more += [(user, action, 2.0, None, None) for user in users for action in ("impression", "dismiss")]
+    events = pa.concat_tables([events, event_table(more)])
+    counted = counted_actions(spec)
+    assert "purchase" in counted
+    assert counted.isdisjoint({"impression", "dismiss"})
+    some = events.filter(pc.is_in(events["action"], value_set=pa.array(sorted(counted))))
+    assert some.num_rows < events.num_rows
+    full = report(spec, exposures, events)
+    assert isinstance(full.metrics[-1].comparisons[0].absolute, Estimate)
+    assert report(spec, exposures.select(EXPOSURE_COLUMNS), some).to_dict() == full.to_dict()
 
 
 def test_a_planted_loss_is_not_shipped(rng: np.random.Generator) -> None:

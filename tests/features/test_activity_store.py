@@ -87,6 +87,16 @@ def test_read_is_sorted_by_user_and_time_and_bounded(store: ActivityStore) -> No
     assert store.count() == 4
 
 
+def test_events_of_some_actions(store: ActivityStore) -> None:
+    table = events(["a", "b", "c", "d"], [1, 2, 3, 4])
+    actions = pa.array(["view", "click", "purchase", "click"])
+    store.append(table.set_column(table.schema.get_field_index("action"), "action", actions))
+    assert store.read(["event_id"], actions=["click", "purchase"])["event_id"].to_pylist() == ["b", "c", "d"]
+    assert store.read(["event_id"], actions=[]).num_rows == 0
+    since = datetime(1970, 1, 4, tzinfo=UTC)
+    assert store.read(["event_id"], since=since, actions={"click"})["event_id"].to_pylist() == ["d"]
+
+
 def test_an_empty_store_reads_empty_and_makes_nothing(store: ActivityStore) -> None:
     assert store.read().num_rows == store.count() == 0
     assert store.files() == []

@@ -54,6 +54,15 @@ def test_reading_by_value_and_time(tmp_path: Path) -> None:
     assert log.read(since=START + timedelta(minutes=50), until=START + timedelta(minutes=70)).equals(rows(5, 6, 7))
 
 
+def test_only_the_wanted_columns_are_read(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    assert log.read(["kind"]).schema.names == ["kind"]
+    log.append(rows(4, 3, 1, 2))
+    log.append(rows(2, 3))  # told apart by id and in order of time, though neither is asked for
+    assert log.read(["kind"]).equals(rows(1, 2, 3, 4).select(["kind"]))
+    assert log.read(["items", "id"], equal={"kind": "odd"}).equals(rows(1, 3).select(["items", "id"]))
+
+
 def test_small_files_are_merged(tmp_path: Path) -> None:
     log = make_log(tmp_path)
     for number in range(MERGE_AT_FILES + 3):
