@@ -15,8 +15,9 @@ import psutil
 
 from shortlist.settings import Settings
 from shortlist.stack.errors import StackError
+from shortlist.stack.leftovers import HomeTakenError, end_leftovers, sole_supervisor
 from shortlist.stack.ports import wait_until
-from shortlist.stack.state import StackState, load_state, running_stack
+from shortlist.stack.state import HOME_TAKEN, StackState, load_state
 
 
 def choose_dataset(settings: Settings, dataset: str | None = None) -> str:
@@ -57,11 +58,11 @@ def start_stack(settings: Settings, dataset: str, overrides: tuple[str, ...], on
         StackError: it cannot start, or serves another dataset.
     """
     home = settings.home.absolute()
-    running = running_stack(home)
+    running = _live_stack(home)
     if running is not None:
         if running.dataset != dataset:
             raise StackError(f"the stack of {settings.home} serves {running.dataset!r}: stop it first (shortlist down)")
-        return running
+        return _wait_ready(home, running.supervisor_pid, running.alive, on_phase)
     logs = home / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     arguments = [*overrides, f"serve.dataset={dataset}", f"home={home}"]
@@ -74,12 +75,15 @@ def start_stack(settings: Settings, dataset: str, overrides: tuple[str, ...], on
             start_new_session=True,
         )
     try:
-        return _wait_ready(home, lambda: process.poll() is None, on_phase)
+        return _wait_ready(home, process.pid, lambda: process.poll() is None, on_phase)
     except StackError as error:
-        stop_stack(home)
+        state = load_state(home)
+        if process.poll() == HOME_TAKEN:
+            raise StackError(f"another stack of {settings.home} starts or runs: see shortlist status") from None
+        if state is not None and state.supervisor_pid == process.pid:
+            stop_stack(home)
         if str(error).endswith("ended while starting"):
-            state = load_state(home)
-            if state is not None and state.phase.startswith("failed: "):
+            if state is not None and state.supervisor_pid == process.pid and state.phase.startswith("failed: "):
                 raise StackError(state.phase.removeprefix("failed: ")) from None
             raise StackError(f"{error}; see {logs / 'supervisor.log'}, or run: shortlist doctor") from None
         raise
@@ -91,9 +95,10 @@ def stop_stack(home: Path, seconds: float = 60) -> bool:
     Raises:
         StackError: processes are left after `seconds`.
     """
-    state = load_state(home.absolute())
+    home = home.absolute()
+    state = load_state(home)
     if state is None or not state.alive():
-        return False
+        return state is not None and _clear_killed(home)
     supervisor = psutil.Process(state.supervisor_pid)
     family = [supervisor, *supervisor.children(recursive=True)]
     os.kill(state.supervisor_pid, signal.SIGTERM)
@@ -113,26 +118,51 @@ def stop_stack(home: Path, seconds: float = 60) -> bool:
     return True
 
 
-def _wait_ready(home: Path, pid_alive: Callable[[], bool], on_phase: Callable[[str], None], seconds: float = 300) -> StackState:
-    """Follow a starting supervisor's phases until it is ready.
+def _live_stack(home: Path) -> StackState | None:
+    """The stack of a home that runs or starts; one that is just stopping is waited for.
+
+    Raises:
+        StackError: it does not stop.
+    """
+    state = load_state(home)
+    if state is None or not state.alive():
+        return None
+    if state.phase.startswith(("stop", "failed")):
+        wait_until(lambda: not state.alive(), seconds=60, what="the end of the stack that is stopping")
+        return None
+    return state
+
+
+def _clear_killed(home: Path) -> bool:
+    """End what a stack left whose supervisor was killed. Returns whether there was anything; another one at work is left alone."""
+    try:
+        with sole_supervisor(home):
+            return bool(end_leftovers(home))
+    except HomeTakenError:
+        return False
+
+
+def _wait_ready(
+    home: Path, pid: int, pid_alive: Callable[[], bool], on_phase: Callable[[str], None], seconds: float = 300
+) -> StackState:
+    """Follow the phases of the starting supervisor `pid` until it is ready. What an earlier one wrote is not its.
 
     Raises:
         StackError: it failed, died, or took too long.
     """
-    began = time.time()
     seen = ""
 
     def ready() -> bool:
         nonlocal seen
         state = load_state(home)
-        if state is None or state.supervisor_started_at < began - 60:
+        if state is None or state.supervisor_pid != pid or not state.alive():
             return False
         if state.phase != seen:
             seen = state.phase
             on_phase(seen)
         if seen.startswith("failed: "):
             raise StackError(seen.removeprefix("failed: "))
-        return state.ready and state.alive()
+        return state.ready
 
     wait_until(ready, seconds=seconds, what="the stack", alive=pid_alive)
     state = load_state(home)

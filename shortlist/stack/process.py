@@ -57,6 +57,13 @@ class Child:
         """Whether it runs."""
         return self.process is not None and self.process.poll() is None
 
+    def clear(self) -> None:
+        """Kill what a process that died has left in its session: MLflow's own worker lives on when its parent is killed, and
+        would keep the port from the next one."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
     def stop(self, seconds: float = 10.0) -> None:
         """Terminate, wait, and kill what is left of its session."""
         if self.process is None:

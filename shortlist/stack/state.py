@@ -9,6 +9,9 @@ from pathlib import Path
 
 import psutil
 
+HOME_TAKEN = 3
+"""Exit code of a supervisor that found another one at work."""
+
 
 @dataclass(frozen=True)
 class ProcessNote:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -20,13 +21,14 @@ import psutil
 from serving.config import ServingConfig
 from shortlist.settings import Settings, load_settings
 from shortlist.stack.errors import StackError
+from shortlist.stack.leftovers import HomeTakenError, end_leftovers, mark_processes, sole_supervisor
 from shortlist.stack.mlflow_server import start_mlflow
 from shortlist.stack.ports import answers, free_port, take_port, wait_until
 from shortlist.stack.process import Child
 from shortlist.stack.ray_cluster import attach_ray, ray_environment, short_temporary_folder, start_ray, stop_ray
 from shortlist.stack.redis_server import redis_answers, start_redis
 from shortlist.stack.serving_config import base_url, serving_config
-from shortlist.stack.state import ProcessNote, StackState
+from shortlist.stack.state import HOME_TAKEN, ProcessNote, StackState, load_state
 
 WATCH_PERIOD_S = 0.5
 
@@ -57,7 +59,26 @@ class Supervisor:
         )
 
     def run(self) -> None:
-        """Start everything, serve until asked to stop, stop everything."""
+        """Start everything, serve until asked to stop, stop everything.
+
+        Raises:
+            HomeTakenError: another supervisor of the home runs; nothing was started or noted.
+            StackError: a part cannot start.
+        """
+        with sole_supervisor(self.home):
+            self._clear()
+            self._run()
+
+    def _clear(self) -> None:
+        """End and remove what a stack that was killed has left."""
+        if left := end_leftovers(self.home):
+            sys.stderr.write(f"ended what an earlier stack left: processes {', '.join(map(str, left))}\n")
+        earlier = load_state(self.home)
+        if earlier is not None and earlier.temporary_dir.startswith("/tmp/sl-"):
+            shutil.rmtree(earlier.temporary_dir, ignore_errors=True)
+        mark_processes(self.home)
+
+    def _run(self) -> None:
         self._listen_for_stop()
         try:
             self._start()
@@ -242,6 +263,7 @@ class Supervisor:
                 sys.stderr.write(f"{child.name} died; restarting in {pause:.0f} s\n")
                 if self.stop_requested.wait(pause):
                     return
+                child.clear()
                 child.start()
                 self._note(processes=self._process_notes())
 
@@ -269,6 +291,9 @@ def main() -> None:
     Path(settings.home).mkdir(parents=True, exist_ok=True)
     try:
         Supervisor(settings).run()
+    except HomeTakenError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(HOME_TAKEN)
     except StackError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
