@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,14 @@ def test_a_history_that_ends_in_the_future_keeps_no_list_fresh(pipeline: Pipelin
     batch = BatchLists(make_config().model_dump_json(), str(save(time_us=times)), K)
     for user in ("u3", USER):
         assert precomputed(batch, user).activity_at_us <= time.time_ns() // 1000
+
+
+def test_a_bundle_knows_nothing_that_came_after_it_was_made(save) -> None:
+    """Else no later change of the catalogue would be applied where one event is dated in the future."""
+    manifest = Pipeline.load(save()).manifest
+    assert manifest is not None
+    assert manifest.known_until == manifest.created_at
+    for days in (-3, 3):
+        as_of = manifest.created_at + timedelta(days=days)
+        known = manifest.model_copy(update={"fingerprint": manifest.fingerprint.model_copy(update={"as_of": as_of})})
+        assert known.known_until == min(as_of, manifest.created_at)
