@@ -5,6 +5,8 @@ Impressions alone are ten times the clicks of a day, and an exposure names all t
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pyarrow as pa
 
 from experiments.exposure import EXPOSURE_SCHEMA
@@ -15,6 +17,9 @@ from features.events import EVENT_SCHEMA
 from features.paths import DatasetPaths
 from serving.control import ExperimentRecord
 
+CLOCKS = timedelta(days=1)
+"""Exposures are dated by the gateways' clocks, starts by the control store's client: far more than these differ."""
+
 
 def exposures_of(paths: DatasetPaths, record: ExperimentRecord) -> pa.Table:
     """An experiment's exposures: `EXPOSURE_COLUMNS` and `degraded`.
@@ -23,7 +28,8 @@ def exposures_of(paths: DatasetPaths, record: ExperimentRecord) -> pa.Table:
         StoreError: the log cannot be read.
     """
     log = DailyLog(paths.exposures, EXPOSURE_SCHEMA, id_column="exposure_id", time_column="at")
-    return log.read([*EXPOSURE_COLUMNS, "degraded"], equal={"experiment": record.spec.name}, since=record.started_at)
+    since = None if record.started_at is None else record.started_at - CLOCKS
+    return log.read([*EXPOSURE_COLUMNS, "degraded"], equal={"experiment": record.spec.name}, since=since)
 
 
 def events_of(paths: DatasetPaths, record: ExperimentRecord) -> pa.Table:

@@ -60,6 +60,8 @@ NO_SELECTION = Selection()
 
 
 DAY_US = 86_400_000_000
+EVER_US = -(2**63)
+"""Before any time: events may be dated before 1970."""
 
 
 class Seen(NamedTuple):
@@ -70,7 +72,7 @@ class Seen(NamedTuple):
 
     def since_us(self, now_us: int) -> int:
         """The time from which on a meeting counts."""
-        return 0 if self.days is None else now_us - round(self.days * DAY_US)
+        return EVER_US if self.days is None else now_us - round(self.days * DAY_US)
 
     def counts(self, action: int, time_us: int, now_us: int) -> bool:
         """Whether an item that was met so is left out. A meeting by an action that is not known counts: nothing is shown again that

@@ -11,13 +11,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from features.paths import DatasetPaths
 from serving.placements import Placement
 
 TOML_NAME = "shortlist.toml"
 ENV_PREFIX = "SHORTLIST_"
+REDIS_SCHEMES = ("redis", "rediss", "unix")
 _ENV_NOT_SETTINGS = {"SHORTLIST_TEST_SHARED", "SHORTLIST_TEST_POSTGRES", "SHORTLIST_CHROMIUM", "SHORTLIST_DEBUG"}
 
 
@@ -71,6 +74,14 @@ class RedisSettings(_Section):
     cache_max_mb: int = Field(default=512, ge=16)
     """Memory limit of the embedded cache process (least recently used entries go)."""
 
+    @field_validator("bus_url", "features_url", "cache_url")
+    @classmethod
+    def _is_redis(cls, url: str | None, about: ValidationInfo) -> str | None:
+        schemes = (*REDIS_SCHEMES, "redis+cluster") if about.field_name == "cache_url" else REDIS_SCHEMES
+        if url is not None and url.partition("://")[0] not in schemes:
+            raise ValueError(f"must begin with {', '.join(f'{scheme}://' for scheme in schemes[:-1])} or {schemes[-1]}://")
+        return url
+
 
 class MlflowSettings(_Section):
     """MLflow."""
@@ -109,6 +120,16 @@ class ControlSettings(_Section):
 
     url: str | None = None
     """SQLAlchemy URL; None is sqlite below the home."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_sql(cls, url: str | None) -> str | None:
+        if url is not None:
+            try:
+                make_url(url).get_dialect()
+            except SQLAlchemyError as error:
+                raise ValueError(f"is no URL of a database that SQLAlchemy knows here ({type(error).__name__})") from None
+        return url
 
 
 class StoreSettings(_Section):
@@ -208,7 +229,8 @@ def load_settings(
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise SettingsError(f"unknown setting {where!r}; {_known_keys(first['loc'][:-1])}") from None
-        raise SettingsError(f"setting {where!r}: {first['msg']} (got {first['input']!r})") from None
+        got = "" if where.endswith("url") else f" (got {first['input']!r})"  # a URL may hold a password
+        raise SettingsError(f"setting {where!r}: {first['msg']}{got}") from None
 
 
 def _put(tree: dict[str, Any], path: list[str], value: str) -> None:

@@ -99,6 +99,11 @@ def test_exclusions(stage, exclude_seen: bool) -> None:
     assert got.isdisjoint(seen(stage, "u3")) == exclude_seen
 
 
+def test_what_was_met_before_1970_was_met() -> None:
+    assert ALL_SEEN.counts(ACTION_CODES["view"], -5 * DAY_US, NOW_US)
+    assert not Seen(days=1.0).counts(ACTION_CODES["view"], -5 * DAY_US, NOW_US)
+
+
 def test_items_met_long_ago_may_come_again(stage) -> None:
     days_ago = (NOW_US - int(stage.pipeline.histories.time_us.max())) / DAY_US
     own = seen(stage, "u3")

@@ -24,6 +24,11 @@ def test_flags_beat_environment_beats_file(tmp_path: Path) -> None:
         ({}, ("serve.port=abc",), "setting 'serve.port'.*'abc'"),
         ({}, ("serve.port=70000",), "setting 'serve.port'"),
         ({}, ("serve.port",), "must look like section.key=value"),
+        ({}, ("redis.bus_url=http://x",), "setting 'redis.bus_url'.*redis://, rediss:// or unix://$"),
+        ({}, ("redis.features_url=redis+cluster://x:1",), "setting 'redis.features_url'.*must begin with"),
+        ({}, ("redis.cache_url=x:6379",), "setting 'redis.cache_url'.*or redis\\+cluster://$"),
+        ({}, ("control.url=foo://x",), "setting 'control.url'.*SQLAlchemy"),
+        ({}, ("control.url=nothing",), "setting 'control.url'.*SQLAlchemy"),
         ({"SHORTLIST_CONFIG": "/nowhere/x.toml"}, (), "does not exist"),
     ],
 )
@@ -38,6 +43,19 @@ def test_secrets_in_the_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "shortlist.toml").write_text('[token]\nadmin = "x"\n')
     with pytest.raises(SettingsError, match="SHORTLIST_TOKEN__ADMIN"):
         load_settings(environ={}, folder=tmp_path)
+
+
+@pytest.mark.parametrize("key", ["control.url", "redis.bus_url"])
+def test_a_password_in_a_wrong_url_is_not_shown(key: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings((f"{key}=foo://me:open-sesame@host/x",), environ={}, folder=tmp_path)
+    assert "open-sesame" not in str(refused.value)
+
+
+def test_urls_of_the_stores(tmp_path: Path) -> None:
+    given = ("redis.cache_url=redis+cluster://h:1", "redis.bus_url=rediss://h:2/0", "control.url=sqlite:////tmp/x.db")
+    settings = load_settings(given, environ={}, folder=tmp_path)
+    assert (settings.redis.cache_url, settings.control.url) == ("redis+cluster://h:1", "sqlite:////tmp/x.db")
 
 
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
