@@ -11,6 +11,7 @@ from rich.table import Table
 from shortlist.commands import console
 from shortlist.stack.control import choose_dataset, start_stack, stop_stack
 from shortlist.stack.doctor import examine
+from shortlist.stack.foreground import serve_in_foreground
 from shortlist.stack.secrets import secret_file
 from shortlist.stack.state import StackState, load_state
 
@@ -25,6 +26,9 @@ def register(app: typer.Typer) -> None:
 
 def up(
     dataset: Annotated[str | None, typer.Option(help="Dataset to serve; may be left out when the home holds one.")] = None,
+    foreground: Annotated[
+        bool, typer.Option(help="Stay until told to stop, and stop the stack then: for systemd, containers, a terminal.")
+    ] = False,
 ) -> None:
     """Start the local stack in the background and return when it serves.
 
@@ -33,9 +37,17 @@ def up(
     """
     settings = console.settings()
     chosen = choose_dataset(settings, dataset)
-    with console.phases() as notify:
-        state = start_stack(settings, chosen, console.options.overrides, notify)
-    console.finish(describe(state), _table(state))
+
+    def start() -> StackState:
+        with console.phases() as notify:
+            state = start_stack(settings, chosen, console.options.overrides, notify)
+        console.finish(describe(state), _table(state))
+        return state
+
+    if foreground:
+        serve_in_foreground(settings.home.absolute(), start)
+    else:
+        start()
 
 
 def down() -> None:

@@ -87,6 +87,9 @@ def start_stack(settings: Settings, dataset: str, overrides: tuple[str, ...], on
                 raise StackError(state.phase.removeprefix("failed: ")) from None
             raise StackError(f"{error}; see {logs / 'supervisor.log'}, or run: shortlist doctor") from None
         raise
+    except BaseException:  # Ctrl-C, or told to end: what was begun for this call ends with it
+        process.terminate()
+        raise
 
 
 def stop_stack(home: Path, seconds: float = 60) -> bool:
