@@ -119,9 +119,12 @@ def process_rows(state: StackState) -> list[dict[str, object]]:
             title = " ".join(process.cmdline()) or process.name()
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
-        note = notes.get(process.pid)
+        note = notes.pop(process.pid, None)
         name, why = (note.name, note.why) if note else _ray_role(title)
-        rows.append({"pid": process.pid, "name": name, "memory_mb": memory_mb, "why": why})
+        restarts = note.restarts if note else 0
+        rows.append({"pid": process.pid, "name": name, "memory_mb": memory_mb, "why": why, "restarts": restarts})
+    gone = "has ended and is started again"
+    rows += [{"pid": one.pid, "name": one.name, "memory_mb": 0, "why": gone, "restarts": one.restarts} for one in notes.values()]
     return rows
 
 
@@ -162,5 +165,6 @@ def _table(state: StackState) -> Table:
     for column in ("pid", "process", "MB", "why"):
         table.add_column(column)
     for row in process_rows(state):
-        table.add_row(str(row["pid"]), str(row["name"]), str(row["memory_mb"]), str(row["why"]))
+        again = f" (restarted {row['restarts']} times)" if row["restarts"] else ""
+        table.add_row(str(row["pid"]), str(row["name"]), str(row["memory_mb"]), f"{row['why']}{again}")
     return table

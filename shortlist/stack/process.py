@@ -8,10 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""Before a process that died is started again: twice as long each time that it has not stayed for `STAYED_S`."""
+STAYED_S = 120.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -33,9 +37,13 @@ class Child:
     log_file: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    restarts: int = 0
+    _started_at: float = 0.0
+    _pause_s: float = FIRST_PAUSE_S
 
     def start(self) -> None:
         """Start it in its own session, so that Ctrl-C reaches the stack alone, which then stops its children in order."""
+        self._started_at = time.monotonic()
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
@@ -56,6 +64,19 @@ class Child:
     def alive(self) -> bool:
         """Whether it runs."""
         return self.process is not None and self.process.poll() is None
+
+    def next_pause_s(self) -> float:
+        """How long to wait before it is started again, now that it has died."""
+        if time.monotonic() - self._started_at > STAYED_S:
+            self._pause_s = FIRST_PAUSE_S
+        pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return pause_s
+
+    def restart(self) -> None:
+        """Start it again after it has died."""
+        self.clear()
+        self.restarts += 1
+        self.start()
 
     def clear(self) -> None:
         """Kill what a process that died has left in its session: MLflow's own worker lives on when its parent is killed, and

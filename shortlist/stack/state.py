@@ -20,6 +20,7 @@ class ProcessNote:
     name: str
     pid: int
     why: str
+    restarts: int = 0
 
 
 @dataclass(frozen=True)

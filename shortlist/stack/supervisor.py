@@ -29,8 +29,7 @@ from shortlist.stack.ray_cluster import attach_ray, ray_environment, short_tempo
 from shortlist.stack.redis_server import redis_answers, start_redis
 from shortlist.stack.serving_config import base_url, serving_config
 from shortlist.stack.state import HOME_TAKEN, ProcessNote, StackState, load_state
-
-WATCH_PERIOD_S = 0.5
+from shortlist.stack.watch import keep_running
 
 
 class Supervisor:
@@ -253,19 +252,7 @@ class Supervisor:
         self._undo.append(lambda: thread.join(15))
 
     def _watch(self) -> None:
-        """Restart a child that died, with growing pauses, until asked to stop."""
-        pauses: dict[str, float] = {}
-        while not self.stop_requested.wait(WATCH_PERIOD_S):
-            for child in self._children:
-                if child.alive():
-                    continue
-                pause = pauses[child.name] = min(pauses.get(child.name, 0.5) * 2, 30)
-                sys.stderr.write(f"{child.name} died; restarting in {pause:.0f} s\n")
-                if self.stop_requested.wait(pause):
-                    return
-                child.clear()
-                child.start()
-                self._note(processes=self._process_notes())
+        keep_running(self._children, self.stop_requested, lambda: self._note(processes=self._process_notes()))
 
     def _stop(self) -> None:
         self.stop_requested.set()
@@ -281,7 +268,7 @@ class Supervisor:
                 "supervisor", os.getpid(), "owns the stack; follows MLflow's aliases (reconciler); starts scheduled pipelines"
             )
         ]
-        notes += [ProcessNote(child.name, child.pid or 0, child.why) for child in self._children]
+        notes += [ProcessNote(child.name, child.pid or 0, child.why, child.restarts) for child in self._children]
         return tuple(notes)
 
 
