@@ -36,6 +36,8 @@ GATEWAY_APP = "gateway"
 _NO_CPU: dict[str, Any] = {"num_cpus": 0}
 """Ray counts CPUs: replicas that asked for one would keep trials waiting on a small machine. Ray gives them OMP_NUM_THREADS=1."""
 _QUIET = LoggingConfig(enable_access_log=False, log_level="WARNING")
+_DESCRIBING = threading.Lock()
+"""Ray Serve notes for the whole process which modules it pickles by value: versions that come up at once are described in turn."""
 
 
 def start_serve(config: ServingConfig) -> None:
@@ -81,7 +83,16 @@ def deploy_version(config: ServingConfig, version: str, bundle_folder: Path) -> 
         VersionRefusedError: Ray Serve gave up on it, or it was not ready within `load_timeout_s`; the message ends with the
             replicas' own error.
     """
-    name, arguments = version_app(config, version), (config.model_dump_json(), str(bundle_folder))
+    name = version_app(config, version)
+    with _DESCRIBING:
+        target = serve.RunTarget(_application(config, version, bundle_folder), name=name, route_prefix=None, logging_config=_QUIET)
+        serve.run_many([target], wait_for_applications_running=False)
+    _wait_running(name, config.load_timeout_s)
+    return name
+
+
+def _application(config: ServingConfig, version: str, bundle_folder: Path) -> serve.Application:
+    arguments = (config.model_dump_json(), str(bundle_folder))
     options: dict[str, Any] = {
         "num_replicas": config.version_replicas,
         "max_ongoing_requests": 64,
@@ -91,16 +102,10 @@ def deploy_version(config: ServingConfig, version: str, bundle_folder: Path) -> 
     retriever = serve.deployment(Retriever).options(name="Retriever", **options)
     if is_shadow(version):
         alone = options | {"num_replicas": 1}
-        application = serve.deployment(ShadowReplica).options(name="Shadow", **alone).bind(*arguments)
-    elif is_fused(config):
-        application = retriever.bind(*arguments)
-    else:
-        application = retriever.bind(*arguments, serve.deployment(Ranker).options(name="Ranker", **options).bind(*arguments))
-    serve.run_many(
-        [serve.RunTarget(application, name=name, route_prefix=None, logging_config=_QUIET)], wait_for_applications_running=False
-    )
-    _wait_running(name, config.load_timeout_s)
-    return name
+        return serve.deployment(ShadowReplica).options(name="Shadow", **alone).bind(*arguments)
+    if is_fused(config):
+        return retriever.bind(*arguments)
+    return retriever.bind(*arguments, serve.deployment(Ranker).options(name="Ranker", **options).bind(*arguments))
 
 
 def _wait_running(name: str, timeout_s: float) -> None:
