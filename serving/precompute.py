@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ from serving.cache import MARK_EXTRA_S, activity_key, list_key, user_unit
 from serving.cached_list import decode_list
 from serving.config import ServingConfig
 from serving.errors import ServingError
-from serving.recent_activity import APPEND_SCRIPT, MAX_BYTES, RecentEvent, changes_answers, encode_events
+from serving.recent_activity import APPEND_SCRIPT, CHANGING_ACTIONS, MAX_BYTES, MOST_EVENTS, RecentEvent, encode_events
 from serving.redis_cluster import blocking_client
 
 SCHEMA = pa.schema([pa.field("user_id", pa.string(), nullable=False), pa.field("list", pa.binary(), nullable=False)])
@@ -38,6 +41,8 @@ CLUSTER_FROM_USERS = 50_000
 """From so many users on, a connected Ray computes them: below, starting its workers takes longer than the work."""
 USERS_PER_PART = 50_000
 COMMANDS_PER_PIPELINE = 2_000
+ROWS_AT_ONCE = 10_000
+"""Events that are Python objects at a time."""
 
 Progress = Callable[[str, int, int], None]
 """Stage (`compute` or `load`), users done, users in all."""
@@ -180,18 +185,25 @@ def _restore_marks(config: ServingConfig, files: list[Path]) -> None:
     if listed_until_us <= 0:  # histories without real times: there is no telling, and every mark is newer
         return
     since = datetime.fromtimestamp(listed_until_us / 1e6, UTC) + timedelta(microseconds=1)
-    events = ActivityStore.of(config.paths).read(columns=["user_id", "item_id", "action", "timestamp"], since=since)
-    recent: dict[str, list[RecentEvent]] = {}
-    for row in events.to_pylist():
-        if row["user_id"] is not None and changes_answers(row["action"]):
-            event = RecentEvent.of(row["item_id"], to_microseconds(row["timestamp"]), row["action"])
-            recent.setdefault(row["user_id"], []).append(event)
+    columns = ["user_id", "item_id", "action", "timestamp"]
+    events = ActivityStore.of(config.paths).read(columns, since=since, actions=CHANGING_ACTIONS)
     now_us, time_to_live = time.time_ns() // 1000, config.cache_ttl_s + MARK_EXTRA_S
     with _connect(config) as client, client.pipeline(transaction=False) as steps:
-        for user, new in recent.items():
+        for number, (user, new) in enumerate(_last_events(events), start=1):
             key = activity_key(config, user_unit(user))
             steps.eval(APPEND_SCRIPT, 1, key, now_us, encode_events(new), MAX_BYTES, time_to_live)
+            if number % COMMANDS_PER_PIPELINE == 0:
+                steps.execute()
         steps.execute()
+
+
+def _last_events(events: pa.Table) -> Iterator[tuple[str, Iterable[RecentEvent]]]:
+    """Each user with the last events, oldest first: as many as a mark has room for. The table is sorted by user and time."""
+    rows = chain.from_iterable(batch.to_pylist() for batch in events.to_batches(max_chunksize=ROWS_AT_ONCE))
+    for user, own in groupby(rows, key=itemgetter("user_id")):
+        if user is not None:
+            last = deque(own, maxlen=MOST_EVENTS)
+            yield user, [RecentEvent.of(row["item_id"], to_microseconds(row["timestamp"]), row["action"]) for row in last]
 
 
 def _activity_end_us(files: list[Path]) -> int:

@@ -20,6 +20,10 @@ MARK_BYTES = 16
 MAX_BYTES = 4096
 """Beyond this the oldest entries go: some 100 events of ids of 30 bytes."""
 _ENTRY = struct.Struct("<qBH")
+MOST_EVENTS = MAX_BYTES // _ENTRY.size
+"""No value holds more."""
+CHANGING_ACTIONS = POSITIVE_ACTIONS | NEGATIVE_ACTIONS
+"""Actions whose events make lists stale."""
 
 # KEYS: the user's value. ARGV: the receiver's clock in microseconds, new entries, most bytes of all entries, seconds to live.
 # The mark never repeats or falls back, whatever the clocks of several gateways say.
@@ -65,7 +69,7 @@ class RecentActivity:
 
 def changes_answers(action: str) -> bool:
     """Whether an event of this action makes lists stale: interest and rejection do, being shown does not."""
-    return action in POSITIVE_ACTIONS or action in NEGATIVE_ACTIONS
+    return action in CHANGING_ACTIONS
 
 
 def encode_events(events: Iterable[RecentEvent]) -> bytes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import pytest
 import serving.precompute
 from features.activity_store import ActivityStore
 from features.events import EVENT_SCHEMA, Event
+from serving.cache import activity_key, user_unit
 from serving.cached_list import decode_list
 from serving.errors import ServingError
 from serving.precompute import load_only, precompute, precomputed_folder
+from serving.recent_activity import decode_activity
 
 pytestmark = pytest.mark.integration
 
@@ -51,6 +54,37 @@ def test_an_empty_cache_is_refilled_and_active_users_are_not_given_old_lists(sta
     active = answer(stack, "u120")
     assert active["served_from"] == "online"
     assert "i028" not in [item["item_id"] for item in active["recommended_items"]]
+
+
+def test_marks_are_restored_with_the_last_events_of_each_user(
+    stack, bundle: Path, empty_cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever blocks rows and commands come in: of one with more events than a mark holds, the last."""
+    monkeypatch.setattr(serving.precompute, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(serving.precompute, "COMMANDS_PER_PIPELINE", 2)
+    precompute(stack.config, "1", bundle)
+    now, rows = datetime.now(UTC), []
+    for user, count in (("u150", 1), ("u151", 500), ("u152", 9), ("u153", 2), ("u154", 3)):
+        for number in range(count):
+            at = now - timedelta(seconds=count - number)
+            event = Event(f"{user}-{number}", f"i{number % 50:03d}", "view", at, user_id=user)
+            shown = replace(event, event_id=f"{user}-{number}-shown", action="impression")
+            rows += [one.to_row(received_at=at) for one in (event, shown)]
+    ActivityStore(stack.config.paths.activity).append(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA))
+    empty_cache.flushall()
+    load_only(stack.config, "1")
+
+    def restored(user: str) -> list[str]:
+        value = empty_cache.get(activity_key(stack.config, user_unit(user)))
+        return [event.item_id for event in decode_activity(value).events]
+
+    assert restored("u150") == ["i000"]
+    assert restored("u152") == [f"i{number:03d}" for number in range(9)]
+    assert len(restored("u153")) == 2
+    assert len(restored("u154")) == 3
+    many = restored("u151")
+    assert 200 < len(many) < 400
+    assert many == [f"i{number % 50:03d}" for number in range(500)][-len(many) :]
 
 
 def test_refilling_leaves_newer_lists_alone(stack, bundle: Path, empty_cache) -> None:

@@ -113,7 +113,7 @@ class Rollout:
         return time.monotonic() - began
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def rollout_stack(
     tmp_path_factory: pytest.TempPathFactory,
     bundle: Path,
