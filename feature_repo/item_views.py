@@ -10,6 +10,7 @@ from feast import Entity, FeatureView
 
 from feature_repo.entities import OWNER
 from feature_repo.fields import feast_field
+from feature_repo.own_feature_views import own_feature_views
 from feature_repo.packed_store import PACKED_TAG
 from feature_repo.sources import STATE_TTL, batch_source, push_source
 from feature_repo.specs import (
@@ -23,7 +24,7 @@ from feature_repo.specs import (
 
 
 def item_views(schema: Mapping[str, Any], tables: Path, item: Entity) -> list[FeatureView]:
-    """`item_activity`, and `item_metadata` where the dataset has item attributes."""
+    """`item_activity`, `item_metadata` where the dataset has item attributes, and what is computed from these."""
     views = [
         FeatureView(
             name=ITEM_ACTIVITY,
@@ -63,4 +64,5 @@ def item_views(schema: Mapping[str, Any], tables: Path, item: Entity) -> list[Fe
                 tags={"entity": "item", "source": "catalogue"},
             )
         )
-    return views
+    views += own_feature_views(ITEM_ACTIVITY, ITEM_ACTIVITY_SPECS, tables, item)
+    return views + own_feature_views(ITEM_METADATA, metadata, tables, item)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,22 @@ def build_repository(schema: Mapping[str, Any], tables: Path) -> Repository:
         tables: folder of the views' Parquet tables.
 
     Raises:
-        ValueError: an attribute type that is not known.
+        ValueError: an attribute type that is not known, or two views with a feature of the same name.
     """
     user, item = user_entity(), item_entity()
     of_users, of_items = user_views(schema, tables, user), item_views(schema, tables, item)
     request = request_view([*of_users, *of_items])
+    _refuse_equal_names([*of_users, *of_items, request])
     return Repository(user, item, of_users, of_items, request, feature_services(of_users, of_items, request))
+
+
+def _refuse_equal_names(views: Sequence[FeatureView | OnDemandFeatureView]) -> None:
+    """Features are read side by side, by their names alone: of two with one name a reader would get either."""
+    if len({view.name for view in views}) < len(views):
+        raise ValueError(f"two feature views have the same name: {', '.join(sorted(view.name for view in views))}")
+    owner: dict[str, str] = {}
+    for view in views:
+        for name in {field.name for field in view.features}:
+            if name in owner:
+                raise ValueError(f"feature {name!r} is in the views {owner[name]!r} and {view.name!r}: rename one")
+            owner[name] = view.name

@@ -10,13 +10,14 @@ from feast import Entity, FeatureView
 
 from feature_repo.entities import OWNER
 from feature_repo.fields import feast_field
+from feature_repo.own_feature_views import own_feature_views
 from feature_repo.packed_store import PACKED_TAG
 from feature_repo.sources import STATE_TTL, batch_source, push_source
 from feature_repo.specs import USER_ACTIVITY, USER_ACTIVITY_SPECS, USER_PROFILE, user_profile_specs
 
 
 def user_views(schema: Mapping[str, Any], tables: Path, user: Entity) -> list[FeatureView]:
-    """`user_activity`, and `user_profile` where the dataset has user attributes."""
+    """`user_activity`, what is computed from it, and `user_profile` where the dataset has user attributes."""
     views = [
         FeatureView(
             name=USER_ACTIVITY,
@@ -30,6 +31,7 @@ def user_views(schema: Mapping[str, Any], tables: Path, user: Entity) -> list[Fe
             tags={"entity": "user", "source": "events", PACKED_TAG: "one field"},
         )
     ]
+    views += own_feature_views(USER_ACTIVITY, USER_ACTIVITY_SPECS, tables, user)
     profile = user_profile_specs(schema)
     if profile:
         views.append(

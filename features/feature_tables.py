@@ -35,11 +35,12 @@ from feature_repo.specs import (
     table_path,
 )
 from features.activity_log import ActivityLog, LongArray, activity_log
-from features.aggregates import ItemStates, UserStates, categories_of, state_schema
+from features.aggregates import STATES_PER_BLOCK, ItemStates, UserStates, categories_of, state_schema
 from features.attribute_tables import ALWAYS_US, attribute_table
 from features.columns import arrow_type
 from features.engagement import EngagementStates
 from features.errors import FeatureJoinError
+from features.own_tables import write_own_tables
 from features.parquet_codec import PARQUET_CODEC
 from features.schema import Attribute, DatasetSchema
 
@@ -99,6 +100,11 @@ def build_tables(
         built.append(_write_attributes(folder, USER_PROFILE, users, "user_id", schema.user_attributes, as_of_us, progress))
     if schema.item_attributes:
         built.append(_write_attributes(folder, ITEM_METADATA, items, "item_id", schema.item_attributes, as_of_us, progress))
+    for base in tuple(built):
+        for view, path, rows in write_own_tables(folder, base.view, STATES_PER_BLOCK):
+            built.append(BuiltTable(view.name, path, rows, base.entities))
+            if progress is not None:
+                progress(view.name, rows, rows)
     return built
 
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_repo.own_views import own_user_specs
 from feature_repo.request_columns import REQUEST_FEATURES
 from feature_repo.specs import USER_ACTIVITY_SPECS
 from features.activity_log import positive_events
@@ -138,7 +139,7 @@ def skew_report(
     store = ActivityStore.of(paths)
     events = positive_events(store.read(_EVENT_COLUMNS, user_ids=sorted(set(users.tolist()))))
     served = [json.loads(text) for text in lists["user_features"].to_pylist()]
-    names = [spec.name for spec in USER_ACTIVITY_SPECS if any(spec.name in row for row in served)]
+    names = [spec.name for spec in (*USER_ACTIVITY_SPECS, *own_user_specs()) if any(spec.name in row for row in served)]
     offline = _as_received(events, items, users, moments, lists["at"], names, has_times)
     report = SkewReport(paths.dataset, len(lists), usable.num_rows - len(lists), int(pc.sum(logged["dropped"]).as_py() or 0))
     report.skews.extend(_user_skews(served, offline, names, users))
@@ -175,7 +176,7 @@ def _as_received(
 def _user_skews(
     served: list[dict[str, Any]], offline: FeatureColumns, names: list[str], users: npt.NDArray[np.object_]
 ) -> list[FeatureSkew]:
-    specs = {spec.name: spec for spec in USER_ACTIVITY_SPECS}
+    specs = {spec.name: spec for spec in (*USER_ACTIVITY_SPECS, *own_user_specs())}
     skews = []
     for name in names:
         logged = value_column([row.get(name) for row in served], specs[name])

@@ -24,6 +24,7 @@ from feast import FeatureStore
 from feast.errors import FeastObjectNotFoundException
 from redis.exceptions import RedisError
 
+from feature_repo.own_views import own_views
 from feature_repo.packed_store import PackedRedisOnlineStore
 from feature_repo.repository import build_repository
 from feature_repo.request_columns import REQUEST_FEATURES
@@ -45,6 +46,7 @@ from features.feast_config import ONLINE_STORE, open_store, redis_connection_str
 from features.feast_values import arrow_frame, plain_value
 from features.feature_tables import Progress, count_entities, newest_rows, newest_time_us, timed
 from features.online_rows import WRITE_ROWS, active_users, write_blocks
+from features.own_tables import own_tables
 from features.paths import DatasetPaths
 from features.point_in_time import LATEST_US, point_in_time_join
 from features.schema import DatasetSchema
@@ -132,7 +134,8 @@ class Features:
             FeatureStoreError: Redis cannot be reached, or nothing was applied.
         """
         written = {}
-        for view, key in self._views():
+        for view, side in self._views():
+            key = f"{side}_id"
             path = table_path(view, self.paths.feature_tables)
             cutoff_us = LATEST_US if as_of is None else _micros(as_of)
             rows = count_entities(path, key, cutoff_us)
@@ -140,13 +143,15 @@ class Features:
             newest = newest_rows(path, key, cutoff_us, WRITE_ROWS)
             if view == USER_ACTIVITY and self.user_ttl_s is not None:
                 newest = active_users(newest, path, self.user_ttl_s)
+            own = own_views(view, self._column_names(side, view))
             for block in write_blocks(newest):
-                self._write(view, block)
+                self._write_with_own(view, block)
                 done += len(block)
                 if progress is not None:
                     progress(view, done, rows)
-            self._note_materialized(view, path, cutoff_us)
-            written[view] = done
+            for name in (view, *(one.name for one in own)):
+                self._note_materialized(name, path, cutoff_us)
+                written[name] = done
         return written
 
     def push_users(self, states: pa.Table) -> None:
@@ -168,7 +173,7 @@ class Features:
         """Replace profiles or metadata online: the id and the view's features, as `attribute_table` makes them."""
         view = USER_PROFILE if side == "user" else ITEM_METADATA
         for block in write_blocks(iter([values])):
-            self._write(view, self._dated(block))
+            self._write_with_own(view, self._dated(block))
 
     def online_users(self, user_ids: Sequence[str], service: str = RANKING_V1) -> FeatureColumns:
         """What a service says of users now: name -> (B,) arrays in the forms of `features.columns`, as training sees them.
@@ -225,10 +230,20 @@ class Features:
         views = self._specs[side]
         return tuple(spec for view, of_view in views.items() for spec in of_view if spec.name in served.get(view, ()))
 
-    def _views(self) -> Iterator[tuple[str, str]]:
-        for side in ("user", "item"):
+    def _views(self) -> Iterator[tuple[str, Side]]:
+        for side in self._specs:
+            own = {view.name for base in self._specs[side] for view in own_views(base, self._column_names(side, base))}
             for view in self._specs[side]:
-                yield view, f"{side}_id"
+                if view not in own:  # written with its base
+                    yield view, side
+
+    def _column_names(self, side: Side, view: str) -> list[str]:
+        return [spec.name for spec in self._specs[side][view]]
+
+    def _write_with_own(self, view: str, rows: pa.Table) -> None:
+        self._write(view, rows)
+        for own, computed in own_tables(view, rows):
+            self._write(own.name, computed)
 
     def _write(self, view: str, rows: pa.Table) -> None:
         with self._reported():
@@ -238,9 +253,10 @@ class Features:
     def _push(self, view: str, states: pa.Table) -> None:
         for block in write_blocks(iter([states])):
             with self._reported():
-                declared = self._store.get_feature_view(view, allow_registry_cache=True)
                 at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=self._next_stamp_us())
-                self._online.write_table(self._writer(view).config, declared, block, at)
+                for name, rows in ((view, block), *((own.name, computed) for own, computed in own_tables(view, block))):
+                    declared = self._store.get_feature_view(name, allow_registry_cache=True)
+                    self._online.write_table(self._writer(name).config, declared, rows, at)
 
     def _writer(self, view: str) -> FeatureStore:
         return self._user_store if view in self._specs["user"] else self._store

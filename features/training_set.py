@@ -11,6 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feature_repo.specs import ITEM_ACTIVITY, ITEM_METADATA, USER_ACTIVITY, USER_PROFILE, table_path
+from feature_repo.specs import CREATED_AT, EVENT_TIMESTAMP, ITEM_ACTIVITY, ITEM_METADATA, USER_ACTIVITY, USER_PROFILE, table_path
 from features.activity_log import NO_ROW, LongArray, activity_log
-from features.aggregates import ItemStates, Side, UserStates, categories_of, state_schema
+from features.aggregates import STATES_PER_BLOCK, ItemStates, Side, UserStates, categories_of, state_schema
 from features.attribute_tables import ALWAYS_US, attribute_table, attributes_of
 from features.columns import FeatureColumns, missing_columns
 from features.feature_tables import timed
+from features.own_tables import own_tables, write_own_tables
 from features.point_in_time import OfflineFeatures
 from features.schema import DatasetSchema
 from features.views import training_specs
@@ -122,6 +124,8 @@ class _Joiner:
             constant = attribute_table(self._attributes, self._key)
             always = np.full(len(constant), ALWAYS_US, dtype=np.int64)
             pq.write_table(timed(constant, always, self._written_us), table_path(view, self._folder))
+            for _ in write_own_tables(self._folder, view, STATES_PER_BLOCK):
+                pass
         self._offline = OfflineFeatures(self._folder, self._schema)
         self._offline.apply(self._side)
         return self
@@ -164,16 +168,27 @@ class _Joiner:
         # A state is its last event: asks that fall between the same two events share one.
         stops, first = np.unique(stops[acted], return_index=True)
         known_rows = known_rows[acted][first]
-        path = table_path(USER_ACTIVITY if self._side == "user" else ITEM_ACTIVITY, self._folder)
-        start = 0
+        base = USER_ACTIVITY if self._side == "user" else ITEM_ACTIVITY
         schema = state_schema(self._side)
         columns = [name for name in schema.names if names is None or name in names or name == self._key]
-        empty = timed(schema.empty_table().select(columns), np.empty(0, np.int64), 0)
-        with pq.ParquetWriter(path, empty.schema) as out:
+        empty = timed(schema.empty_table(), np.empty(0, np.int64), 0)
+        with ExitStack() as files:
+            out = {
+                view: files.enter_context(pq.ParquetWriter(table_path(view, self._folder), rows.schema))
+                for view, rows in self._tables(base, empty, columns).items()
+            }
+            start = 0
             for table in states.after(known_rows, stops):
                 last_us = log.time_us[stops[start : start + len(table)] - 1]
-                out.write_table(timed(table.select(columns), last_us, self._written_us))
+                for view, rows in self._tables(base, timed(table, last_us, self._written_us), columns).items():
+                    out[view].write_table(rows)
                 start += len(table)
+
+    @staticmethod
+    def _tables(base: str, states: pa.Table, columns: list[str]) -> dict[str, pa.Table]:
+        """The wanted columns of states, and what other views make of all of them."""
+        own = {view.name: rows for view, rows in own_tables(base, states)}
+        return {base: states.select([*columns, EVENT_TIMESTAMP, CREATED_AT]), **own}
 
 
 def _join_blocks(rows: LongArray, before_us: LongArray) -> Iterator[LongArray]:

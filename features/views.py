@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from feature_repo.own_views import own_views
 from feature_repo.specs import (
     ITEM_ACTIVITY,
     ITEM_ACTIVITY_SPECS,
@@ -32,7 +33,8 @@ def view_specs(schema: DatasetSchema, side: Side) -> dict[str, tuple[FeatureSpec
             ITEM_ENGAGEMENT: ITEM_ENGAGEMENT_SPECS,
             ITEM_METADATA: item_metadata_specs(raw),
         }
-    return {name: specs for name, specs in views.items() if specs}
+    own = {view.name: view.specs for base, specs in views.items() for view in own_views(base, [spec.name for spec in specs])}
+    return {name: specs for name, specs in (views | own).items() if specs}
 
 
 def training_specs(schema: DatasetSchema, side: Side) -> dict[str, tuple[FeatureSpec, ...]]:

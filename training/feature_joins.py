@@ -18,7 +18,7 @@ from training.interactions import Interactions
 from training.item_periods import item_periods
 from training.item_vectors import item_vectors
 from training.queries import QueryBatch
-from training.ranking_features import USER_FEATURES, RankingFeatures, category_columns, item_scalars
+from training.ranking_features import RankingFeatures, category_columns, item_scalars, user_feature_names
 
 
 def fit_ranking_features(
@@ -54,7 +54,7 @@ def fit_ranking_features(
 
 
 def with_user_features(features: RankingFeatures, queries: QueryBatch) -> QueryBatch:
-    """The queries with the columns of `USER_FEATURES` as of each request.
+    """The queries with the columns of `user_feature_names` as of each request.
 
     Raises:
         FeatureJoinError: the join lost rows.
@@ -67,7 +67,8 @@ def with_user_features(features: RankingFeatures, queries: QueryBatch) -> QueryB
             "categories": pa.array(list(categories.values()), pa.list_(pa.string())),
         }
     )
-    known = user_features_at(events, catalogue, ids, queries.request_time_us, names=USER_FEATURES, has_times=features.has_times)
+    names = user_feature_names()
+    known = user_features_at(events, catalogue, ids, queries.request_time_us, names=names, has_times=features.has_times)
     return replace(queries, user_features=known)
 
 

@@ -44,7 +44,7 @@ from training.models.registry import MODELS
 from training.popular_order import PopularOrder
 from training.queries import QueryBatch, queries_from_histories
 from training.ranked_lists import ahead_of, best_lists, completed
-from training.ranking_features import USER_FEATURES
+from training.ranking_features import user_feature_names
 from training.ranking_stage import RankingStage
 from training.union import fill, unite
 from training.vocabulary import Vocabulary
@@ -115,7 +115,7 @@ class Pipeline:
     @property
     def user_feature_names(self) -> tuple[str, ...]:
         """Columns of the feature service that belong into `QueryBatch.user_features`; without them they come from the history."""
-        return USER_FEATURES if self.stage is not None else ()
+        return user_feature_names() if self.stage is not None else ()
 
     @cached_property
     def timeline(self) -> ItemTimeline | None:

@@ -7,6 +7,7 @@
 | `similarity_last`, `_max`, `_mean`, `history_log_length` | the query's history and `training.item_vectors` |
 | `period_*` | times of the history and `training.item_periods`, for rankers of new items |
 | `item_*`, `metadata_*` | Feast's item views as of the training's cutoff, kept in memory |
+| `own_user_columns` | what `feature_repo.own_views` computes of a user, at the moment of asking |
 | `user_*`, category affinity, windows, ages | Feast's user view at the moment of asking, `features.request_features` |
 
 User features come with the query (`QueryBatch.user_features`, from Feast online); where they do not, they are computed from the
@@ -28,11 +29,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from feature_repo.own_views import own_user_specs
 from feature_repo.request_columns import ItemColumns
-from feature_repo.specs import USER_ACTIVITY_SPECS, category_attribute
+from feature_repo.specs import USER_ACTIVITY, USER_ACTIVITY_SPECS, category_attribute
 from features.activity_log import activity_log
 from features.aggregates import UserStates, categories_of
 from features.columns import missing_columns, table_columns
+from features.own_tables import own_tables
 from features.request_features import REQUEST_FEATURE_NAMES, ItemFeatureColumns, request_features
 from training.arrays import AnyArray, map_arrays, save_arrays
 from training.blend import Blend
@@ -58,8 +61,17 @@ USER_FEATURES: tuple[str, ...] = (
 )
 """Columns of `user_activity` that a ranker reads: what serving has to fetch from the online store."""
 USER_SPECS = tuple(spec for spec in USER_ACTIVITY_SPECS if spec.name in USER_FEATURES)
+
+
+def user_feature_names() -> tuple[str, ...]:
+    """`USER_FEATURES`, and those of the views of one's own."""
+    return (*USER_FEATURES, *(spec.name for spec in own_user_specs()))
+
+
 PAST_WINDOWS = {"item_events_7d": 7, "item_events_30d": 30}
 """Request features that are item windows, and their UTC days."""
+OWN_KINDS = ("count", "integer", "number", "flag")
+"""Kinds of own user features that a ranker reads; times, texts and lists are for retrievers and request features."""
 REQUEST_PARTS = ("day_sums", "last_day", "born_us", "categories", "num_categories")
 """Fields of `ItemColumns`, as a bundle keeps them."""
 
@@ -99,7 +111,7 @@ class RankingFeatures:
             "user_log_recent_distinct",
         ]
         periods = () if self.periods is None else PERIOD_FEATURES
-        return (*per_source, *blend, *history, *periods, *self.item_columns, *REQUEST_FEATURE_NAMES)
+        return (*per_source, *blend, *history, *periods, *self.item_columns, *own_user_columns(), *REQUEST_FEATURE_NAMES)
 
     def batch(
         self, queries: QueryBatch, candidates: CandidateSet, blend: Blend, timeline: ItemTimeline | None = None
@@ -128,6 +140,8 @@ class RankingFeatures:
         if self.periods is not None:
             columns += period_columns(self.periods, queries, candidates.item_idx)
         columns += [column.take(item) for column in self.item_columns.values()]
+        for column in own_user_columns(user).values():
+            columns.append(np.broadcast_to(column[:, None], shape))
         pairs = request_features(user, self.request, queries.request_time_us, candidates.item_idx)
         if timeline is not None and self.has_times:
             self._count_past_windows(pairs, queries, candidates, timeline)
@@ -157,18 +171,18 @@ class RankingFeatures:
         return replace(batch, base=batch.features[:, :, first + 1].copy())
 
     def user_features(self, queries: QueryBatch) -> Mapping[str, npt.NDArray[Any]]:
-        """Columns of `USER_FEATURES` for each query: as given with it, else from its history.
+        """Columns of `user_feature_names` for each query: as given with it, else from its history.
 
         A column that was given for some features only is taken as not known for the rest.
         """
         if queries.user_features:
-            missing = missing_columns(len(queries), USER_SPECS)
-            return {name: queries.user_features.get(name, missing[name]) for name in USER_FEATURES}
+            missing = missing_columns(len(queries), (*USER_SPECS, *own_user_specs()))
+            return {name: queries.user_features.get(name, column) for name, column in missing.items()}
         return self._from_history(queries)
 
     def _from_history(self, queries: QueryBatch) -> dict[str, npt.NDArray[Any]]:
         """The same values without the join: the state after the last entry of each history."""
-        columns = missing_columns(len(queries), USER_SPECS)
+        columns = missing_columns(len(queries), (*USER_SPECS, *own_user_specs()))
         asked = np.flatnonzero(np.diff(queries.indptr))
         if not len(asked):
             return columns
@@ -176,6 +190,8 @@ class RankingFeatures:
         rows = np.arange(len(log.ids), dtype=np.int64)
         states = pa.concat_tables(UserStates(log, self.categories_of(queries)).after(rows, log.indptr[1:]))
         known = table_columns(states, USER_SPECS)
+        for view, rows in own_tables(USER_ACTIVITY, states):
+            known |= table_columns(rows, view.specs)
         for name, column in columns.items():
             column[asked] = known[name]
         return columns
@@ -266,6 +282,21 @@ def blend_columns(candidates: CandidateSet, blend: Blend) -> tuple[FloatArray, F
     place = np.empty_like(order)
     np.put_along_axis(place, order, np.broadcast_to(np.arange(order.shape[1]), order.shape), axis=1)
     return score, standardised(score, there), (1.0 / (1.0 + place)).astype(np.float32)
+
+
+def own_user_columns(user: Mapping[str, npt.NDArray[Any]] | None = None) -> dict[str, FloatArray]:
+    """Numeric features of users of the views of one's own as ranker columns, in the forms of `item_scalars`.
+
+    Args:
+        user: (B,) columns; None gives the names, with nothing in them.
+    """
+    columns: dict[str, FloatArray] = {}
+    for spec in own_user_specs():
+        if spec.kind in OWN_KINDS:
+            values = missing_columns(0, [spec])[spec.name] if user is None else user[spec.name]
+            counted = spec.kind == "count"
+            columns[f"{spec.name}_log" if counted else spec.name] = (np.log1p(values) if counted else values).astype(np.float32)
+    return columns
 
 
 def item_scalars(item_features: Mapping[str, npt.NDArray[Any]], names: tuple[str, ...] | None = None) -> dict[str, FloatArray]:

@@ -6,8 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from feature_repo import own_views
+from feature_repo.own_views import OwnView
+from feature_repo.specs import USER_ACTIVITY, FeatureSpec
 from features.request_features import request_features
 from training.feature_joins import fit_ranking_features, with_user_features
 from training.funnel import FunnelConfig, fit_funnel
@@ -16,7 +20,7 @@ from training.item_vectors import RECENT, history_similarity, item_vectors
 from training.models.base import TrainingData
 from training.pipeline import Pipeline
 from training.queries import queries_from_histories
-from training.ranking_features import USER_FEATURES, RankingFeatures, item_scalars
+from training.ranking_features import USER_FEATURES, RankingFeatures, item_scalars, user_feature_names
 from training.splits import Fold, leave_one_out
 
 DAY_US = 86_400_000_000
@@ -194,3 +198,26 @@ def test_data_without_times_has_unknown_windows(config: FunnelConfig, data: Trai
     batch = features.batch(fold.queries.slice(0, 4), pipeline.retrieve(fold.queries.slice(0, 4)), pipeline.blend)
     for name in ("user_events_1d", "item_events_7d", "item_age_days", "days_since_last_event"):
         assert np.isnan(batch.features[:, :, batch.names.index(name)]).all(), name
+
+
+def test_a_view_of_ones_own_on_users_is_read_from_the_join_and_from_the_history_alike(
+    monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline, features: RankingFeatures, fold: Fold
+) -> None:
+    def repeats(rows: pa.Table) -> dict[str, np.ndarray]:
+        return {"habit_repeats": rows["recent_distinct_items"].to_numpy() / rows["user_events"].to_numpy()}
+
+    spec = FeatureSpec("habit_repeats", "number", "1", "Distinct recent items for an event.")
+    monkeypatch.setattr(own_views, "OWN_VIEWS", (OwnView("user_habits", USER_ACTIVITY, (spec,), repeats, "Habits."),))
+    features = replace(features)  # names are cached
+    queries = fold.queries.take(np.arange(20))
+    candidates = pipeline.retrieve(queries, None, 10)
+    joined = with_user_features(features, queries)
+    alone = features.batch(queries, candidates, pipeline.blend)
+    given = features.batch(joined, candidates, pipeline.blend)
+    column = alone.names.index("habit_repeats")
+    assert "habit_repeats" in user_feature_names()
+    np.testing.assert_array_equal(alone.features[:, :, column], given.features[:, :, column])
+    expected = joined.user_features["recent_distinct_items"] / joined.user_features["user_events"]
+    np.testing.assert_allclose(alone.features[:, 0, column], expected, rtol=1e-6)
+    unknown = features.batch(replace(queries, user_features={"user_events": np.ones(20, np.int64)}), candidates, pipeline.blend)
+    assert np.isnan(unknown.features[:, :, column]).all()
