@@ -17,7 +17,7 @@ from shortlist.stack.control import stop_stack
 OVERRIDES = ("serve.port=0", "mlflow.port=0", "serve.poll_s=1")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def stack_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Settings of the session's stack; the environment names its home, for commands that tests run."""
     home: Path = tmp_path_factory.mktemp("stack") / "home"
@@ -25,7 +25,7 @@ def stack_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return load_settings((*OVERRIDES, f"home={home}"), environ={}, folder=home.parent)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def demo(stack_settings: Settings) -> Iterator[DemoResult]:
     """The demo, run once: real data, Redis, Feast, Ray Tune, MLflow and Ray Serve, two versions and an A/B test."""
     try:
@@ -34,14 +34,14 @@ def demo(stack_settings: Settings) -> Iterator[DemoResult]:
         stop_stack(stack_settings.home)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def admin(demo: DemoResult) -> Iterator[Client]:
     """A client with the admin token."""
     with Client(demo.state.base_url, token=demo.admin_token) as client:
         yield client
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def http(demo: DemoResult) -> Iterator[httpx.Client]:
     """Plain HTTP without a token."""
     with httpx.Client(base_url=demo.state.base_url, timeout=30) as client:

@@ -113,7 +113,7 @@ class Rollout:
         return time.monotonic() - began
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def rollout_stack(
     tmp_path_factory: pytest.TempPathFactory,
     bundle: Path,
