@@ -44,8 +44,8 @@ def load_training_data(
     """All positive activity of a dataset up to `as_of`, with the catalogue's items and both sides' attributes.
 
     Rows with a flag (unknown action or item) and rows of anonymous sessions are not trained on, nor are rejections, which are kept
-    so that lists leave them out. Items of the catalogue without
-    activity get row numbers too, so that content models can recommend them.
+    so that lists leave them out. Items of the catalogue without activity get row numbers too, so that content models can recommend
+    them.
 
     Args:
         paths: the dataset.
@@ -56,11 +56,11 @@ def load_training_data(
     Raises:
         NotTrainableError: the dataset has no positive activity.
     """
-    table = ActivityStore.of(paths).read(columns=COLUMNS, as_of=as_of)
-    wanted = pa.array(sorted(POSITIVE_ACTIONS | extra_actions))
+    wanted = POSITIVE_ACTIONS | extra_actions
+    table = ActivityStore.of(paths).read(columns=COLUMNS, as_of=as_of, actions=wanted | NEGATIVE_ACTIONS)
     table = table.filter(pc.and_(pc.is_null(table["flag"]), pc.is_valid(table["user_id"])))
     negative = table.filter(pc.is_in(table["action"], value_set=pa.array(sorted(NEGATIVE_ACTIONS))))
-    table = table.filter(pc.is_in(table["action"], value_set=wanted))
+    table = table.filter(pc.is_in(table["action"], value_set=pa.array(sorted(wanted))))
     if table.num_rows == 0:
         raise NotTrainableError(
             f"dataset {paths.dataset!r} has no activity with an action of interest ({', '.join(sorted(POSITIVE_ACTIONS))}): "
