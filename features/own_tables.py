@@ -48,12 +48,13 @@ def own_tables(base: str, rows: pa.Table) -> Iterator[tuple[OwnView, pa.Table]]:
         yield view, own_rows(view, rows)
 
 
-def write_own_tables(folder: Path, base: str, rows_per_block: int) -> Iterator[tuple[OwnView, Path, int]]:
-    """Write the table of each view on `base` out of the base's table; gives view, path and rows.
+def write_own_tables(folder: Path, base: str, rows_per_block: int) -> list[tuple[OwnView, Path, int]]:
+    """Write the table of each view on `base` out of the base's table; returns view, path and rows.
 
     Raises:
         FeatureJoinError: a view computes what it does not declare.
     """
+    written = []
     with pq.ParquetFile(table_path(base, folder)) as file:
         for view in own_views(base, file.schema_arrow.names):
             path = table_path(view.name, folder)
@@ -63,4 +64,5 @@ def write_own_tables(folder: Path, base: str, rows_per_block: int) -> Iterator[t
                 for batch in file.iter_batches(batch_size=rows_per_block):
                     out.write_table(own_rows(view, pa.Table.from_batches([batch])))
             os.replace(temporary, path)
-            yield view, path, file.metadata.num_rows
+            written.append((view, path, file.metadata.num_rows))
+    return written

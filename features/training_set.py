@@ -124,8 +124,7 @@ class _Joiner:
             constant = attribute_table(self._attributes, self._key)
             always = np.full(len(constant), ALWAYS_US, dtype=np.int64)
             pq.write_table(timed(constant, always, self._written_us), table_path(view, self._folder))
-            for _ in write_own_tables(self._folder, view, STATES_PER_BLOCK):
-                pass
+            write_own_tables(self._folder, view, STATES_PER_BLOCK)
         self._offline = OfflineFeatures(self._folder, self._schema)
         self._offline.apply(self._side)
         return self

@@ -27,7 +27,8 @@ def register(app: typer.Typer) -> None:
 def up(
     dataset: Annotated[str | None, typer.Option(help="Dataset to serve; may be left out when the home holds one.")] = None,
     foreground: Annotated[
-        bool, typer.Option(help="Stay until told to stop, and stop the stack then: for systemd, containers, a terminal.")
+        bool,
+        typer.Option("--foreground", help="Stay until told to stop, and stop the stack then: for systemd or containers."),
     ] = False,
 ) -> None:
     """Start the local stack in the background and return when it serves.
