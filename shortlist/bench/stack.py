@@ -16,7 +16,7 @@ from shortlist.runner import Runner
 from shortlist.settings import Settings
 from shortlist.stack.control import stop_stack
 from shortlist.stack.ports import wait_until
-from shortlist.stack.state import StackState, running_stack
+from shortlist.stack.state import StackState, running_stack, why_not_running
 
 DATASET = "bench"
 SIZE = ("--users", "2000", "--items", "5000", "--events", "100000")
@@ -39,7 +39,7 @@ def bench_stack(settings: Settings, *, here: bool, size: Sequence[str] = SIZE) -
     if here:
         state = running_stack(settings.home.absolute())
         if state is None:
-            raise CommandError(f"no stack of {settings.home} is running: start it with shortlist up, or leave --here out")
+            raise CommandError(f"{why_not_running(settings.home.absolute())}, or leave --here out")
         yield state
         return
     with tempfile.TemporaryDirectory(prefix="shortlist-bench-") as folder:

@@ -13,7 +13,7 @@ from features.paths import DatasetPaths
 from shortlist.commands import console
 from shortlist.commands.connection import DatasetOption, chosen_dataset
 from shortlist.commands.console import CommandError
-from shortlist.stack.state import StackState, running_stack
+from shortlist.stack.state import StackState, running_stack, why_not_running
 
 if TYPE_CHECKING:
     from shortlist.pipeline.record import PipelineOptions, PipelineRecord
@@ -146,7 +146,7 @@ def _stack() -> StackState:
     home = console.settings().home.absolute()
     stack = running_stack(home)
     if stack is None:
-        raise CommandError(f"no stack of {home} is running: start it with shortlist up")
+        raise CommandError(why_not_running(home))
     return stack
 
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from shortlist.commands import console
 from shortlist.stack.ray_cluster import attach_ray
 from shortlist.stack.serving_config import serving_config
-from shortlist.stack.state import running_stack
+from shortlist.stack.state import running_stack, why_not_running
 from training.histories import Histories
 from training.model_version import CHAMPION
 from training.registry import Registry
@@ -39,7 +39,7 @@ def run(
     home = settings.home.absolute()
     state = running_stack(home)
     if state is None:
-        raise console.CommandError(f"no stack of {settings.home} is running: start it with shortlist up")
+        raise console.CommandError(why_not_running(home))
     config = serving_config(settings, state, port=1)  # nothing here looks at the gateway's port
     registry = Registry(state.mlflow_uri, state.dataset, cache=home / "bundles")
     version = registry.version(alias).version

@@ -13,7 +13,7 @@ from shortlist.stack.control import choose_dataset, start_stack, stop_stack
 from shortlist.stack.doctor import examine
 from shortlist.stack.foreground import serve_in_foreground
 from shortlist.stack.secrets import secret_file
-from shortlist.stack.state import StackState, load_state
+from shortlist.stack.state import StackState, load_state, why_not_running
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +64,7 @@ def status() -> None:
     settings = console.settings()
     state = load_state(settings.home.absolute())
     if state is None or not state.alive():
-        raise console.CommandError(f"no stack of {settings.home} is running: start it with shortlist up")
+        raise console.CommandError(why_not_running(settings.home.absolute()))
     console.finish(describe(state), _table(state))
 
 

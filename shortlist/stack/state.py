@@ -12,6 +12,9 @@ import psutil
 HOME_TAKEN = 3
 """Exit code of a supervisor that found another one at work."""
 
+SAME_START_S = 0.1
+"""Two readings of when a process was started differ by less."""
+
 
 @dataclass(frozen=True)
 class ProcessNote:
@@ -27,13 +30,14 @@ class ProcessNote:
 class StackState:
     """Addresses and processes of one stack.
 
-    `phase` is "starting: ...", "ready", "stopping" or "failed: ...". `supervisor_started_at` tells a reused process id from ours.
+    `phase` is "starting: ...", "ready", "stopping", "stopped" or "failed: ...". `supervisor_started_s`, seconds from the machine's
+    boot, tells a reused process id from ours.
     """
 
     phase: str
     dataset: str
     supervisor_pid: int
-    supervisor_started_at: float
+    supervisor_started_s: float
     base_url: str = ""
     mlflow_uri: str = ""
     ray_address: str = ""
@@ -59,7 +63,8 @@ class StackState:
         try:
             process = psutil.Process(self.supervisor_pid)
             # Where nobody reaps orphans, as in a container without an init, an ended one stays as a zombie.
-            return abs(process.create_time() - self.supervisor_started_at) < 2 and process.status() != psutil.STATUS_ZOMBIE
+            same = abs(started_s(process) - self.supervisor_started_s) < SAME_START_S
+            return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
@@ -72,6 +77,12 @@ class StackState:
         os.replace(temporary, path)
 
 
+def started_s(process: psutil.Process) -> float:
+    """When a process was started, in seconds from the boot of the machine: a clock that is set changes nothing of it, while the
+    time of day at which a process seems to have begun moves with the clock."""
+    return float(process.create_time() - psutil.boot_time())
+
+
 def state_file(home: Path) -> Path:
     """Where the state of the stack of `home` is."""
     return home / "run" / "stack.json"
@@ -81,13 +92,26 @@ def load_state(home: Path) -> StackState | None:
     """The last state written, or None where no stack was started. Ask `alive()` before trusting it."""
     try:
         raw = json.loads(state_file(home).read_text())
-    except (OSError, ValueError):
+        raw["processes"] = tuple(ProcessNote(**note) for note in raw["processes"])
+        return StackState(**raw)
+    except (OSError, ValueError, KeyError, TypeError):  # none, cut short, or of another release
         return None
-    raw["processes"] = tuple(ProcessNote(**note) for note in raw["processes"])
-    return StackState(**raw)
 
 
 def running_stack(home: Path) -> StackState | None:
     """The stack of `home` if it is ready and alive."""
     state = load_state(home)
     return state if state is not None and state.ready and state.alive() else None
+
+
+def why_not_running(home: Path) -> str:
+    """What to tell somebody who needs the stack of `home` when `running_stack` finds none."""
+    state, start = load_state(home), "start it with shortlist up"
+    if state is not None and state.alive():
+        return f"the stack of {home} does not serve now ({state.phase}): see shortlist status"
+    if state is not None and state.phase.startswith("failed: "):
+        return f"no stack of {home} is running, the last one {state.phase}; {start}"
+    if state is not None and state.phase != "stopped":
+        ended = f"its supervisor, process {state.supervisor_pid}, ended while it was {state.phase!r}"
+        return f"no stack of {home} is running: {ended}, see {state.log_dir}/supervisor.log; {start}"
+    return f"no stack of {home} is running: {start}"

@@ -28,7 +28,7 @@ from shortlist.stack.process import Child
 from shortlist.stack.ray_cluster import attach_ray, ray_environment, short_temporary_folder, start_ray, stop_ray
 from shortlist.stack.redis_server import redis_answers, start_redis
 from shortlist.stack.serving_config import base_url, serving_config
-from shortlist.stack.state import HOME_TAKEN, ProcessNote, StackState, load_state
+from shortlist.stack.state import HOME_TAKEN, ProcessNote, StackState, load_state, started_s
 from shortlist.stack.watch import keep_running
 
 
@@ -52,7 +52,7 @@ class Supervisor:
             phase="starting",
             dataset=settings.serve.dataset,
             supervisor_pid=me.pid,
-            supervisor_started_at=me.create_time(),
+            supervisor_started_s=started_s(me),
             control_url=settings.control_url,
             log_dir=str(self.home / "logs"),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from shortlist.client import Client
+from shortlist.commands.console import CommandError
 from shortlist.demo.flow import DemoResult, run_demo
 from shortlist.settings import Settings, load_settings
 from shortlist.stack.control import stop_stack
@@ -30,6 +32,10 @@ def demo(stack_settings: Settings) -> Iterator[DemoResult]:
     """The demo, run once: real data, Redis, Feast, Ray Tune, MLflow and Ray Serve, two versions and an A/B test."""
     try:
         yield run_demo(stack_settings, (*OVERRIDES, f"home={stack_settings.home}"))
+    except CommandError:
+        log = stack_settings.home / "logs" / "supervisor.log"
+        sys.stderr.write(f"the supervisor's log ends:\n{log.read_text()[-2000:] if log.exists() else '(none)'}\n")
+        raise
     finally:
         stop_stack(stack_settings.home)
 

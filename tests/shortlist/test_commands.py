@@ -20,7 +20,7 @@ from shortlist.commands.models import version_tables
 from shortlist.commands.tune import outcome_table
 from shortlist.runner import Runner
 from shortlist.stack.secrets import kept_secret
-from shortlist.stack.state import StackState
+from shortlist.stack.state import StackState, started_s
 from training.model_version import METRICS_TAG, ModelVersion
 
 
@@ -79,7 +79,7 @@ def test_json_is_the_last_line_of_stdout(capsys):
 
 def test_a_stack_names_the_file_of_its_admin_token_and_not_the_token(tmp_path, monkeypatch, capsys):
     token = kept_secret(tmp_path / "home", "admin-token")
-    StackState("ready", "books", os.getpid(), psutil.Process().create_time()).save(tmp_path / "home")
+    StackState("ready", "books", os.getpid(), started_s(psutil.Process())).save(tmp_path / "home")
     assert run(["status", "--json"]) == 0
     shown = capsys.readouterr().out
     assert Path(json.loads(shown)["admin_token_file"]).read_text() == token
@@ -173,7 +173,7 @@ def test_a_command_means_the_only_dataset_of_the_home(tmp_path, monkeypatch, cap
     (tmp_path / "home" / "datasets" / "books").mkdir()
     with pytest.raises(CommandError, match="holds: books, shop"):
         chosen_dataset()
-    StackState("ready", "books", os.getpid(), psutil.Process().create_time()).save(tmp_path / "home")
+    StackState("ready", "books", os.getpid(), started_s(psutil.Process())).save(tmp_path / "home")
     assert chosen_dataset() == "books"
     monkeypatch.setenv("SHORTLIST_SERVE__DATASET", "shop")
     assert chosen_dataset() == "shop"

@@ -17,14 +17,14 @@ from shortlist.stack.control import start_stack
 from shortlist.stack.errors import StackError
 from shortlist.stack.foreground import serve_in_foreground
 from shortlist.stack.ports import wait_until
-from shortlist.stack.state import StackState, load_state
+from shortlist.stack.state import StackState, load_state, started_s
 
 
 @pytest.fixture
 def supervisor(tmp_path: Path):
     """A process that is noted as the supervisor of a stack that serves."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    StackState("ready", "shop", process.pid, psutil.Process(process.pid).create_time()).save(tmp_path)
+    StackState("ready", "shop", process.pid, started_s(psutil.Process(process.pid))).save(tmp_path)
     yield process
     process.kill()
     process.wait()

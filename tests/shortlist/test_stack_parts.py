@@ -19,7 +19,7 @@ from shortlist.stack.errors import StackError
 from shortlist.stack.ports import free_port, take_port, wait_until
 from shortlist.stack.redis_server import find_redis_server, redis_answers, redis_version, start_redis
 from shortlist.stack.secrets import kept_secret, ray_token_file
-from shortlist.stack.state import StackState
+from shortlist.stack.state import StackState, load_state, running_stack, started_s, state_file, why_not_running
 
 
 def test_durable_redis_keeps_what_it_acknowledged_when_killed(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_the_demo_ends_when_its_stack_does(monkeypatch, capsys, reaped: bool) ->
 
     monkeypatch.setattr("signal.signal", lambda *_: None)  # pytest's own handlers stay
     supervisor = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    state = StackState("ready", "d", supervisor.pid, psutil.Process(supervisor.pid).create_time())
+    state = StackState("ready", "d", supervisor.pid, started_s(psutil.Process(supervisor.pid)))
     assert state.alive()
     supervisor.kill()
     if reaped:
@@ -134,3 +134,45 @@ def test_the_demo_ends_when_its_stack_does(monkeypatch, capsys, reaped: bool) ->
     assert not _stay(state)
     assert "the demo ends" in capsys.readouterr().err
     supervisor.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system says itself when a process began")
+def test_a_clock_that_is_set_ends_no_stack(tmp_path: Path, monkeypatch) -> None:
+    me = psutil.Process()
+    StackState("ready", "shop", me.pid, started_s(me)).save(tmp_path)
+    began, booted_at = me.create_time(), psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted_at + 3600)
+    assert psutil.Process(me.pid).create_time() == pytest.approx(began + 3600)
+    found = running_stack(tmp_path)
+    assert found is not None
+    assert found.supervisor_pid == me.pid
+
+
+def test_a_reused_process_id_is_no_stack(tmp_path: Path) -> None:
+    me = psutil.Process()
+    StackState("ready", "shop", me.pid, started_s(me) - 1).save(tmp_path)
+    assert running_stack(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("phase", "here", "expected"),
+    [
+        ("starting: Ray", True, "does not serve now (starting: Ray): see shortlist status"),
+        ("failed: no memory", False, "is running, the last one failed: no memory; start it with shortlist up"),
+        ("ready", False, "ended while it was 'ready', see /logs/supervisor.log; start it with shortlist up"),
+        ("stopped", False, "is running: start it with shortlist up"),
+    ],
+)
+def test_who_needs_a_stack_is_told_what_became_of_it(tmp_path: Path, phase: str, here: bool, expected: str) -> None:
+    me = psutil.Process()
+    StackState(phase, "shop", me.pid, started_s(me) if here else 0, log_dir="/logs").save(tmp_path)
+    assert running_stack(tmp_path) is None
+    assert expected in why_not_running(tmp_path)
+
+
+@pytest.mark.parametrize("written", ["", "{", "[]", "{}", '{"processes": [], "of_another_release": 1}'])
+def test_a_state_file_that_cannot_be_read_is_no_stack(tmp_path: Path, written: str) -> None:
+    state_file(tmp_path).parent.mkdir()
+    state_file(tmp_path).write_text(written)
+    assert load_state(tmp_path) is None
+    assert why_not_running(tmp_path) == f"no stack of {tmp_path} is running: start it with shortlist up"

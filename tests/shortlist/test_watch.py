@@ -13,7 +13,7 @@ from shortlist.commands.stack import process_rows
 from shortlist.stack import process
 from shortlist.stack.ports import wait_until
 from shortlist.stack.process import Child
-from shortlist.stack.state import ProcessNote, StackState
+from shortlist.stack.state import ProcessNote, StackState, started_s
 from shortlist.stack.watch import keep_running
 
 STAYS, ENDS = "import time; time.sleep(60)", "pass"
@@ -62,7 +62,7 @@ def test_status_names_what_has_ended_and_how_often(tmp_path: Path) -> None:
         assert child.pid is not None
         wait_until(lambda: child.pid in [one.pid for one in me.children()], seconds=10, what="the child")
         notes = (ProcessNote("mlflow", child.pid, "tracking", 3), ProcessNote("worker", 2**22 + 1, "stores events", 5))
-        rows = {row["name"]: row for row in process_rows(StackState("ready", "shop", me.pid, me.create_time(), processes=notes))}
+        rows = {row["name"]: row for row in process_rows(StackState("ready", "shop", me.pid, started_s(me), processes=notes))}
     finally:
         child.stop()
     assert (rows["mlflow"]["restarts"], rows["mlflow"]["why"]) == (3, "tracking")
