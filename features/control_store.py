@@ -61,7 +61,10 @@ class ControlStore:
         database = self.engine.url.database
         try:
             if self.is_sqlite and database and database != ":memory:":
-                Path(database).parent.mkdir(parents=True, exist_ok=True)
+                file = Path(database)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if not file.exists():
+                    file.touch(mode=0o600)  # it holds what is known of users; sqlite gives its log the same mode
             METADATA.create_all(self.engine)
         except (SQLAlchemyError, OSError) as error:
             raise StoreError(f"control store {self.url} cannot be opened: {_first_line(error)}; check control.url") from error

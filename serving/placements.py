@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 class Exploration(BaseModel):
     """Places of a list that are given to items by chance, with known propensities. Off unless a placement has this table."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     slots: int = Field(default=1, ge=1, le=20)
     """The last so many places of an answer; an answer always keeps one place of its own."""
@@ -25,15 +25,18 @@ class Exploration(BaseModel):
 class Placement(BaseModel):
     """Defaults of one place. A request's own `top_k` and `diversity` win; its filter applies beside the placement's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     filter: str | None = None
     """CEL over item attributes that every item of this place passes."""
     rules: tuple[str, ...] | None = None
     """Names of the rules that apply here; all whose own `placements` allow it if not given."""
     top_k: int = Field(default=10, ge=1, le=500)
+    """Length of an answer whose request names none."""
     diversity: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    """How much an answer is diversified whose request does not say: 0 not at all."""
     exploration: Exploration | None = None
+    """Places given to items by chance; none without this table."""
 
     @field_validator("filter")
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +30,7 @@ class SettingsError(Exception):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)  # they are what docs/settings.md says
 
 
 class ServeSettings(_Section):
@@ -44,8 +45,10 @@ class ServeSettings(_Section):
     fuse: Literal["auto", "fused", "separate"] = "auto"
     """Retriever and ranker in one replica, as separate deployments, or fused on a single node and separate otherwise."""
     gateway_replicas: int = Field(default=2, ge=1, le=64)
-    """With two, requests go on while a killed one is replaced, which takes seconds; it costs 180 MB and 1 % of a core when idle."""
+    """Processes that answer HTTP. With two, requests go on while a killed one is replaced, which takes seconds; each
+    costs 180 MB and 1 % of a core when idle."""
     version_replicas: int = Field(default=1, ge=1, le=64)
+    """Replicas of each model version that takes traffic."""
     standby: bool = True
     """Keep processes ready for the next version: it is promoted in less than half the time, for 180 MB when idle."""
     deadline_ms: int = Field(default=500, ge=10, le=10_000)
@@ -65,12 +68,15 @@ class ServeSettings(_Section):
 
 
 class RedisSettings(_Section):
-    """Redis URLs; None starts an embedded redis-server for it."""
+    """Redis by URL; without one an embedded redis-server is started."""
 
     bus_url: str | None = None
+    """Event bus: `redis://`, `rediss://` or `unix://`. It must persist what it acknowledged and must not evict."""
     features_url: str | None = None
+    """Online features: `redis://`, `rediss://` or `unix://`. It must not evict."""
     cache_url: str | None = None
-    """`redis+cluster://[user:password@]host:port`, any node of it, for a Redis Cluster; the other two are single ones."""
+    """Cached lists, which may be evicted. Beside the same schemes, `redis+cluster://[user:password@]host:port`, any node of it, is
+    a Redis Cluster."""
     cache_max_mb: int = Field(default=512, ge=16)
     """Memory limit of the embedded cache process (least recently used entries go)."""
 
@@ -84,10 +90,10 @@ class RedisSettings(_Section):
 
 
 class MlflowSettings(_Section):
-    """MLflow."""
+    """Tracking and model registry."""
 
     tracking_uri: str | None = None
-    """URL of a tracking server; None starts an embedded one on sqlite."""
+    """URL of a tracking server; without one an embedded one on sqlite is started."""
     port: int = Field(default=5000, ge=0, le=65535)
     """Port of the embedded server; 0 takes a free one."""
     webhook_url: str | None = None
@@ -95,10 +101,10 @@ class MlflowSettings(_Section):
 
 
 class RaySettings(_Section):
-    """Ray."""
+    """Where models are tuned and served."""
 
     address: str | None = None
-    """Address of a running cluster; None starts a local one that belongs to this stack."""
+    """Address of a running cluster; without one a local one is started that belongs to this stack."""
 
 
 class FeatureSettings(_Section):
@@ -116,10 +122,10 @@ class WorkerSettings(_Section):
 
 
 class ControlSettings(_Section):
-    """Control store."""
+    """The control store: catalogue, rules, experiments, audit."""
 
     url: str | None = None
-    """SQLAlchemy URL; None is sqlite below the home."""
+    """SQLAlchemy URL; without one it is sqlite, `control.db` in the home."""
 
     @field_validator("url")
     @classmethod
@@ -136,8 +142,8 @@ class StoreSettings(_Section):
     """Activity stores."""
 
     url: str | None = None
-    """URL of fsspec below which each dataset's events lie, such as `s3://bucket/shortlist`; None keeps them below the home. What it
-    needs beside fsspec (s3fs, gcsfs, adlfs) must be installed; one machine writes."""
+    """URL of fsspec below which each dataset's events lie, such as `s3://bucket/shortlist`; without one they lie below the
+    home. What it needs beside fsspec (s3fs, gcsfs, adlfs) must be installed; one machine writes."""
 
 
 class EventSettings(_Section):
@@ -157,8 +163,12 @@ class TokenSettings(_Section):
     """Bearer tokens, from the environment alone. The admin token is generated at first start where none is given."""
 
     read: SecretStr | None = None
+    """For answers. On loopback they are open as long as none is set."""
     write: SecretStr | None = None
+    """For events, and all that `read` is for. On loopback events are open as long as none is set."""
     admin: SecretStr | None = None
+    """For models, experiments, rules, changes of the catalogue, and all that the others are for; generated at first start where
+    none is given."""
     webhook: SecretStr | None = None
     """Secret that MLflow signs its webhook deliveries with; generated at first start where none is given."""
 
@@ -202,8 +212,34 @@ def load_settings(
     Raises:
         SettingsError: an unknown key, a wrong value, an unreadable file, or a secret in the file.
     """
-    env = dict(os.environ) if environ is None else environ
+    try:
+        return Settings.model_validate(_merged(overrides, dict(os.environ) if environ is None else environ, folder)[0])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise SettingsError(f"unknown setting {where!r}; {_known_keys(first['loc'][:-1])}") from None
+        got = "" if where.endswith("url") else f" (got {first['input']!r})"  # a URL may hold a password
+        raise SettingsError(f"setting {where!r}: {first['msg']}{got}") from None
+
+
+def setting_origins(
+    overrides: tuple[str, ...] = (), *, environ: dict[str, str] | None = None, folder: Path | None = None
+) -> dict[str, str]:
+    """Where each setting comes from that is not its default: the file, the variable or `--set`, by the setting's key.
+
+    Args:
+        overrides: as for `load_settings`, like the other two.
+
+    Raises:
+        SettingsError: as `load_settings`, but for values, which it does not look at.
+    """
+    return _merged(overrides, dict(os.environ) if environ is None else environ, folder)[1]
+
+
+def _merged(overrides: tuple[str, ...], env: dict[str, str], folder: Path | None) -> tuple[dict[str, Any], dict[str, str]]:
     merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     toml = Path(env["SHORTLIST_CONFIG"]) if "SHORTLIST_CONFIG" in env else (folder or Path.cwd()) / TOML_NAME
     if toml.exists():
         try:
@@ -212,25 +248,29 @@ def load_settings(
             raise SettingsError(f"{toml} cannot be read: {error}") from error
         if "token" in merged:
             raise SettingsError(f"{toml} holds [token]: secrets come from the environment alone (SHORTLIST_TOKEN__ADMIN=...)")
+        origins = dict.fromkeys(_leaves(merged), str(toml))
     elif "SHORTLIST_CONFIG" in env:
         raise SettingsError(f"SHORTLIST_CONFIG names {toml}, which does not exist")
     for key, value in env.items():
         if key.startswith(ENV_PREFIX) and key not in _ENV_NOT_SETTINGS | {"SHORTLIST_CONFIG"}:
-            _put(merged, key[len(ENV_PREFIX) :].lower().split("__"), value)
+            path = key[len(ENV_PREFIX) :].lower().split("__")
+            _put(merged, path, value)
+            origins[".".join(path)] = key
     for override in overrides:
-        path, separator, value = override.partition("=")
+        name, separator, value = override.partition("=")
         if not separator:
             raise SettingsError(f"--set {override!r} must look like section.key=value")
-        _put(merged, path.strip().split("."), value)
-    try:
-        return Settings.model_validate(merged)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise SettingsError(f"unknown setting {where!r}; {_known_keys(first['loc'][:-1])}") from None
-        got = "" if where.endswith("url") else f" (got {first['input']!r})"  # a URL may hold a password
-        raise SettingsError(f"setting {where!r}: {first['msg']}{got}") from None
+        _put(merged, name.strip().split("."), value)
+        origins[name.strip()] = "--set"
+    return merged, origins
+
+
+def _leaves(tree: dict[str, Any], before: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}"
 
 
 def _put(tree: dict[str, Any], path: list[str], value: str) -> None:

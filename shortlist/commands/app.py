@@ -28,7 +28,7 @@ EPILOG = (
 GROUPS: tuple[str, ...] = ("data", "features", "models", "experiment", "events", "pipeline", "bench")
 """Modules in this folder with a Typer `app`, one command group each."""
 
-COMMANDS: tuple[str, ...] = ("demo", "quickstart", "stack", "tune", "precompute")
+COMMANDS: tuple[str, ...] = ("demo", "quickstart", "stack", "settings", "tune", "precompute")
 """Modules in this folder with a function `register(app)` that adds top-level commands."""
 
 _INTERRUPTED = 130

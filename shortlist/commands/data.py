@@ -194,8 +194,9 @@ def scan_user_(
         raise console.CommandError(f"a Redis cannot be looked into: {error}; start the stack, then scan again") from None
     if found and len(user_id) <= SHORT_ID:
         console.log.print(
-            f"note: {user_id!r} is short, so what is found may be an item's id or a number and say nothing of the user",
+            f"note: {user_id!r} is short, so what is found may be an item's id or a number instead of the user",
             highlight=False,
+            soft_wrap=True,
         )
     table = Table("kind", "place", "matches")
     for one in found:

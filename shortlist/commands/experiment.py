@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.spec import ExperimentSpec, load_spec
+from experiments.spec import EXPERIMENT_NAME, ExperimentSpec, load_spec, parse_spec
 from shortlist.commands import console
 from shortlist.commands.connection import UrlOption, chosen_dataset, connected
 
@@ -26,19 +26,29 @@ def check(file: FileArgument) -> None:
 
 
 @app.command()
-def start(file: FileArgument, url: UrlOption = None) -> None:
+def start(
+    file: Annotated[Path, typer.Argument(help="Experiment file; or the name of a draft or paused one.", metavar="FILE.toml|NAME")],
+    url: UrlOption = None,
+) -> None:
     """Send an experiment file to the server and start it. Aliases are resolved to versions and pinned.
+
+    A name instead of a file starts what the server has under it: a paused experiment, or a draft, which a failed start leaves.
 
     A paused experiment is resumed, with the share of traffic that it was ramped to. Everyone outside the experiment goes on with
     the champion.
     """
-    spec = load_spec(file)
+    by_name = not file.is_file() and EXPERIMENT_NAME.match(str(file)) is not None
+    spec = None if by_name else load_spec(file)
     with connected(url) as client:
-        ramped = ramped_to(spec, client.experiments())
-        if ramped is not None:
-            console.log.print(f"traffic stays at {ramped:g}, to which it was ramped; the file says {spec.traffic:g}")
-            spec = spec.model_copy(update={"traffic": ramped})
-        client.put_experiment(spec.name, spec.model_dump(mode="json", exclude_none=True))
+        known = client.experiments()
+        if spec is None:
+            spec = known_spec(str(file), known)
+        else:
+            ramped = ramped_to(spec, known)
+            if ramped is not None:
+                console.log.print(f"traffic stays at {ramped:g}, to which it was ramped; the file says {spec.traffic:g}")
+                spec = spec.model_copy(update={"traffic": ramped})
+            client.put_experiment(spec.name, spec.model_dump(mode="json", exclude_none=True))
         started = client.start_experiment(spec.name)
     pins = ", ".join(f"{variant} = version {version}" for variant, version in (started.get("pins") or {}).items())
     console.finish(_described(started), f"{spec.name} is running: {_split_text(spec)}" + (f"\npinned: {pins}" if pins else ""))
@@ -136,6 +146,19 @@ def power(
 
     found = plan_power(load_spec(file), baseline=baseline, lift=lift, std=std, power=probability, units_per_day=units_per_day)
     console.finish(found, render_power(found))
+
+
+def known_spec(name: str, known: list[dict[str, Any]]) -> ExperimentSpec:
+    """What the server has under a name.
+
+    Raises:
+        CommandError: it has nothing; the message names what there is.
+    """
+    for one in known:
+        if one["name"] == name:
+            return parse_spec(one["spec"])
+    there = ", ".join(one["name"] for one in known) or "none"
+    raise console.CommandError(f"no experiment file {name}, and the server has no experiment of that name (there: {there})")
 
 
 def ramped_to(spec: ExperimentSpec, known: list[dict[str, Any]]) -> float | None:

@@ -169,6 +169,8 @@ def prune(
         pinned = ServingControl(ControlStore(place.control_url).create(), place.dataset).pinned_versions()
         gone = registry.prune(keep, in_use=pinned)
         left = [v.version for v in registry.versions()]
+    if not gone and not left:
+        choose_dataset(console.settings(), place.dataset)  # nothing to delete, or no such dataset
     console.finish({"model": registry.model, "deleted": gone, "kept": left}, f"deleted {len(gone)}, kept {len(left)}")
 
 
@@ -211,6 +213,8 @@ def _opened(dataset: str | None) -> Iterator[Place]:
 
     settings = console.settings()
     name = chosen_dataset(dataset)
+    if settings.mlflow.tracking_uri is None:
+        choose_dataset(settings, name)  # the home's own registry has no version of a dataset that is not here
     with mlflow_for_call(settings) as uri:
         yield place_of(name, uri)
 

@@ -24,15 +24,19 @@ def start_mlflow(folder: Path, port: int) -> tuple[Child, str]:
     """
     artifacts = (folder / "artifacts").absolute()
     artifacts.mkdir(parents=True, exist_ok=True)
+    database = (folder / "mlflow.db").absolute()
+    if not database.exists():
+        database.touch(mode=0o600)
     url = f"http://127.0.0.1:{port}"
     child = Child(
         "mlflow",
         "experiment tracking, model registry and its UI",
         [
             *(sys.executable, "-m", "mlflow", "server"),
-            *("--backend-store-uri", f"sqlite:///{(folder / 'mlflow.db').absolute()}"),
+            *("--backend-store-uri", f"sqlite:///{database}"),
             *("--default-artifact-root", str(artifacts), "--no-serve-artifacts"),
             *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+            *("--uvicorn-opts", "--no-access-log"),  # it is polled every few seconds: a line each would fill the log
         ],
         folder / "mlflow.log",
         {

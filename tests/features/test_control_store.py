@@ -59,3 +59,16 @@ def test_a_failed_transaction_leaves_nothing_and_lets_the_next_one_in(store: Con
         raise RuntimeError("half way")
     with store.begin_alone("log") as connection:
         assert connection.execute(select(NUMBERED.c.id)).first() is None
+
+
+def test_a_new_database_is_its_owners_alone(tmp_path: Path) -> None:
+    file = tmp_path / "home" / "control.db"
+    opened = ControlStore(f"sqlite:///{file}").create()
+    with opened.begin() as connection:
+        NUMBERED.create(connection)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in file.parent.iterdir()}
+    assert modes == dict.fromkeys(("control.db", "control.db-wal", "control.db-shm"), "0o600")
+    file.chmod(0o660)  # somebody's own choice
+    ControlStore(f"sqlite:///{file}").create().close()
+    assert file.stat().st_mode & 0o777 == 0o660
+    opened.close()

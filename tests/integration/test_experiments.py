@@ -97,8 +97,10 @@ def test_pausing_sends_everybody_to_the_champion_and_resuming_restores_every_ass
         told = capsys.readouterr().err
         assert "no-such-alias" in told
         assert told.count("\n") == 1
+        assert run(["experiment", "start", "missing"]) == 1  # the draft that it left, by its name
+        assert "no-such-alias" in capsys.readouterr().err
     finally:
-        assert run(["experiment", "start", str(DEMO_FILE), "--json"]) == 0
+        assert run(["experiment", "start", "demo", "--json"]) == 0
     assert until(http, True) == before
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["pins"] == pins
 

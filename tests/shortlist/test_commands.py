@@ -177,3 +177,10 @@ def test_a_command_means_the_only_dataset_of_the_home(tmp_path, monkeypatch, cap
     assert chosen_dataset() == "books"
     monkeypatch.setenv("SHORTLIST_SERVE__DATASET", "shop")
     assert chosen_dataset() == "shop"
+
+
+@pytest.mark.parametrize("words", [("list",), ("prune",), ("show", "1")])
+def test_models_of_an_unknown_dataset_are_refused_before_mlflow_is_started(words, tmp_path, capsys):
+    assert run(["models", *words, "--dataset", "nope"]) == 1
+    assert "no dataset 'nope'" in capsys.readouterr().err
+    assert not (tmp_path / "home" / "mlflow").exists()

@@ -83,7 +83,8 @@ def test_a_short_id_is_found_as_something_else_too_and_the_scan_says_so(cli: Any
     code, result, err = cli("data", "scan-user", "b")
     assert code == 0
     assert result["found"]
-    assert "'b' is short, so what is found may be an item's id or a number" in " ".join(err.split())
+    assert "'b' is short, so what is found may be an item's id or a number" in err
+    assert "nothing" not in err, "above a table of matches"
     _, result, err = cli("data", "scan-user", "nobody-who-is-here")
     assert (result["found"], "is short" in err) == ([], False)
 

@@ -21,7 +21,8 @@ from features.events import Event
 from features.paths import DatasetPaths
 from serving.control import ServingControl
 from shortlist.commands.app import run
-from shortlist.commands.experiment import ramped_to
+from shortlist.commands.console import CommandError
+from shortlist.commands.experiment import known_spec, ramped_to
 from shortlist.settings import load_settings
 
 DEMO = str(Path(experiments.__file__).parent / "ab" / "demo.toml")
@@ -43,6 +44,13 @@ def test_what_is_started_again_keeps_the_traffic_that_it_was_ramped_to(status: s
     spec = load_spec(Path(DEMO)).model_copy(update={"traffic": 0.5})
     others = {"name": "other", "status": "running", "spec": {"traffic": 1.0}}
     assert ramped_to(spec, [others, {"name": "demo", "status": status, "spec": {"traffic": ramped}}]) == kept
+
+
+def test_a_draft_is_found_by_its_name() -> None:
+    draft = {"name": "demo", "status": "draft", "spec": load_spec(Path(DEMO)).model_dump(mode="json", exclude_none=True)}
+    assert known_spec("demo", [draft]) == load_spec(Path(DEMO))
+    with pytest.raises(CommandError, match=r"no experiment file other, and .* of that name \(there: demo\)"):
+        known_spec("other", [draft])
 
 
 def plant(home: Path) -> None:
@@ -113,6 +121,8 @@ def test_a_lift_beyond_what_a_proportion_can_be_is_refused(
         (["report", "demo", "--local", "--dataset", "x"], "no experiment 'demo' in dataset 'x'; there are: none"),
         (["report", "demo", "--local"], "which dataset?"),
         (["start", DEMO], "no stack is running"),
+        (["start", "demo"], "no stack is running"),  # a name: of an experiment that the server has
+        (["start", "absent.toml"], "no experiment file absent.toml"),
         (["status", "--url", "http://127.0.0.1:1"], "wants the admin token: set SHORTLIST_TOKEN__ADMIN"),
     ],
 )

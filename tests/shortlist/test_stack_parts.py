@@ -16,7 +16,8 @@ import redis
 from shortlist.settings import load_settings
 from shortlist.stack.doctor import examine
 from shortlist.stack.errors import StackError
-from shortlist.stack.ports import free_port, take_port, wait_until
+from shortlist.stack.mlflow_server import start_mlflow
+from shortlist.stack.ports import answers, free_port, take_port, wait_until
 from shortlist.stack.redis_server import find_redis_server, redis_answers, redis_version, start_redis
 from shortlist.stack.secrets import kept_secret, ray_token_file
 from shortlist.stack.state import StackState, load_state, running_stack, started_s, state_file, why_not_running
@@ -48,6 +49,16 @@ def test_cache_redis_evicts_and_does_not_persist(tmp_path: Path) -> None:
     finally:
         child.stop()
     assert not redis_answers(url)
+
+
+def test_mlflow_keeps_its_database_private_and_logs_no_requests(tmp_path: Path) -> None:
+    child, url = start_mlflow(tmp_path, free_port())
+    try:
+        assert answers(f"{url}/health")
+        assert (tmp_path / "mlflow.db").stat().st_mode & 0o777 == 0o600
+        assert "/health" not in (tmp_path / "mlflow.log").read_text()
+    finally:
+        child.stop()
 
 
 def test_an_old_redis_is_refused_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
