@@ -2,7 +2,8 @@
 lists alike, on columns; entries are looked at one by one nowhere.
 
 Order of things: entries that may not be shown go; the request's preferred regions and languages come first; boosts and buries
-change scores; the best are made to differ (`diversity`); caps take what is too much; pins take their places.
+change scores; the best are made to differ (`diversity`), buried ones staying behind; caps take what is too much; pins take their
+places.
 
 Legend: `N` items, `n` entries of the list, `k` places.
 """
@@ -190,8 +191,15 @@ def _rescored(
 
 
 def _different(rows: IntArray, scores: FloatArray, place: IntArray | None, items: ItemTable, wish: Wish) -> LongArray:
-    """The order after diversification, within the items of the first preference only: the others stay behind them."""
-    n = len(rows) if place is None else int((place == place[0]).sum()) if len(rows) else 0
+    """The order after diversification, within the items of the first preference only: the others stay behind them, and so do
+    buried ones, which are unlike what is before them as often as not."""
+    alike = np.ones(len(rows), dtype=bool)
+    if place is not None:
+        alike = place == place[:1]
+    if wish.rules.buries:
+        buried = np.logical_or.reduce([items.matching(expression)[rows] for _, expression in wish.rules.buries])
+        alike = alike & (buried == buried[:1])
+    n = int(alike.sum())
     pool = pool_size(n, wish.top_k)
     features = similarity_features(rows[:pool], items.columns.get("categories") or items.columns.get("tags"), wish.vectors)
     return np.concatenate([diversified(scores[:n], features, wish.top_k, wish.diversity), np.arange(n, len(rows))]).astype(np.int64)

@@ -204,3 +204,16 @@ def test_numbers_and_flags_can_be_capped() -> None:
     assert (owner.tolist(), code.tolist()) == ([0, 1], [0, 0])
     owner, code = values_of(None, np.array([3], np.int32))
     assert len(owner) == len(code) == 0
+
+
+@pytest.mark.parametrize("diversity", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("region_chain", [False, True])
+def test_what_is_buried_stays_behind_however_different_it_is(diversity: float, region_chain: bool) -> None:
+    plan = RulePlan(buries=(("no c0", '"c0" in categories'),))
+    selection = Selection(language=("en", "fr")) if region_chain else Selection()
+    rows = shown(list(range(N)), 20, selection, diversity=diversity, rules=plan)
+    assert not [row for row in rows if row % 4 == 0]
+    assert shown([0, 4, 1, 8], 4, diversity=diversity, rules=plan)[0] == 1
+    buried_alone = shown([0, 4, 8, 12], 4, diversity=diversity, rules=plan)
+    assert sorted(buried_alone) == [0, 4, 8, 12]
+    assert shown([], 4, diversity=diversity, rules=plan) == []
