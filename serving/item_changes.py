@@ -53,7 +53,7 @@ class ItemChanges:
         Raises:
             StoreError: the control store cannot be read.
         """
-        with self.new_entries() as (entries, imported_us):
+        with self.new_entries() as (entries, imported_us, _):
             changed: dict[str, Mapping[str, Any]] = {}
             available: dict[str, bool] = {}
             for entry in entries:
@@ -76,8 +76,9 @@ class ItemChanges:
         return current
 
     @contextmanager
-    def new_entries(self) -> Iterator[tuple[list[AuditEntry], int | None]]:
-        """Changes of single items since the last time, oldest first, and since when imports have changed others (epoch us).
+    def new_entries(self) -> Iterator[tuple[list[AuditEntry], int | None, int]]:
+        """Changes of single items since the last time, oldest first, since when imports have changed others (epoch us), and the
+        number of the last entry that was read.
 
         They are given again the next time where reading what else they need fails. The catalogue is at least as new as they are.
         """
@@ -89,7 +90,7 @@ class ItemChanges:
             found += [entry for entry in entries if entry.subject.startswith(ITEM_SUBJECT)]
             since = [int(entry.after["since_us"]) for entry in entries if entry.subject == IMPORT_SUBJECT]
             imported_us = min([*since, *([] if imported_us is None else [imported_us])], default=None)
-        yield found, imported_us
+        yield found, imported_us, seen
         self._seen = seen
 
 
@@ -103,8 +104,8 @@ class AvailabilityFollower:
     def __init__(self, audit: AuditLog) -> None:
         self._changes = ItemChanges(audit)
         self._store, self._dataset = audit.store, audit.dataset
-        self._latest: dict[str, tuple[bool, float]] = {}
-        """Availability by item, and the number of the entry that says so."""
+        self._latest: dict[str, tuple[bool, int]] = {}
+        """Availability by item, and the number of the entry that says so; of an import, of the last one when it was read."""
 
     def apply(self, tables: Sequence[ItemTable]) -> None:
         """Bring tables up to date, in place.
@@ -112,11 +113,11 @@ class AvailabilityFollower:
         Raises:
             StoreError: the control store cannot be read.
         """
-        with self._changes.new_entries() as (entries, imported_us):
+        with self._changes.new_entries() as (entries, imported_us, seen):
             for entry in entries:
                 self._set(tables, entry.subject.removeprefix(ITEM_SUBJECT), _is_available(entry), entry.id)
             if imported_us is not None:
-                self._set_imported(tables, imported_us)
+                self._set_imported(tables, imported_us, seen)
 
     def again(self, tables: Sequence[ItemTable], after: int) -> None:
         """What is newer than the entry `after`, for tables that somebody else has brought up to that one meanwhile."""
@@ -125,14 +126,14 @@ class AvailabilityFollower:
                 for table in tables:
                     table.set_available(item_id, available)
 
-    def _set_imported(self, tables: Sequence[ItemTable], since_us: int) -> None:
+    def _set_imported(self, tables: Sequence[ItemTable], since_us: int, number: int) -> None:
         here = (ITEMS.c.dataset == self._dataset) & (ITEMS.c.updated_at_us >= since_us)
         with self._store.begin() as connection:
             query = select(ITEMS.c.item_id, ITEMS.c.available).where(here)
             for item_id, available in connection.execution_options(yield_per=ROWS_AT_ONCE).execute(query):
-                self._set(tables, item_id, available is not False, math.inf)
+                self._set(tables, item_id, available is not False, number)
 
-    def _set(self, tables: Sequence[ItemTable], item_id: str, available: bool, number: float) -> None:
+    def _set(self, tables: Sequence[ItemTable], item_id: str, available: bool, number: int) -> None:
         self._latest.pop(item_id, None)
         self._latest[item_id] = (available, number)
         for table in tables:

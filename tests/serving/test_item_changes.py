@@ -38,7 +38,7 @@ def record_all(audit: AuditLog, changes: dict[str, tuple[object, object]]) -> No
 
 
 def new_subjects(changes: ItemChanges) -> list[str]:
-    with changes.new_entries() as (entries, _):
+    with changes.new_entries() as (entries, *_):
         return [entry.subject for entry in entries]
 
 
@@ -195,3 +195,18 @@ def test_what_one_follower_has_taken_late_undoes_nothing_of_the_others(store, bu
     follower.apply([])
     follower.again([current], seen)
     assert not current.available[2]  # delisted after what the table knows
+
+
+def test_an_import_of_long_ago_undoes_no_later_change(store, bundle) -> None:
+    catalogue, audit = Catalogue(store, "planted"), AuditLog(store, "planted")
+    table, changes, follower = ItemTable.from_bundle(bundle), ItemChanges(audit), AvailabilityFollower(audit)
+    import_items(store, item_id=["i001", "i002"], year=[1, 2], available=[True, False])
+    follower.apply([table])
+    (table,) = changes.apply([table])
+    catalogue.patch_item("i001", {"available": False})
+    catalogue.patch_item("i002", {"available": True})
+    gone = {**item("i001"), "available": False}
+    record_all(audit, {"item:i001": (item("i001"), gone), "item:i002": ({**item("i002"), "available": False}, item("i002"))})
+    (table,) = changes.apply([table])  # before the follower has looked
+    follower.again([table], changes.seen)
+    assert table.available[[1, 2]].tolist() == [False, True]
