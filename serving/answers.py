@@ -38,6 +38,7 @@ from serving.recent_activity import decode_activity
 from serving.rules import RuleBook
 from serving.rungs import Rung, followed, is_enough, left_out, of_list, of_popular_items
 from serving.schemas import RecommendationRequest
+from training.interactions import BoolArray, IntArray
 
 Compute = Callable[[str, ComputeRequest], Awaitable[bytes]]
 """Version and request to an encoded list; the hop to the version's replicas."""
@@ -137,11 +138,13 @@ class Answerer:
         self, found: Rung, items: ItemTable, asked: Asked, settings: Exploration, activity: bytes, now: float
     ) -> tuple[Rung, tuple[float, ...]]:
         """The slate with its last places drawn by chance."""
-        new = self._new_items.due(items, settings, round(now * 1e6))
-        if len(new):
-            may = items.passing(asked.selection, new) & ~np.isin(new, left_out(items, asked, activity))
+
+        def may_be_shown(rows: IntArray) -> BoolArray:
+            may = items.passing(asked.selection, rows) & ~np.isin(rows, left_out(items, asked, activity))
             candidates = asked.candidates(items)
-            new = new[may if candidates is None else may & np.isin(new, candidates)]
+            return may if candidates is None else may & np.isin(rows, candidates)
+
+        new = self._new_items.due(items, settings, round(now * 1e6), may_be_shown)
         slate, propensities = explored(found.slate, draws(found.slate, items, asked.rules, settings, new), self._random)
         if len(new):
             self._new_items.note(items.item_ids[slate.rows[np.isin(slate.rows, new)]].tolist())

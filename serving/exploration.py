@@ -11,7 +11,7 @@ the floor asks.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
 from weakref import WeakKeyDictionary
@@ -27,7 +27,7 @@ from serving.redis_cluster import ClusterWire
 from serving.redis_wire import RedisWire
 from serving.rules import RulePlan
 from serving.slate import EXPLORED, Slate, capped_without
-from training.interactions import IntArray
+from training.interactions import BoolArray, IntArray
 
 DAY_US, MINUTE_US = 86_400_000_000, 60_000_000
 MAX_NEW = 1000
@@ -146,13 +146,28 @@ class NewItems:
         if item_ids:
             self._wire.send(lambda _: None, "EXPIRE", self._key, COUNTS_TTL_S)
 
-    def due(self, items: ItemTable, settings: Exploration, now_us: int) -> IntArray:
-        """Rows of the new items below the floor, those with the fewest exposures first."""
+    def due(
+        self,
+        items: ItemTable,
+        settings: Exploration,
+        now_us: int,
+        may_be_shown: Callable[[IntArray], BoolArray] = lambda rows: np.ones(len(rows), dtype=bool),
+    ) -> IntArray:
+        """Rows of the new items below the floor that may be shown, those with the fewest exposures first, `MAX_NEW` at most.
+
+        Args:
+            items: whose rows they are.
+            settings: of the placement.
+            now_us: the clock.
+            may_be_shown: which of some rows the request lets through. Asked before the bound is applied: where an import has
+                brought more new items than that, those of one region would else wait for all others.
+        """
         if not settings.floor:
             return np.zeros(0, dtype=np.int32)
         rows, ids = self._young(items, settings.new_days, now_us // MINUTE_US)
         counts = np.fromiter(map(self.counts.get, ids, repeat(0)), dtype=np.int64, count=len(ids))
         below = np.flatnonzero(counts < settings.floor)
+        below = below[may_be_shown(rows[below])]
         return rows[below[np.argsort(counts[below], kind="stable")[:MAX_NEW]]]
 
     def _young(self, items: ItemTable, new_days: float, minute: int) -> tuple[IntArray, list[str]]:

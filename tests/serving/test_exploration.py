@@ -20,6 +20,7 @@ from serving.item_table import ItemTable
 from serving.placements import Exploration
 from serving.redis_wire import RedisWire
 from serving.rules import NO_RULES, RulePlan
+from serving.schemas import Selection
 from serving.slate import EXPLORED, Slate
 from shortlist.stack.ports import free_port
 from shortlist.stack.redis_server import start_redis
@@ -166,3 +167,13 @@ def test_exposures_carry_propensities_and_old_ones_none() -> None:
     )
     old = replace(row, propensities=None)
     assert decode_exposures([row.encode(), old.encode()])["propensities"].to_pylist() == [[1.0, 0.25], None]
+
+
+def test_many_new_items_that_a_request_may_not_show_hide_none_that_it_may() -> None:
+    """Of 3,000 new items with no exposure those of one region come after all others: they must not wait for these."""
+    new = {f"new{n:04d}": {"regions": ["US" if n < 2_900 else "DE"]} for n in range(3_000)}
+    grown, settings = ITEMS.with_items(new), Exploration(slots=1, floor=1)
+    german = Selection(region=("DE",))
+    due = new_items().due(grown, settings, 0, lambda rows: grown.passing(german, rows))
+    assert [grown.item_ids[row] for row in due] == [f"new{n:04d}" for n in range(2_900, 3_000)]
+    assert len(new_items().due(grown, settings, 0)) == 1_000
