@@ -175,7 +175,7 @@ class Pipeline:
         times = [request_time_us[b] - np.arange(len(sequence), 0, -1) for b, sequence in enumerate(sequences)]
         if user_ids is None:
             return queries_from_histories(sequences, times_us=times, request_time_us=request_time_us)
-        return queries_from_histories(
+        both = queries_from_histories(
             [np.concatenate([known.history(b), sequence]) for b, sequence in enumerate(sequences)],
             times_us=[
                 np.concatenate([known.time_us[known.indptr[b] : known.indptr[b + 1]], times[b]]) for b in range(len(sequences))
@@ -183,6 +183,7 @@ class Pipeline:
             request_time_us=request_time_us,
             user_idx=known.user_idx,
         )
+        return replace(both, left_out=known.left_out)  # what a user has rejected is not asked for by a new session either
 
     def retrieve(
         self, queries: QueryBatch, allowed: BoolArray | None = None, k: int | None = None, *, exclude_history: bool = True

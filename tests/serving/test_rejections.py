@@ -70,6 +70,15 @@ def test_precomputed_lists_leave_out_what_was_rejected(pipeline: Pipeline, save,
     assert precomputed(batch, same).item_idx[:3].tolist() == rejected
 
 
+def test_a_session_of_a_user_leaves_it_out_too(pipeline: Pipeline, save) -> None:
+    rejected = first_items(pipeline, USER)
+    own = Pipeline.load(save(rejected=rejecting(pipeline, rejected)))
+    recent = own.item_ids[own.histories.item_idx[:1]].tolist()
+    found = own.recommend(own.queries_for(["u57", USER], recent_items=[recent, recent]), K)
+    assert set(rejected) & set(found.item_idx[0].tolist())
+    assert not set(rejected) & set(found.item_idx[1].tolist())
+
+
 @pytest.mark.parametrize("seen", [None, ALL_SEEN, Seen(days=1.0), Seen(actions=frozenset({1}))])
 def test_computed_lists_leave_it_out_when_the_event_is_forgotten(pipeline: Pipeline, save, seen) -> None:
     rejected = first_items(pipeline, USER)
