@@ -48,17 +48,19 @@ def history_value(moves: Sequence[AliasMove]) -> str:
     return json.dumps([asdict(move) for move in moves[-HISTORY_LIMIT:]], separators=(",", ":"))
 
 
-def version_before(moves: Sequence[AliasMove], present: str, existing: Collection[str]) -> str | None:
-    """The version that a rollback from `present` takes: the last one that the alias was set to before, and that still exists.
+def version_before(moves: Sequence[AliasMove], present: str, possible: Collection[str]) -> str | None:
+    """The version that a rollback from `present` takes: the last one that the alias was set to before, and that is `possible`.
 
     A rollback undoes a move, so rolling back twice goes back two versions.
     """
     stack: list[str] = []
     for move in moves:
-        if move.kind == "rollback" and move.version in stack:
-            del stack[stack.index(move.version) + 1 :]
+        # Below the top, which a rollback leaves: it goes no further back than it has to.
+        place = next((place for place in reversed(range(len(stack) - 1)) if stack[place] == move.version), None)
+        if move.kind == "rollback" and place is not None:
+            del stack[place + 1 :]
         elif not stack or stack[-1] != move.version:
             stack.append(move.version)
     # The alias may have gone elsewhere since the last note: then the last note is the version before.
     earlier = stack[:-1] if stack and stack[-1] == present else stack
-    return next((version for version in reversed(earlier) if version in existing and version != present), None)
+    return next((version for version in reversed(earlier) if version in possible and version != present), None)

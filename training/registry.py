@@ -187,14 +187,14 @@ class Registry:
         return True
 
     def rollback(self, alias: str = CHAMPION, *, by: str = "shortlist") -> tuple[str, str]:
-        """Move `alias` to the version before. Rolling back twice goes back two versions.
+        """Move `alias` to the version before that may be served. Rolling back twice goes back two versions.
 
         Returns:
             The version left and the version taken.
 
         Raises:
             UnknownVersionError: no such alias.
-            NoEarlierVersionError: no earlier version is known and still exists.
+            NoEarlierVersionError: no earlier version is known that still exists and that the gate lets through.
             RegistryError: MLflow refused or is unreachable.
         """
         self.observe(alias)
@@ -204,7 +204,7 @@ class Registry:
         present, previous = self._previous(model, alias)
         if previous is None:
             raise NoEarlierVersionError(
-                f"{alias} of {self.model} is at version {present} and no earlier one that still exists is known: "
+                f"{alias} of {self.model} is at version {present} and no earlier one that still exists and may be served is known: "
                 f"name one with `shortlist models promote VERSION --alias {alias}`"
             )
         self._point(alias, previous)
@@ -263,7 +263,9 @@ class Registry:
 
     def _previous(self, model: Mapping[str, Any], alias: str) -> tuple[str, str | None]:
         present = _aliases(model)[alias]
-        return present, version_before(read_history(model, alias), present, {one.version for one in self.versions()})
+        # One that the gate failed was never served, whoever pointed the alias at it: there is no way back to it.
+        servable = {one.version for one in self.versions() if one.servable}
+        return present, version_before(read_history(model, alias), present, servable)
 
     def _point(self, alias: str, number: str) -> None:
         try:

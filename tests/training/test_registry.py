@@ -102,6 +102,15 @@ def test_prune_keeps_the_newest_the_aliased_and_the_way_back(registry: Registry,
     assert registry.rollback() == ("3", "1")
 
 
+def test_rollback_skips_what_the_gate_failed(registry: Registry, bundle: Path) -> None:
+    """An alias can be moved there in the UI; serving has refused it, and a rollback to it would change nothing."""
+    for verdict in ("first", "fail", "pass"):
+        registry.set_alias("champion", registry.register(bundle, tags={GATE_TAG: verdict}))
+    assert registry.previous("champion") == "1"
+    registry.set_tag("2", GATE_OVERRIDE_TAG, "wanted for the test")
+    assert registry.rollback() == ("3", "2")
+
+
 def test_rollback_skips_versions_that_no_longer_exist(registry: Registry, bundle: Path) -> None:
     for _ in range(3):
         registry.set_alias("champion", registry.register(bundle))
