@@ -17,7 +17,7 @@ from serving.api.answer_schemas import Models, ModelsChanged, errors
 from serving.api.context import Admin, ApiContext, Context
 from serving.api.route import Route
 from serving.canary import CANARY_VARIANT, DEFAULT_SHARE, MAX_SHARE, canary_spec, running_canary
-from serving.control import ServingState
+from serving.control import ExperimentRecord, ServingState
 from serving.errors import RequestError
 from serving.shadow_role import SAMPLE_TAG, SHADOW
 from serving.shadow_tally import ShadowTallies
@@ -129,10 +129,8 @@ def _promote(context: ApiContext, alias: str, wanted: str, actor: str) -> dict[s
     check_alias_name(alias)
     before, version = context.aliases().get(alias), context.servable_version(wanted, "version")
     context.registry.set_alias(alias, version, by=actor)
-    canary = running_canary(context.control, version) if alias == CHAMPION else None
-    if canary is not None:  # it has what it was tried for
-        context.control.end_experiment(canary.spec.name, "stopped", actor=actor)
-        context.changed()
+    if alias == CHAMPION:  # a canary of it has what it was tried for
+        _stop_canary(context, running_canary(context.control, version), actor)
     return _moved(context, alias, before, version, "promote", actor)
 
 
@@ -195,7 +193,17 @@ def _rollback(context: ApiContext, alias: str, actor: str) -> dict[str, Any]:
         before, after = context.registry.rollback(alias, by=actor)
     except (UnknownVersionError, NoEarlierVersionError) as error:
         raise RequestError(str(error), code="no_earlier_version", status=409, field="alias") from None
+    canary = running_canary(context.control) if alias == CHAMPION else None
+    if canary is not None and before in canary.pins.values():
+        # Else the version that does harm would go on as what the canary is compared with, for up to half of the units.
+        _stop_canary(context, canary, actor)
     return _moved(context, alias, before, after, "rollback", actor)
+
+
+def _stop_canary(context: ApiContext, canary: ExperimentRecord | None, actor: str) -> None:
+    if canary is not None:
+        context.control.end_experiment(canary.spec.name, "stopped", actor=actor)
+        context.changed()
 
 
 def _moved(context: ApiContext, alias: str, before: str | None, after: str | None, action: str, actor: str) -> dict[str, Any]:

@@ -169,6 +169,26 @@ def test_bad_model_updates_are_refused(api: TestClient, body: dict[str, object],
     assert (answer.status_code, answer.json()["error"]["field"]) == (status, field)
 
 
+@pytest.mark.parametrize(("left", "stopped"), [("1", True), ("2", True), ("3", False)])
+def test_a_rollback_leaves_no_canary_on_the_version_that_it_leaves(
+    api: TestClient, config: ServingConfig, monkeypatch: pytest.MonkeyPatch, left: str, stopped: bool
+) -> None:
+    monkeypatch.setattr(Registry, "aliases", lambda _: {"champion": "0"})
+    monkeypatch.setattr(Registry, "versions", lambda _: [])
+    monkeypatch.setattr(Registry, "rollback", lambda _, alias, by: (left, "0"))
+    control = ServingControl(ControlStore(config.control_url), "shop")
+    control.put_experiment(canary_spec("2", "1", 0.3, ()), actor="t")
+    control.start_experiment("canary-2", {"champion": "1", "canary": "2"}, actor="t")
+    other = api.post("/v1/models/shortlist-shop/rollback", json={"alias": "challenger"}, headers=ADMIN)
+    assert (other.status_code, other.json()["canary"]["version"]) == (200, "2")
+    answer = api.post("/v1/models/shortlist-shop/rollback", headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["canary"] is None) == stopped
+    ended = control.experiment("canary-2")
+    assert ended is not None
+    assert (ended.status == "stopped") == stopped
+
+
 def test_a_canary_cannot_be_lowered_and_the_refusal_speaks_of_its_own_share(
     api: TestClient, config: ServingConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
