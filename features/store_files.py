@@ -218,7 +218,7 @@ def writer_lock(path: Path, timeout_s: float) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise StoreError(
-                        f"another writer has held the activity store's lock {path} for {timeout_s:.0f} s; wait for it or stop it"
+                        f"another writer has held the lock {path} for {timeout_s:.0f} s; wait for it or stop it"
                     ) from None
                 time.sleep(0.01)
         yield

@@ -28,6 +28,7 @@ from features.online_keys import delete_online_users
 from features.person import Person
 from features.redis_bus import RedisStreamBus
 from features.served import feature_log, slate_log
+from features.store_files import writer_lock
 from serving.cache import activity_key, list_key, session_unit, user_unit
 from serving.config import ServingConfig
 from serving.redis_cluster import blocking_client
@@ -41,6 +42,9 @@ READERS_S = 5.0
 """How long the second look waits for readers of the bus."""
 ANSWERS_S = 2.0
 """What gateways hold of answers that they gave reaches the bus within this time."""
+LOCK_FILE = "erasing.lock"
+FILES_S = 120.0
+"""How long an erasure waits for its turn at the files."""
 
 
 @dataclass
@@ -95,10 +99,10 @@ class Eraser:
         event_ids = self._store.read(["event_id"], user_ids=[user_id])["event_id"].to_pylist()
         report.deleted["activity"] = self._store.erase(user_id, sorted(person.session_ids))
         self._step(report, "profile", lambda: self._profile(user_id))
-        self._step(report, "feature_tables", lambda: erase_from_parquet(paths.feature_tables, person))
-        self._step(report, "precomputed", lambda: erase_from_parquet(self._config.precomputed, person))
-        self._step(report, "rejects", lambda: erase_from_rejects(paths.rejects, person))
-        self._step(report, "bundles", lambda: self._bundles(user_id))
+        self._file_step(report, "feature_tables", lambda: erase_from_parquet(paths.feature_tables, person))
+        self._file_step(report, "precomputed", lambda: erase_from_parquet(self._config.precomputed, person))
+        self._file_step(report, "rejects", lambda: erase_from_rejects(paths.rejects, person))
+        self._file_step(report, "bundles", lambda: self._bundles(user_id))
         self._moving_parts(report, person, event_ids)
         self._wait_for_readers(began)
         self._moving_parts(report, person, event_ids)
@@ -117,6 +121,15 @@ class Eraser:
         except (FeaturesError, TrainingError, RedisError, OSError) as error:
             _log.error("erasure: %s not finished: %s", place, error)
             report.unfinished[place] = str(error)
+
+    def _file_step(self, report: ErasureReport, place: str, work: Callable[[], int]) -> None:
+        """A step that writes files anew without somebody: of two at once, the later one would bring the other's person back."""
+
+        def alone() -> int:
+            with writer_lock(self._config.paths.root / LOCK_FILE, FILES_S):
+                return work()
+
+        self._step(report, place, alone)
 
     def _profile(self, user_id: str) -> int:
         deleted = int(Catalogue(self._control, self._config.dataset).delete_user(user_id))

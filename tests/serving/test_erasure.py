@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,7 +42,7 @@ from serving.erasure import Eraser
 from shortlist.scan_user import scan_user
 from shortlist.settings import load_settings
 from shortlist.stack.redis_server import start_redis
-from training.bundle import open_bundle, seal_bundle
+from training.bundle import BundleManifest, open_bundle, seal_bundle
 from training.bundle_erasure import erase_user
 from training.histories import Histories
 from training.pipeline import Pipeline
@@ -216,6 +218,28 @@ def test_what_cannot_be_reached_is_named_and_done_by_the_next_call(kept: Kept) -
     assert kept.found(USER) != set()
     assert kept.eraser().erase(USER).unfinished == {}
     assert kept.found(USER) == set()
+
+
+@pytest.mark.integration
+def test_of_people_who_are_erased_at_once_none_comes_back(kept: Kept, own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundles and tables are written anew for each: whoever read them before another had written would bring that one back."""
+
+    def seal_slowly(folder: Path, manifest: BundleManifest) -> BundleManifest:  # as of a large bundle, all of which is hashed
+        time.sleep(0.7)
+        return seal_bundle(folder, manifest)
+
+    monkeypatch.setattr("training.bundle_erasure.seal_bundle", seal_slowly)
+    people = [USER, OTHER, "u1", "u2", "u4", "u5"]
+    table = kept.config.precomputed / "v1" / "all.parquet"
+    pq.write_table(pa.table({"user_id": [*people, "u8"]}), table)
+    with ThreadPoolExecutor(len(people)) as pool:
+        reports = list(pool.map(lambda user: kept.eraser().erase(user), people))
+    assert [report.unfinished for report in reports] == [{}] * len(people)
+    assert pq.read_table(table)["user_id"].to_pylist() == ["u8"]
+    open_bundle(own_bundle)
+    assert not set(people) & set(Histories.load(own_bundle).user_ids)
+    assert kept.found(USER) == set()
+    assert kept.found(OTHER) == set()
 
 
 def test_a_bundle_without_a_user_answers_all_others_as_before(own_bundle: Path) -> None:
