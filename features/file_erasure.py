@@ -5,23 +5,43 @@ from __future__ import annotations
 import csv
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from features.errors import StoreError
 from features.parquet_codec import PARQUET_CODEC
 from features.person import Person
+from features.store_files import writer_lock
 
+WAIT_S = 120.0
+"""How long one who takes people out of files waits for the others."""
 _WORD = re.compile(r"[^\s,;|\t\"'{}\[\]]+")
+
+
+@contextmanager
+def writing_alone(root: Path) -> Iterator[None]:
+    """Whoever writes files below a dataset's folder anew without some people does it in here: of two at once, the later one would
+    bring back those that the other has taken out.
+
+    Raises:
+        StoreError: somebody else has been at it for `WAIT_S`.
+    """
+    with writer_lock(root / "erasing.lock", WAIT_S):
+        yield
 
 
 def erase_from_parquet(folder: Path, person: Person) -> int:
     """Rewrite the Parquet files below a folder that hold a person's rows; returns how many rows went.
 
+    Files in folders with a leading dot may still be written: whoever puts them in place looks at erasures then.
+
     Raises:
-        StoreError: a file cannot be rewritten.
+        StoreError: a file cannot be read or rewritten.
     """
     deleted = 0
     for path in sorted(folder.rglob("*.parquet")):
@@ -36,6 +56,9 @@ def erase_from_parquet(folder: Path, person: Person) -> int:
             pq.write_table(kept, temporary, compression=PARQUET_CODEC)
             os.replace(temporary, path)
             deleted += rows.num_rows - kept.num_rows
+        except pa.ArrowInvalid as error:
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts[:-1]):
+                raise StoreError(f"{path} cannot be read: {error}; delete it, or make it again") from error
         except OSError as error:
             raise StoreError(f"{path} cannot be rewritten: {error}; free space or check permissions") from error
     return deleted

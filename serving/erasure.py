@@ -23,12 +23,11 @@ from features.catalogue import Catalogue
 from features.control_store import ControlStore
 from features.daily_log import DailyLog
 from features.errors import FeaturesError
-from features.file_erasure import erase_from_parquet, erase_from_rejects
+from features.file_erasure import erase_from_parquet, erase_from_rejects, writing_alone
 from features.online_keys import delete_online_users
 from features.person import Person
 from features.redis_bus import RedisStreamBus
 from features.served import feature_log, slate_log
-from features.store_files import writer_lock
 from serving.cache import activity_key, list_key, session_unit, user_unit
 from serving.config import ServingConfig
 from serving.redis_cluster import blocking_client
@@ -42,9 +41,6 @@ READERS_S = 5.0
 """How long the second look waits for readers of the bus."""
 ANSWERS_S = 2.0
 """What gateways hold of answers that they gave reaches the bus within this time."""
-LOCK_FILE = "erasing.lock"
-FILES_S = 120.0
-"""How long an erasure waits for its turn at the files."""
 
 
 @dataclass
@@ -126,7 +122,7 @@ class Eraser:
         """A step that writes files anew without somebody: of two at once, the later one would bring the other's person back."""
 
         def alone() -> int:
-            with writer_lock(self._config.paths.root / LOCK_FILE, FILES_S):
+            with writing_alone(self._config.paths.root):
                 return work()
 
         self._step(report, place, alone)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import redis
 from redis.backoff import ExponentialBackoff
@@ -28,6 +29,7 @@ from redis.retry import Retry
 
 from features.activity_store import ActivityStore
 from features.event_codec import to_microseconds
+from features.file_erasure import writing_alone
 from serving.batch_lists import BatchLists
 from serving.cache import MARK_EXTRA_S, activity_key, list_key, user_unit
 from serving.cached_list import decode_list
@@ -41,6 +43,8 @@ CLUSTER_FROM_USERS = 50_000
 """From so many users on, a connected Ray computes them: below, starting its workers takes longer than the work."""
 USERS_PER_PART = 50_000
 COMMANDS_PER_PIPELINE = 2_000
+ERASURES_EVERY_S = 1.0
+"""Between two looks at who was erased while lists are put into the cache: an erasure looks there again two seconds later."""
 ROWS_AT_ONCE = 10_000
 """Events that are Python objects at a time."""
 
@@ -78,6 +82,7 @@ def precompute(config: ServingConfig, version: str, bundle_folder: Path, *, prog
         ServingError: the cache cannot be reached; the Parquet is in place by then.
     """
     started = time.monotonic()
+    erasures = ActivityStore.of(config.paths).erasures()
     target = precomputed_folder(config, version)
     staging = target.with_name(f".{target.name}.{time.time_ns()}")
     staging.mkdir(parents=True)
@@ -88,7 +93,9 @@ def precompute(config: ServingConfig, version: str, bundle_folder: Path, *, prog
         staging.rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    users, size = load(config, version, progress=progress)
+    if ActivityStore.of(config.paths).erasures() != erasures:
+        _take_out_erased(config, sorted(target.glob("*.parquet")))
+    users, size = load(config, version, erasures=erasures, progress=progress)
     return PrecomputeReport(version, users, time.monotonic() - started, size / max(users, 1), target)
 
 
@@ -118,8 +125,27 @@ def precomputed_folder(config: ServingConfig, version: str) -> Path:
     return config.precomputed / f"v{version}"
 
 
-def load(config: ServingConfig, version: str, *, only_missing: bool = False, progress: Progress | None = None) -> tuple[int, int]:
-    """Put a version's Parquet into the cache; returns users and bytes of their lists."""
+def load(
+    config: ServingConfig,
+    version: str,
+    *,
+    only_missing: bool = False,
+    erasures: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Put a version's Parquet into the cache; returns users and bytes of their lists.
+
+    Args:
+        config: of the stack.
+        version: whose lists.
+        only_missing: leave alone what the cache has.
+        erasures: how many there had been when the lists were begun; now where not given. Lists of people who are erased meanwhile
+            are taken out again: the erasure may have passed the cache before they came.
+        progress: told of each batch.
+    """
+    store = ActivityStore.of(config.paths)
+    erasures = store.erasures() if erasures is None else erasures
+    new, looked_at = list[str](), time.monotonic()
     files = sorted(precomputed_folder(config, version).glob("*.parquet"))
     total = sum(pq.read_metadata(path).num_rows for path in files)
     done = size = 0
@@ -131,9 +157,28 @@ def load(config: ServingConfig, version: str, *, only_missing: bool = False, pro
                     size += len(blob)
                 steps.execute()
             done += len(users)
+            new += users
+            if done == total or time.monotonic() - looked_at >= ERASURES_EVERY_S:
+                for user in store.erased(new) if store.erasures() != erasures else ():
+                    client.unlink(list_key(config, version, user_unit(user)))
+                new, looked_at = [], time.monotonic()
             if progress is not None:
                 progress("load", done, total)
     return done, size
+
+
+def _take_out_erased(config: ServingConfig, files: list[Path]) -> None:
+    """Write files anew without people who were ever erased: those who came back have their lists computed when they ask."""
+    store = ActivityStore.of(config.paths)
+    with writing_alone(config.paths.root):
+        for path in files:
+            erased = store.erased(pq.read_table(path, columns=["user_id"], partitioning=None)["user_id"].to_pylist())
+            if erased:
+                rows = pq.read_table(path, partitioning=None)
+                gone = pc.is_in(rows["user_id"], value_set=pa.array(sorted(erased), pa.string()))
+                temporary = path.with_suffix(".tmp")
+                pq.write_table(rows.filter(pc.invert(gone)), temporary, compression="zstd")
+                temporary.replace(path)
 
 
 def _compute(config: ServingConfig, version: str, bundle_folder: Path, staging: Path, progress: Progress | None) -> None:

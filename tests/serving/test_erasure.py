@@ -39,6 +39,7 @@ from features.session_merges import encode_merge
 from serving.cache import activity_key, list_key, session_unit, user_unit
 from serving.config import ServingConfig
 from serving.erasure import Eraser
+from serving.precompute import precompute, precomputed_folder
 from shortlist.scan_user import scan_user
 from shortlist.settings import load_settings
 from shortlist.stack.redis_server import start_redis
@@ -240,6 +241,28 @@ def test_of_people_who_are_erased_at_once_none_comes_back(kept: Kept, own_bundle
     assert not set(people) & set(Histories.load(own_bundle).user_ids)
     assert kept.found(USER) == set()
     assert kept.found(OTHER) == set()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("stage", "user", "other"), [("compute", USER, OTHER), ("load", OTHER, USER)])
+def test_lists_that_are_made_during_an_erasure_bring_nobody_back(
+    kept: Kept, own_bundle: Path, monkeypatch: pytest.MonkeyPatch, stage: str, user: str, other: str
+) -> None:
+    """While they are computed, part of a file is written; while they are loaded, the user is among those still to come."""
+    monkeypatch.setattr("serving.precompute.COMMANDS_PER_PIPELINE", 50)
+    erased = []
+
+    def during(now: str, done: int, total: int) -> None:
+        if now == stage and not erased:
+            erased.append(kept.eraser().erase(user))
+
+    precompute(kept.config, "1", own_bundle, progress=during)
+    assert [report.unfinished for report in erased] == [{}]
+    assert kept.found(user) == set()
+    files = precomputed_folder(kept.config, "1").glob("*.parquet")
+    listed = [one for path in files for one in pq.read_table(path, partitioning=None)["user_id"].to_pylist()]
+    assert user not in listed
+    assert other in listed
 
 
 def test_a_bundle_without_a_user_answers_all_others_as_before(own_bundle: Path) -> None:
