@@ -54,7 +54,7 @@ class BatchLists:
         self._items = ItemTable.from_bundle(Path(bundle_folder))
         as_of_now(self._items, ControlStore(config.control_url).create(), config.dataset, None)
         # A list is stale from the first event after this on; a history that ends in the future would keep it fresh for ever.
-        known_until_us = None if self.pipeline.manifest is None else to_microseconds(self.pipeline.manifest.created_at)
+        known_until_us = None if self.pipeline.manifest is None else to_microseconds(self.pipeline.manifest.known_until)
         end_us = self.pipeline.histories.end_us
         self._activity_at_us = end_us if known_until_us is None else min(end_us, known_until_us)
         self._k = min(k, len(self._items))

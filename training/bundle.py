@@ -48,7 +48,8 @@ class DataFingerprint(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     as_of: datetime | None = None
-    """Activity up to this time was read; None where the data has no times or no limit was set."""
+    """What happened until then was read: up to the latest event, but nothing after the moment of reading, which is what stands
+    here where the data has no times. None where nobody says."""
     events: int
     users: int
     items: int
@@ -98,7 +99,7 @@ class BundleManifest(BaseModel):
 
     @property
     def known_until(self) -> datetime:
-        """Up to when it knows what happened: the latest event, whose clock may have run ahead, but nothing after it was made."""
+        """Up to when it knows what happened: nothing after it was made, whatever the clocks say."""
         as_of = self.fingerprint.as_of
         return self.created_at if as_of is None else min(as_of, self.created_at)
 

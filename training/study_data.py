@@ -86,6 +86,7 @@ def load_study_data(place: Place, study: Study, *, as_of: datetime | None = None
         NotTrainableError: there is no activity.
         ProtocolError: the protocol cannot be run on it.
     """
+    read_at = datetime.now(UTC)
     data = load_training_data(place.paths, place.control_url, as_of=as_of)
     interactions = data.interactions
     latest = None
@@ -96,7 +97,10 @@ def load_study_data(place: Place, study: Study, *, as_of: datetime | None = None
         fold=cold_items(interactions, among="cold")
         if study.among == "cold"
         else fold_of(study.protocol, interactions, "validation"),
-        fingerprint=fingerprint(interactions, trained_on="all", includes_test_rows=True, as_of=latest),
+        # An imported event may be dated in the future: what happens while the model is trained is not known for that.
+        fingerprint=fingerprint(
+            interactions, trained_on="all", includes_test_rows=True, as_of=read_at if latest is None else min(latest, read_at)
+        ),
         as_of=latest,
     )
 

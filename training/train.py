@@ -124,7 +124,10 @@ def finish_study(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OUTCOME_FILE).write_text(chosen.model_dump_json(indent=2) + "\n")
 
-    pipeline, trained = fitted.pipeline, fingerprint(found.fold.fit, trained_on="fit", includes_test_rows=False, as_of=found.as_of)
+    pipeline, trained = (
+        fitted.pipeline,
+        fingerprint(found.fold.fit, trained_on="fit", includes_test_rows=False, as_of=found.fingerprint.as_of),
+    )
     if study.refit:
         pipeline, trained = refit(fitted.pipeline, found.data, seed=study.seed, weights=weights, progress=notify), found.fingerprint
     registry = place.registry()

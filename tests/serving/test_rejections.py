@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from features.event_codec import to_microseconds
 from serving.batch_lists import BatchLists
 from serving.cached_list import CachedList, decode_list
 from serving.item_table import ItemTable
@@ -18,7 +19,7 @@ from serving.messages import ComputeRequest
 from serving.recent_activity import RecentActivity
 from serving.retriever import RetrieverStage
 from serving.schemas import ALL_SEEN, Seen
-from training.bundle import fingerprint
+from training.bundle import fingerprint, open_bundle, seal_bundle
 from training.bundle_erasure import erase_user
 from training.interactions import Interactions
 from training.pipeline import Pipeline
@@ -108,9 +109,15 @@ def test_a_history_that_ends_in_the_future_keeps_no_list_fresh(pipeline: Pipelin
     """One row of an import with a wrong year: nobody's later events would have made a precomputed list stale."""
     times = np.array(pipeline.histories.time_us)
     times[pipeline.histories.indptr[row_of(pipeline, "u3") + 1] - 1] += 100 * 365 * 86_400_000_000
-    batch = BatchLists(make_config().model_dump_json(), str(save(time_us=times)), K)
+    folder = save(time_us=times)
+    batch = BatchLists(make_config().model_dump_json(), str(folder), K)
     for user in ("u3", USER):
         assert precomputed(batch, user).activity_at_us <= time.time_ns() // 1000
+    manifest = open_bundle(folder)
+    read_at = manifest.created_at - timedelta(hours=1)  # the training took an hour
+    seal_bundle(folder, manifest.model_copy(update={"fingerprint": manifest.fingerprint.model_copy(update={"as_of": read_at})}))
+    batch = BatchLists(make_config().model_dump_json(), str(folder), K)
+    assert precomputed(batch, USER).activity_at_us == to_microseconds(read_at)
 
 
 def test_a_bundle_knows_nothing_that_came_after_it_was_made(save) -> None:

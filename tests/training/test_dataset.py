@@ -18,6 +18,8 @@ from features.import_dataset import import_dataset
 from features.paths import DatasetPaths
 from training.dataset import fold_events, from_frame, load_training_data
 from training.errors import NotTrainableError
+from training.study import parse_study
+from training.study_data import Place, load_study_data
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -86,6 +88,22 @@ def test_only_known_positive_activity_of_users_is_trained_on(place: tuple[Datase
     assert ids(found, "item") == ["x", "y", "z", "x", "z", "y"]
     assert load_training_data(paths, url, extra_actions=frozenset({"saved"})).interactions.user_ids.tolist() == ["a", "b", "d"]
     assert len(load_training_data(paths, url, as_of=NOW - timedelta(seconds=1)).interactions) == 5
+
+
+def test_a_study_knows_nothing_of_after_it_has_read(place: tuple[DatasetPaths, str]) -> None:
+    """Else lists that were made before what users do during the training would be taken for fresh: see `serving.batch_lists`."""
+    paths, url = place
+    study = parse_study({"name": "s", "protocol": "leave-one-out", "sources": [{"model": "popularity"}]}, "of the test")
+    known = load_study_data(Place(paths, url, "http://127.0.0.1:1"), study)
+    assert known.fingerprint.as_of == known.as_of == datetime(2026, 1, 6, 0, 0, 0, 1, tzinfo=UTC)
+    ahead = datetime.now(UTC) + timedelta(days=365)
+    rows = [Event("wrong year", "y", "view", ahead, user_id="b").to_row(received_at=ahead)]
+    ActivityStore(str(paths.activity)).append(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA))
+    before = datetime.now(UTC)
+    found = load_study_data(Place(paths, url, "http://127.0.0.1:1"), study)
+    assert found.as_of == ahead  # so that a continued study reads the same
+    assert found.fingerprint.as_of is not None
+    assert before <= found.fingerprint.as_of <= datetime.now(UTC)
 
 
 def test_equal_live_times_are_put_apart(place: tuple[DatasetPaths, str]) -> None:
