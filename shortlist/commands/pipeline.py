@@ -169,6 +169,7 @@ def _described(record: PipelineRecord) -> dict[str, Any]:
         "run_id": record.run_id,
         "dataset": record.dataset,
         "status": record.status,
+        "error": record.error,
         "model_version": trained.get("model_version"),
         "promoted": record.steps["alias"].status == "done",
         "gate": record.steps["gate"].result.get("verdict"),
@@ -182,7 +183,8 @@ def _table(record: PipelineRecord) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("step", "status", "s", "attempts", "", title=f"pipeline {record.run_id} of {record.dataset}: {record.status}")
+    title = f"pipeline {record.run_id} of {record.dataset}: {record.status}"
+    table = Table("step", "status", "s", "attempts", "", title=title, caption=escape(record.error) if record.error else None)
     for name, step in record.steps.items():
         table.add_row(name, step.status, f"{step.seconds:.1f}", str(step.attempts), escape(step.error or ""))
     return table

@@ -65,6 +65,8 @@ class PipelineRecord(BaseModel):
     options: PipelineOptions
     started_at: datetime
     status: RunStatus = "running"
+    error: str | None = None
+    """Why it failed before its first step, None where it did not. What became of a step is in the step."""
     mlflow_run_id: str | None = None
     steps: dict[str, StepRecord] = Field(default_factory=dict)
 

@@ -86,10 +86,15 @@ def go(
 
     Raises:
         CommandError: a step failed as often as it may be tried; the record says which, and the run can be continued.
-        RegistryError: MLflow does not answer.
+        RegistryError: MLflow does not answer; the record says so, and the run can be continued.
     """
-    run = _mlflow_run(record, stack)
-    record.status, record.mlflow_run_id = "running", run.run_id
+    try:
+        run = _mlflow_run(record, stack)
+    except RegistryError as error:
+        record.status, record.error = "failed", str(error)
+        record.save(paths)
+        raise
+    record.status, record.error, record.mlflow_run_id = "running", None, run.run_id
     record.save(paths)
     context = StepContext(record, paths, stack, runner)
     try:

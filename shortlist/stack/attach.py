@@ -19,14 +19,21 @@ def mlflow_for_call(settings: Settings) -> Iterator[str]:
     """URL of a tracking server that answers; one started for the call keeps its data below the home, as the stack's does.
 
     Raises:
-        StackError: the server that the settings name does not answer, or none could be started.
+        StackError: the server that the settings name, or the running stack's own, does not answer, or none could be started.
     """
     home = settings.home.absolute()
     stack = running_stack(home)
     uri = settings.mlflow.tracking_uri or (stack.mlflow_uri if stack else None)
     if uri:
         if not answers(f"{uri.rstrip('/')}/health", timeout_s=3):
-            raise StackError(f"MLflow at {uri} does not answer: start it, or leave mlflow.tracking_uri out for an embedded one")
+            if settings.mlflow.tracking_uri:
+                what = "start it, or leave mlflow.tracking_uri out for an embedded one"
+            else:
+                what = (
+                    "the running stack starts it again within a minute if it has ended; if it hangs, see mlflow/mlflow.log in "
+                    f"{settings.home}, then shortlist down and shortlist up"
+                )
+            raise StackError(f"MLflow at {uri} does not answer: {what}")
         yield uri
         return
     child, uri = start_mlflow(home / "mlflow", free_port())

@@ -184,3 +184,15 @@ def test_models_of_an_unknown_dataset_are_refused_before_mlflow_is_started(words
     assert run(["models", *words, "--dataset", "nope"]) == 1
     assert "no dataset 'nope'" in capsys.readouterr().err
     assert not (tmp_path / "home" / "mlflow").exists()
+
+
+def test_the_stacks_own_mlflow_that_is_away_is_not_asked_to_be_left_out_of_the_settings(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(options, "overrides", ())
+    home = tmp_path / "home"
+    (home / "datasets" / "shop").mkdir(parents=True)
+    me = psutil.Process()
+    StackState("ready", "shop", me.pid, started_s(me), mlflow_uri="http://127.0.0.1:9").save(home)
+    assert run(["models", "list"]) == 1
+    said = capsys.readouterr().err
+    assert "MLflow at http://127.0.0.1:9 does not answer: the running stack starts it again" in said
+    assert "mlflow.tracking_uri" not in said

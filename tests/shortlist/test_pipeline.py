@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 import uuid
@@ -25,6 +26,7 @@ from shortlist.pipeline.steps import STEPS, StepContext
 from shortlist.runner import Runner
 from shortlist.stack.scheduler import Scheduler
 from shortlist.stack.state import StackState
+from training.errors import RegistryError
 from training.tracking import Run, connect, experiment_id
 
 OPTIONS = PipelineOptions(study="experiments/studies/first.toml")
@@ -116,6 +118,24 @@ def test_a_failed_run_continues_with_the_step_that_failed(paths: DatasetPaths, s
     assert [steps.calls[name] for name in STEPS] == [1, 1, 1, 1, 1, 4, 1]
     assert connect(stack.mlflow_uri).get_run(done.mlflow_run_id).info.status == "FINISHED"
     assert resumable(paths) is None
+
+
+@pytest.mark.integration
+def test_a_run_that_mlflow_did_not_let_begin_says_why_and_can_be_continued(
+    paths: DatasetPaths, stack: StackState, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away, steps = dataclasses.replace(stack, mlflow_uri="http://127.0.0.1:9"), Steps(train=trained, gate=passing)
+    with pytest.raises(RegistryError, match="cannot be reached"):
+        go(begin(paths, OPTIONS), paths, away, Runner(()), steps=steps.functions())
+    monkeypatch.setenv("SHORTLIST_HOME", str(paths.home))
+    assert run_command(["pipeline", "status", "--dataset", paths.dataset]) == 0
+    assert "cannot be reached" in " ".join(capsys.readouterr().out.split())
+    failed = resumable(paths)
+    assert failed is not None
+    assert (failed.status, {step.status for step in failed.steps.values()}) == ("failed", {"waiting"})
+    done = go(failed, paths, stack, Runner(()), steps=steps.functions())
+    assert (done.status, done.run_id, done.error) == ("done", failed.run_id, None)
 
 
 @pytest.mark.integration
