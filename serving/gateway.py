@@ -279,6 +279,7 @@ class GatewayApp:
             try:
                 await self.cache.new_items.refresh()
                 self._snapshot = await self._in_thread(self._loader.load, self._snapshot)
+                self._loader.catch_up(self._snapshot)
                 champion = self._snapshot.champion
                 self.metrics.model_trained_at.set(champion.trained_at.timestamp() if champion is not None else 0)
             except FeaturesError as error:
@@ -291,7 +292,10 @@ class GatewayApp:
         while True:
             await self._due(self._item_changed)
             try:
-                await self._in_thread(self._loader.availability.apply, self._snapshot.tables())
+                followed = self._snapshot
+                await self._in_thread(self._loader.availability.apply, followed.tables())
+                if self._snapshot is not followed:
+                    self._loader.catch_up(self._snapshot)
             except FeaturesError as error:
                 _log.error("availability not refreshed, the last one stays: %s", error)
             except Exception:

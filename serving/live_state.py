@@ -152,6 +152,10 @@ class SnapshotLoader:
         self.availability.again(tables, self._changes.seen)
         return Snapshot(champion, versions, plan, pins, items, items_at, rules, state.shadow)
 
+    def catch_up(self, snapshot: Snapshot) -> None:
+        """Take into a snapshot that now answers what came while the one before it still did, and was the one that was followed."""
+        self.availability.again(snapshot.tables(), self._changes.seen)
+
     def _open(self, version: str, folder: Path) -> LiveVersion | None:
         try:
             manifest = BundleManifest.model_validate_json((folder / MANIFEST_FILE).read_text())

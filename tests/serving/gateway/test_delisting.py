@@ -19,6 +19,7 @@ import pytest
 from features.control_store import ControlStore
 from serving.announce import announce
 from serving.control import ServingControl, ServingState
+from serving.live_state import Snapshot
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -146,3 +147,33 @@ def test_a_version_that_is_being_read_holds_up_no_delisting(gateways, monkeypatc
     running.wait(lambda: running.first.http.get("/readyz").json()["versions"] == ["1", "2"], "the version")
     for table in running.first.app.snapshot().tables():
         assert [bool(table.available[table.row(item)]) for item in ("i025", "i026")] == [False, True]
+
+
+def test_what_is_delisted_while_a_version_takes_its_place_is_not_in_it(
+    gateways, monkeypatch: pytest.MonkeyPatch, bundle: Path
+) -> None:
+    running = gateways(reread_s=60.0)
+    app, loader = running.first.app, running.first.app._loader
+    made, go_on, load = threading.Event(), threading.Event(), loader.load
+
+    def publish_late(before: Snapshot) -> Snapshot:
+        snapshot = load(before)
+        made.set()
+        assert go_on.wait(120)
+        return snapshot
+
+    monkeypatch.setattr(loader, "load", publish_late)
+    control = ServingControl(ControlStore(running.config.control_url), running.config.dataset)
+    control.set_state(ServingState("2", {"2": str(bundle)}), actor="test", action="test")
+    announce(running.config)
+    assert made.wait(60)
+    try:
+        old = app.snapshot().items
+        assert running.first.admin.patch("/v1/items/i025", json={"available": False}).status_code == 200
+        running.wait(lambda: not old.available[old.row("i025")], "the old version to know")
+    finally:
+        go_on.set()
+    running.wait(lambda: running.first.http.get("/readyz").json()["versions"] == ["2"], "the version")
+    new = app.snapshot().items
+    assert new is not old
+    assert not new.available[new.row("i025")]
