@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from shortlist.commands import console
 from shortlist.commands.console import CommandError
+from shortlist.stack.process import end_with_parent
 
 SAMPLE_PERIOD_S = 2.0
 
@@ -61,17 +62,26 @@ class Runner:
                 text=True,
                 check=False,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,  # a killed pipeline leaves no tuning behind
             )
         seconds = time.monotonic() - began
         self.records.append(StepRecord(shown, seconds, memory.peak_mb))
         if done.returncode != 0:
-            last = (done.stderr or "").strip().splitlines()
-            reason = next((line.removeprefix("error: ") for line in reversed(last) if line.startswith("error: ")), "see above")
-            raise CommandError(f"{shown!r} failed: {reason}")
+            raise CommandError(f"{shown!r} failed: {_reason(done)}")
         console.log.print(f"  [dim]{seconds:.1f} s, {memory.peak_mb:,} MB in all[/]")
         lines = done.stdout.strip().splitlines()
         result = json.loads(lines[-1]) if lines else {}
         return dict(result)
+
+
+def _reason(ended: subprocess.CompletedProcess[str]) -> str:
+    """Why a command failed: its own line, else the last one that it wrote, else how it ended."""
+    wrote: str | None = ended.stderr
+    if wrote is None:
+        return "see above"  # it wrote to the terminal itself
+    said = wrote.strip().splitlines()
+    reason = next((line.removeprefix("error: ") for line in reversed(said) if line.startswith("error: ")), None)
+    return reason or (said[-1] if said else f"it ended with exit code {ended.returncode} and said nothing")
 
 
 class MemoryPeak:

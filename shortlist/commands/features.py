@@ -107,7 +107,13 @@ def check_(
     report = check_features(_features(dataset, online=True), int(time.time() * 1e6), sample=sample)
     console.finish(report.to_dict(), _report_table(report))
     if not report.ok:
-        raise typer.Exit(1)
+        differing = [
+            f"{one.feature} differs in {one.different:,} of {one.rows:,}" for one in report.differences
+        ]  # no ids: it is kept
+        raise console.CommandError(
+            f"the features of {dataset} are not what they should be: {_some([*report.violations, *differing])}; call an erasure that "
+            "was unfinished again, then build and materialize again"
+        )
 
 
 @app.command("skew")
@@ -131,7 +137,7 @@ def skew_(
         shown.add_row(f"[red]{name}[/red]" if name in report.alarms else name, escape(line))
     console.finish(report.to_dict(), shown)
     if report.alarms:
-        raise typer.Exit(1)
+        raise console.CommandError(f"{dataset} was ranked by features that training would not have seen: {_some(report.alarms)}")
 
 
 @app.command("logged")
@@ -194,6 +200,10 @@ def _moment(given: str | None) -> datetime | None:
     number = given.replace(".", "", 1)
     moment = parse_timestamp(float(given) if number.isdigit() else given)
     return None if moment is None else moment.astimezone(UTC)
+
+
+def _some(found: list[str], most: int = 3) -> str:
+    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
 def _report_table(report: CheckReport) -> Table:

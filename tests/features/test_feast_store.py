@@ -326,7 +326,9 @@ def imported(world: dict[str, pa.Table], tmp_path: Path) -> Path:
 def shortlist(imported: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[str, Any]]]:
     def call(*words: str) -> tuple[int, dict[str, Any]]:
         code = run(["features", *words, "--json", "--set", f"home={imported}"])
-        lines = capsys.readouterr().out.strip().splitlines()
+        shown = capsys.readouterr()
+        lines = shown.out.strip().splitlines()
+        assert code == 0 or shown.err.strip().splitlines()[-1].startswith("error: ")  # one line says why: a pipeline keeps it
         return code, json.loads(lines[-1]) if lines else {}
 
     return call

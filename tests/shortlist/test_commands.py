@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +20,8 @@ from shortlist.commands.connection import chosen_dataset
 from shortlist.commands.console import CommandError, finish, options
 from shortlist.commands.models import version_tables
 from shortlist.commands.tune import outcome_table
-from shortlist.runner import Runner
+from shortlist.runner import Runner, _reason
+from shortlist.stack.ports import wait_until
 from shortlist.stack.secrets import kept_secret
 from shortlist.stack.state import StackState, started_s
 from training.model_version import METRICS_TAG, ModelVersion
@@ -196,3 +199,27 @@ def test_the_stacks_own_mlflow_that_is_away_is_not_asked_to_be_left_out_of_the_s
     said = capsys.readouterr().err
     assert "MLflow at http://127.0.0.1:9 does not answer: the running stack starts it again" in said
     assert "mlflow.tracking_uri" not in said
+
+
+def test_a_runner_says_why_a_command_failed_that_did_not_say_so_itself():
+    killed = subprocess.CompletedProcess(["x"], -9, stdout="", stderr="")
+    assert _reason(killed) == "it ended with exit code -9 and said nothing"
+    assert _reason(subprocess.CompletedProcess(["x"], 1, stdout="", stderr="loading\nMemoryError\n")) == "MemoryError"
+    assert _reason(subprocess.CompletedProcess(["x"], 1, stdout="", stderr="error: no disk\nbye\n")) == "no disk"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_command_of_a_runner_that_is_killed_ends_too(tmp_path):
+    command, note = tmp_path / "command", tmp_path / "pid"
+    command.write_text(f"#!/bin/sh\necho $$ > {note}.tmp && mv {note}.tmp {note}\nexec sleep 60\n")
+    command.chmod(0o700)
+    code = f"import sys; from shortlist.runner import Runner; sys.executable = {str(command)!r}; Runner(()).run('tune')"
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    try:
+        wait_until(note.exists, seconds=60, what="the command")
+        command_process = psutil.Process(int(note.read_text()))
+        runner.kill()
+        assert psutil.wait_procs([command_process], timeout=10)[1] == []
+    finally:
+        runner.kill()
+        runner.wait()
