@@ -107,12 +107,11 @@ def check_(
     report = check_features(_features(dataset, online=True), int(time.time() * 1e6), sample=sample)
     console.finish(report.to_dict(), _report_table(report))
     if not report.ok:
-        differing = [
-            f"{one.feature} differs in {one.different:,} of {one.rows:,}" for one in report.differences
-        ]  # no ids: it is kept
+        # Without the example, which is an id: pipelines keep the line.
+        differing = [f"{one.feature} differs in {one.different:,} of {one.rows:,}" for one in report.differences]
         raise console.CommandError(
-            f"the features of {dataset} are not what they should be: {_some([*report.violations, *differing])}; call an erasure that "
-            "was unfinished again, then build and materialize again"
+            f"the features of {dataset} are not what they should be: {_some([*report.violations, *differing])}; call an erasure "
+            "that was unfinished again, then build and materialize again"
         )
 
 
