@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -19,6 +20,12 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MAX_BODY_BYTES = 4 << 20
+BODY_WITHIN_S = 30.0
+"""From a request's head to the end of its body: who sends slower holds a connection, and HAProxy lets them for an hour."""
+
+
+_TOO_SLOW = f"the body was not there within {BODY_WITHIN_S:.0f} s"
+_CLOSE = {"Connection": "close"}
 
 
 def header(scope: AsgiScope, name: bytes) -> bytes | None:
@@ -89,29 +96,39 @@ async def read_body(receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
     """The whole request body.
 
     Raises:
-        RequestError: 413 when it is longer than `limit`.
+        RequestError: 413 when it is longer than `limit`, 408 when it is not there within `BODY_WITHIN_S`.
     """
     chunks, length = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise RequestError("the client went away", code="client_closed", status=400)
-        chunk = message.get("body", b"")
-        length += len(chunk)
-        if length > limit:
-            raise RequestError(f"the body has more than {limit:,} bytes", code="body_too_large", status=413)
-        chunks.append(chunk)
-        if not message.get("more_body"):
-            return b"".join(chunks)
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise RequestError("the client went away", code="client_closed", status=400)
+                chunk = message.get("body", b"")
+                length += len(chunk)
+                if length > limit:
+                    raise RequestError(f"the body has more than {limit:,} bytes", code="body_too_large", status=413)
+                chunks.append(chunk)
+                if not message.get("more_body"):
+                    return b"".join(chunks)
+    except TimeoutError:
+        raise RequestError(_TOO_SLOW, code="body_too_slow", status=408, headers=_CLOSE) from None
 
 
 def bounded(receive: Receive, limit: int = MAX_BODY_BYTES) -> Receive:
-    """The same body for an application below, which is stopped once it has read more than `limit` bytes."""
-    length = 0
+    """The same body for an application below, which is stopped once it has read more than `limit` bytes, or for too long."""
+    length, ended = 0, False
+    by_s = asyncio.get_running_loop().time() + BODY_WITHIN_S
 
     async def read() -> Message:
-        nonlocal length
-        message = await receive()
+        nonlocal length, ended
+        try:
+            async with asyncio.timeout_at(None if ended else by_s):  # after the body, the client's leaving is waited for
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, _TOO_SLOW, _CLOSE) from None
+        ended = not message.get("more_body")
         length += len(message.get("body", b""))
         if length > limit:
             raise HTTPException(413, f"the body has more than {limit:,} bytes")  # FastAPI passes these on as they are

@@ -86,8 +86,8 @@ def _http_error(request: Request, error: Exception) -> JSONResponse:
         allowed = ", ".join(_methods(request))
         message = f"{request.method} is not allowed at {request.url.path}, {allowed} is"
         return _answer(405, "method_not_allowed", message, headers={"Allow": allowed})
-    code = {400: "malformed_body", 413: "body_too_large"}.get(error.status_code, "http_error")
-    return _answer(error.status_code, code, str(error.detail))
+    code = {400: "malformed_body", 408: "body_too_slow", 413: "body_too_large"}.get(error.status_code, "http_error")
+    return _answer(error.status_code, code, str(error.detail), headers=dict(error.headers or {}))
 
 
 def _state_error(request: Request, error: Exception) -> JSONResponse:

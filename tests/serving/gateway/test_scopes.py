@@ -120,6 +120,27 @@ def test_no_body_may_be_larger_than_the_limit_whatever_its_length_says(gateway: 
     assert asked(gateway, ask) >= 24
 
 
+def test_no_connection_is_held_by_a_body_that_does_not_come(gateway: GatewayApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.http.BODY_WITHIN_S", 0.05)
+
+    async def stuck() -> AsyncIterator[bytes]:
+        yield b'{"x": '
+        await asyncio.sleep(600)
+
+    async def ask(client: httpx.AsyncClient) -> int:
+        headers = {"Authorization": "Bearer admin", "Content-Type": "application/json"}
+        tried = 0
+        for method, path, _, has_body in await calls(client):
+            if has_body:
+                answer = await client.request(method, path, content=stuck(), headers=headers)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (408, "body_too_slow"), f"{method} {path}"
+                assert answer.headers["connection"] == "close", f"{method} {path}"
+                tried += 1
+        return tried
+
+    assert asked(gateway, ask) >= 12
+
+
 @pytest.mark.parametrize(
     ("headers", "said"),
     [
