@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from serving.filters import MAX_LENGTH
 from serving.http import MAX_BODY_BYTES
@@ -70,6 +71,25 @@ def test_the_dashboard_shows_what_is_to_be_watched_and_asks_for_nothing_else() -
     documented = (ROOT / "docs" / "operations.md").read_text()
     for name in set(re.findall(r"shortlist_\w+", " ".join(asked))):
         assert f"`{re.sub('_(bucket|count|sum)$', '', name)}`" in documented, name
+
+
+def test_alerts_ask_for_what_there_is_and_say_where_to_look() -> None:
+    [group] = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"]
+    documented = (ROOT / "docs" / "operations.md").read_text()
+    for rule in group["rules"]:
+        asked = set(re.findall(r"shortlist_\w+", rule["expr"]))
+        assert asked, rule["alert"]
+        for name in asked:
+            assert f"`{re.sub('_(bucket|count|sum)$', '', name)}`" in documented, f"{rule['alert']}: {name}"
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+        named = re.findall(r"shortlist (events|experiment|models|pipeline) ([a-z]+)", rule["annotations"]["look"])
+        for command, verb in named:
+            module = importlib.import_module(f"shortlist.commands.{command}")
+            assert hasattr(module, verb) or hasattr(module, f"{verb}_"), f"{rule['alert']}: {command} {verb}"
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+    assert scraped["rule_files"] == ["alerts.yml"]
+    jobs = {job["job_name"] for job in scraped["scrape_configs"]}
+    assert set(re.findall(r'job="([^"]+)"', " ".join(rule["expr"] for rule in group["rules"]))) <= jobs
 
 
 def test_every_test_that_the_page_names_exists() -> None:
