@@ -41,12 +41,17 @@ def test_the_next_version_takes_the_process_that_was_kept_ready(rollout) -> None
         return {one.pid for one in waiting(home) if title(one).startswith("ray::IDLE")}
 
     rollout.wait(lambda: not rollout.replicas("2"), "what the test before has loaded to end")
-    rollout.wait(lambda: len(ready()) == 1, "a process that is kept ready")
+    # A machine that takes longer to start one than the next look is away has two.
+    rollout.wait(
+        lambda: ready() and ready() == {one.pid for one in waiting(home)}, "processes that are kept ready, none on its way"
+    )
     kept = ready()
     rollout.registry.set_alias("champion", "2")
     rollout.wait_for("2")
-    assert {one.pid for one in rollout.replicas("2")} == kept
-    rollout.wait(lambda: len(ready()) == 1 and ready() != kept, "another one")
+    taken = {one.pid for one in rollout.replicas("2")}
+    assert taken
+    assert taken <= kept
+    rollout.wait(lambda: ready() - taken, "another one")
 
 
 def chromium() -> str:
