@@ -52,9 +52,7 @@ def erase_from_parquet(folder: Path, person: Person) -> int:
                 continue
             rows = pq.read_table(path, partitioning=None)
             kept = rows.filter(pc.invert(person.rows(rows)))
-            temporary = path.with_suffix(".tmp")
-            pq.write_table(kept, temporary, compression=PARQUET_CODEC)
-            os.replace(temporary, path)
+            replace_rows(path, kept)
             deleted += rows.num_rows - kept.num_rows
         except pa.ArrowInvalid as error:
             if not any(part.startswith(".") for part in path.relative_to(folder).parts[:-1]):
@@ -62,6 +60,13 @@ def erase_from_parquet(folder: Path, person: Person) -> int:
         except OSError as error:
             raise StoreError(f"{path} cannot be rewritten: {error}; free space or check permissions") from error
     return deleted
+
+
+def replace_rows(path: Path, rows: pa.Table) -> None:
+    """Let a Parquet file hold these rows instead; who reads it meanwhile sees the old ones or the new ones."""
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(rows, temporary, compression=PARQUET_CODEC)
+    os.replace(temporary, path)
 
 
 def erase_from_rejects(folder: Path, person: Person) -> int:

@@ -29,7 +29,7 @@ from redis.retry import Retry
 
 from features.activity_store import ActivityStore
 from features.event_codec import to_microseconds
-from features.file_erasure import writing_alone
+from features.file_erasure import replace_rows, writing_alone
 from serving.batch_lists import BatchLists
 from serving.cache import MARK_EXTRA_S, activity_key, list_key, user_unit
 from serving.cached_list import decode_list
@@ -176,9 +176,7 @@ def _take_out_erased(config: ServingConfig, files: list[Path]) -> None:
             if erased:
                 rows = pq.read_table(path, partitioning=None)
                 gone = pc.is_in(rows["user_id"], value_set=pa.array(sorted(erased), pa.string()))
-                temporary = path.with_suffix(".tmp")
-                pq.write_table(rows.filter(pc.invert(gone)), temporary, compression="zstd")
-                temporary.replace(path)
+                replace_rows(path, rows.filter(pc.invert(gone)))
 
 
 def _compute(config: ServingConfig, version: str, bundle_folder: Path, staging: Path, progress: Progress | None) -> None:

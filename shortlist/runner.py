@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from shortlist.commands import console
 from shortlist.commands.console import CommandError
-from shortlist.stack.process import end_with_parent
+from shortlist.stack.process import END_WITH_PARENT
 
 SAMPLE_PERIOD_S = 2.0
 
@@ -62,7 +62,7 @@ class Runner:
                 text=True,
                 check=False,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,  # a killed pipeline leaves no tuning behind
+                preexec_fn=END_WITH_PARENT,  # a killed pipeline leaves no tuning behind
             )
         seconds = time.monotonic() - began
         self.records.append(StepRecord(shown, seconds, memory.peak_mb))

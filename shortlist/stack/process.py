@@ -11,12 +11,17 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Before a process that died is started again: twice as long each time that it has not stayed for `STAYED_S`."""
 STAYED_S = 120.0
 _PR_SET_PDEATHSIG = 1
+# Looked up here: between fork and exec, a lock of the loader may be held by a thread that is not there.
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+END_WITH_PARENT = partial(_prctl, _PR_SET_PDEATHSIG, signal.SIGTERM) if _prctl is not None else None
+"""For `preexec_fn`: the process is told to end (SIGTERM) when the one that started it is gone, however that ended. Linux alone."""
 
 
 @dataclass
@@ -53,7 +58,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **self.environment},
                 start_new_session=True,
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=END_WITH_PARENT,
             )
 
     @property
@@ -103,8 +108,3 @@ class Child:
             return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
         except OSError:
             return ""
-
-
-def end_with_parent() -> None:
-    """For `preexec_fn`: the process is told to end (SIGTERM) when the one that started it is gone, however that ended."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
